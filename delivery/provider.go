@@ -1,0 +1,46 @@
+package delivery
+
+import (
+	"context"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// Provider hands messages of one channel to one outside service. Its methods
+// are safe for concurrent use.
+type Provider interface {
+	// Name is the provider's name in the configuration.
+	Name() string
+	Channel() message.Channel
+	// ReplyLimit is how long Send may wait for the answer to the irrevocable
+	// write. Nobody decides a doubt earlier than that.
+	ReplyLimit() time.Duration
+	// Reserve waits for a slot in which a hand-over can begin at once: a free
+	// place under the provider's concurrency and, where it has connections, an
+	// authenticated one. No message is touched yet: an error means that the
+	// provider can't be used now, and costs no message an attempt. It returns
+	// ctx.Err() when ctx ends.
+	Reserve(ctx context.Context) (Slot, error)
+	// Close ends all connections. No slot may be in use.
+	Close() error
+}
+
+// Slot is the right to hand over one message, once.
+type Slot interface {
+	// Send hands env over and says how that ended.
+	//
+	// It calls last exactly once, immediately before the first write that can't
+	// be taken back (the one that holds SMTP's final dot, an HTTP request's
+	// first byte). When last fails nothing is handed over, and the outcome is
+	// Returned. From the start of that write on, anything but a clear answer is
+	// Unknown. Before it, anything that isn't the message's own fault is
+	// Deferred. Send must not panic, but the caller survives it.
+	//
+	// ctx ends when the worker stops waiting; Send then returns at once, with
+	// Unknown if the irrevocable write had begun, else with Returned.
+	Send(ctx context.Context, env *message.Envelope, last func() error) message.Result
+	// Release gives the slot back. It is called exactly once, whether Send was
+	// called or not.
+	Release()
+}

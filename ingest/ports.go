@@ -1,0 +1,25 @@
+package ingest
+
+import (
+	"context"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// Acceptor keeps submissions: the ledger.
+type Acceptor interface {
+	// Accept makes s durable, numbers its messages and answers with where it
+	// stands; calls are gathered into batches. The same submission again is
+	// answered with the first one's Receipt, Replayed. Another submission under
+	// the same key fails with message.ErrKeyReused, an unreachable ledger with
+	// message.ErrUnavailable; after the latter the submission may be in or not,
+	// and accepting it again is safe.
+	Accept(ctx context.Context, s *message.Submission) (message.Receipt, error)
+}
+
+// Publisher spreads accepted messages over the workers.
+type Publisher interface {
+	// Publish takes items without ever blocking. What it can't take is left to
+	// the lane's cursor.
+	Publish(items []message.Item)
+}

@@ -1,0 +1,114 @@
+package message
+
+import (
+	"fmt"
+	"time"
+)
+
+// Outcome is how an attempt ended. Its numbers are those in the ledger.
+type Outcome uint8
+
+const (
+	// Sent: the provider took it.
+	Sent Outcome = iota + 1
+	// Deferred: certainly not taken; to be tried again.
+	Deferred
+	// Rejected: certainly not taken, and never will be.
+	Rejected
+	// Unknown: the provider may have taken it.
+	Unknown
+	// Returned: certainly not handed over, for a reason of our own (the claim
+	// was too old, the worker is stopping). The next attempt may come at once.
+	Returned
+)
+
+var outcomeNames = [...]string{Sent: "sent", Deferred: "deferred", Rejected: "rejected", Unknown: "unknown", Returned: "returned"}
+
+func (o Outcome) String() string {
+	if o < Sent || o > Returned {
+		return fmt.Sprintf("outcome(%d)", o)
+	}
+	return outcomeNames[o]
+}
+
+// NotTaken says whether after o the message may be handed over again.
+func (o Outcome) NotTaken() bool { return o == Deferred || o == Returned }
+
+// Result is a provider's answer to one hand-over.
+type Result struct {
+	Outcome    Outcome
+	Code       string        // the provider's own: "250", "UNREGISTERED"
+	Reply      string        // what it said, one line of at most 500 bytes, without secrets
+	Reference  string        // the provider's name for the message, if it gave one
+	RetryAfter time.Duration // how long it asked us to wait, or zero
+	// Poison sets the message aside as held instead of trying again: it made
+	// the provider's code panic before anything was handed over.
+	Poison bool
+}
+
+// Report is a Result on its way into the ledger.
+type Report struct {
+	Position Position
+	Attempt  int
+	Provider string
+	Result
+	RetryIn time.Duration // after Deferred and Returned: when the next attempt is due
+	Resend  string        // after Unknown: the policy that has it resent ("policy:NAME"), or empty to hold
+}
+
+// AttemptKey names one attempt.
+type AttemptKey struct {
+	Position Position
+	Attempt  int
+}
+
+// ClaimVerdict is the ledger's answer to the wish to make an attempt.
+type ClaimVerdict uint8
+
+const (
+	// Claimed: the attempt is the asker's, and nobody else's.
+	Claimed ClaimVerdict = iota + 1
+	// Taken: this attempt was made, ended or set aside by somebody.
+	Taken
+	// NotDue: it waits in the ledger, which will feed it when it is due.
+	NotDue
+	// Expired: it was past its life; it has just been ended as expired.
+	Expired
+	// Stranger: the ledger knows no such message, or another one in its place.
+	Stranger
+	// TooEarly: the attempt before this one has no outcome that allows it.
+	TooEarly
+)
+
+// State is what users see of a message.
+type State string
+
+// The states.
+const (
+	StateQueued     State = "queued"
+	StateWaiting    State = "waiting" // scheduled, or between attempts
+	StateSending    State = "sending"
+	StateSent       State = "sent"
+	StateFailed     State = "failed"
+	StateExpired    State = "expired"
+	StateSuperseded State = "superseded"
+	StateCanceled   State = "canceled"
+	StateInDoubt    State = "in_doubt"
+	StateHeld       State = "held"
+	StateJournaled  State = "journaled"
+)
+
+// States lists all of them.
+func States() []State {
+	return []State{StateQueued, StateWaiting, StateSending, StateSent, StateFailed, StateExpired, StateSuperseded, StateCanceled, StateInDoubt, StateHeld, StateJournaled}
+}
+
+// Decision is what a person, or a policy, made of a doubt.
+type Decision string
+
+// The decisions.
+const (
+	DecideSent   Decision = "sent"   // it was taken: ends as sent
+	DecideResend Decision = "resend" // hand it over again
+	DecideDrop   Decision = "drop"   // ends as failed
+)

@@ -1,0 +1,96 @@
+package message
+
+import "time"
+
+// View is what the ledger knows of one message.
+type View struct {
+	Position   Position
+	ID         ID
+	Tenant     int32
+	State      State
+	Reason     string // why it failed, is held or in doubt
+	Stream     string
+	Sequence   int64
+	Lane       Lane
+	Recipient  string
+	AcceptedAt time.Time
+	ExpiresAt  time.Time
+	DueAt      time.Time // of the next attempt, zero when not waiting
+	Trace      string
+	Content    []byte // canonical; nil in lists, and when it was erased by age
+	Attempts   []Attempt
+}
+
+// Attempt is one row of a message's history. Kind is send, cancel, expire,
+// supersede or hold; the fields of the outcome are zero while there is none.
+type Attempt struct {
+	Number    int
+	Kind      string
+	Worker    int32
+	At        time.Time
+	Outcome   Outcome
+	OutcomeAt time.Time
+	Provider  string
+	Code      string
+	Reply     string
+	Reference string
+	Decision  Decision
+	DecidedBy string
+	DecidedAt time.Time
+	Because   string
+}
+
+// Filter narrows a list of messages. Zero fields don't narrow.
+type Filter struct {
+	Tenant     int32
+	Submission ID // with a zero ID meaning all
+	Key        *KeyHash
+	Stream     string
+	State      State
+	Class      Class
+	Channel    Channel
+	To         string // the whole recipient
+	Tag        string
+	Since      time.Time
+	Cursor     string
+	Limit      int // 1 to 200
+}
+
+// Page is one page of a list, newest first. Next is the Cursor of the next
+// page and empty on the last one; a page may hold fewer than Limit before it.
+type Page[T any] struct {
+	Items []T
+	Next  string
+}
+
+// Audit says whether a stream is complete.
+type Audit struct {
+	Stream  string
+	First   int64 // 1, or the first number that retention has left; 0 when empty
+	Last    int64
+	Missing []Range // bounded to the first 1,000
+	States  map[State]int64
+}
+
+// Range is From to To, both included.
+type Range struct{ From, To int64 }
+
+// LaneView is how a lane is doing.
+type LaneView struct {
+	Lane      Lane
+	Depth     int64         // accepted, not ended, ready to be sent
+	Waiting   int64         // scheduled or between attempts
+	OldestAge time.Duration // of the oldest ready one, zero when there is none
+	InRate    float64       // messages accepted a second, over the last minute
+	OutRate   float64       // attempts made a second, over the last minute
+	ETA       time.Duration // until Depth is gone at these rates; negative: never
+}
+
+// Doubt is an attempt of which nobody can know whether the provider took it.
+type Doubt struct {
+	View
+	Attempt  int
+	Cause    string // "unknown": the provider's answer was lost; "silent": its worker is gone
+	Since    time.Time
+	Provider string
+}
