@@ -1,0 +1,52 @@
+package delivery
+
+import (
+	"context"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// Ledger is what delivery needs of the ledger. Claim and Record gather calls
+// into batches, separately for each class, and are safe for concurrent use.
+type Ledger interface {
+	// Claim asks for the attempt that it names, and returns only when it knows:
+	// a batch whose commit is unknown is asked again, with the same tokens,
+	// until the ledger answers. An error means that the attempt is certainly not
+	// this worker's and the item is unfinished (ctx ended before the ledger was
+	// asked, or the ledger was closed). Only with message.Claimed may the
+	// message be handed over; with any other verdict, except message.TooEarly
+	// for which the item is dropped all the same, the item is finished.
+	Claim(ctx context.Context, it message.Item) (Claim, error)
+	// Record makes the end of a claimed attempt durable, retrying until it is;
+	// an error means that ctx ended first, and the attempt stays open.
+	Record(ctx context.Context, r message.Report) error
+	// Hold sets a message that was not handed over aside, with a reason.
+	Hold(ctx context.Context, k message.AttemptKey, reason string) error
+	// Park keeps a record that is no message of ours, with its bytes and why.
+	Park(ctx context.Context, source string, raw []byte, reason string) error
+
+	// Unclaimed is the oldest messages of a lane that nobody claimed, with
+	// content, at most limit and 8 MiB, from the lane's cursor on. It leaves out
+	// what was accepted less than age ago.
+	Unclaimed(ctx context.Context, l message.Lane, age time.Duration, limit int) ([]message.Item, error)
+	// Due is what waits in the ledger and is due, oldest first, likewise.
+	Due(ctx context.Context, l message.Lane, limit int) ([]message.Item, error)
+	// Content is the canonical content of a message whose record didn't carry it.
+	Content(ctx context.Context, p message.Position) ([]byte, error)
+	// Beat tells that this worker lives, and which attempts it has open. giveUp
+	// is how long after its claim an attempt of this worker may still end by
+	// itself: the last check's limit plus the greatest reply limit.
+	Beat(ctx context.Context, open []message.AttemptKey, giveUp time.Duration) error
+}
+
+// Claim is the ledger's answer to Ledger.Claim. Everything but Verdict is set
+// for message.Claimed only.
+type Claim struct {
+	Verdict   message.ClaimVerdict
+	Tenant    int32
+	Recipient string
+	Test      bool          // never hand it to a real provider
+	ExpiresAt time.Time     // by the ledger's clock
+	Life      time.Duration // until then, measured by the ledger at the claim
+}
