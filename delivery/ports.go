@@ -40,13 +40,5 @@ type Ledger interface {
 	Beat(ctx context.Context, open []message.AttemptKey, giveUp time.Duration) error
 }
 
-// Claim is the ledger's answer to Ledger.Claim. Everything but Verdict is set
-// for message.Claimed only.
-type Claim struct {
-	Verdict   message.ClaimVerdict
-	Tenant    int32
-	Recipient string
-	Test      bool          // never hand it to a real provider
-	ExpiresAt time.Time     // by the ledger's clock
-	Life      time.Duration // until then, measured by the ledger at the claim
-}
+// Claim is the ledger's answer to Ledger.Claim.
+type Claim = message.Claim

@@ -80,6 +80,17 @@ const (
 	TooEarly
 )
 
+// Claim is the ledger's answer to the wish to make an attempt. Everything but
+// Verdict is set for Claimed only.
+type Claim struct {
+	Verdict   ClaimVerdict
+	Tenant    int32
+	Recipient string
+	Test      bool          // never hand it to a real provider
+	ExpiresAt time.Time     // by the ledger's clock
+	Life      time.Duration // until then, measured by the ledger at the claim
+}
+
 // State is what users see of a message.
 type State string
 
