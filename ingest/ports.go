@@ -23,3 +23,9 @@ type Publisher interface {
 	// the lane's cursor.
 	Publish(items []message.Item)
 }
+
+// Finder tells what became of a submission that was made before: the ledger.
+type Finder interface {
+	// Messages is one page of the messages that f matches.
+	Messages(ctx context.Context, f message.Filter) (message.Page[message.View], error)
+}

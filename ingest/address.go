@@ -1,0 +1,132 @@
+package ingest
+
+import (
+	"errors"
+	"net/mail"
+	"strings"
+	"unicode/utf8"
+
+	"golang.org/x/net/idna"
+)
+
+const (
+	maxMailbox = 1000 // bytes of a mailbox with its display name
+	maxAddress = 254  // octets of local part, @ and domain: RFC 3696 erratum 1690
+	maxLocal   = 64   // octets: RFC 5321 §4.5.3.1.1
+)
+
+// address is a mailbox's parts that decide who it is.
+type address struct {
+	local  string // as given: only its host knows whether case matters in it
+	domain string // in lower-case ASCII
+}
+
+// parseMailbox reads one RFC 5322 mailbox, more strictly than net/mail: no
+// quoted local part, source route, domain literal or single-label domain, since
+// what those mean differs from one server to the next. UTF-8 local parts
+// (RFC 6531) and internationalised domains are allowed, and carried as they are.
+func parseMailbox(s string) (address, error) {
+	switch {
+	case s == "":
+		return address{}, errors.New("is empty")
+	case len(s) > maxMailbox:
+		return address{}, errors.New("is too long")
+	case !utf8.ValidString(s):
+		return address{}, errors.New("is not valid UTF-8")
+	case strings.ContainsFunc(s, breaksLine):
+		return address{}, errors.New("has a line break or control character")
+	}
+	m, err := mail.ParseAddress(s)
+	if err != nil {
+		return address{}, errors.New("is not one mailbox as in RFC 5322")
+	}
+	// An encoded word may have hidden what was looked for above.
+	if strings.ContainsFunc(m.Name, breaksLine) || strings.ContainsFunc(m.Address, breaksLine) {
+		return address{}, errors.New("has a line break or control character")
+	}
+	at := strings.LastIndexByte(m.Address, '@')
+	if at < 0 {
+		return address{}, errors.New("has no domain")
+	}
+	local, domain := m.Address[:at], m.Address[at+1:]
+	if err := checkLocal(local); err != nil {
+		return address{}, err
+	}
+	if len(m.Address) > maxAddress {
+		return address{}, errors.New("has an address of more than 254 octets")
+	}
+	ascii, err := asciiDomain(domain)
+	if err != nil {
+		return address{}, err
+	}
+	return address{local, ascii}, nil
+}
+
+func checkLocal(local string) error {
+	switch {
+	case len(local) > maxLocal:
+		return errors.New("has a local part of more than 64 octets")
+	case strings.ContainsAny(local, "%!"):
+		return errors.New("has a source route in its local part")
+	case local == "" || local[0] == '.' || local[len(local)-1] == '.' || strings.Contains(local, ".."),
+		!only(local, func(b byte) bool { return b == '.' || b >= utf8.RuneSelf || isAtext(b) }):
+		return errors.New("has a local part that is not a dot-atom")
+	}
+	return nil
+}
+
+// isAtext is RFC 5322 §3.2.3.
+func isAtext(b byte) bool {
+	return isAlphanumeric(b) || strings.IndexByte("!#$%&'*+-/=?^_`{|}~", b) >= 0
+}
+
+var errDomain = errors.New("has a domain that is not a host name of two or more labels")
+
+// asciiDomain is a domain's form for comparing and for DNS.
+func asciiDomain(domain string) (string, error) {
+	if !only(domain, func(b byte) bool { return b < utf8.RuneSelf }) || strings.Contains(domain, "xn--") {
+		ascii, err := idna.Lookup.ToASCII(domain)
+		if err != nil {
+			return "", errDomain
+		}
+		domain = ascii
+	}
+	domain = strings.ToLower(domain)
+	if len(domain) > 253 {
+		return "", errDomain
+	}
+	labels := 0
+	last := ""
+	for label := range strings.SplitSeq(domain, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
+			!only(label, func(b byte) bool { return isAlphanumeric(b) || b == '-' }) {
+			return "", errDomain
+		}
+		labels++
+		last = label
+	}
+	// A top-level domain of digits is the end of an IPv4 address.
+	if labels < 2 || only(last, func(b byte) bool { return b >= '0' && b <= '9' }) {
+		return "", errDomain
+	}
+	return domain, nil
+}
+
+// mayUse says whether a tenant with these domains may send from domain, which is
+// in lower-case ASCII. See keyring.Principal for what the entries mean.
+func mayUse(domains []string, domain string) bool {
+	for _, d := range domains {
+		if d == "*" {
+			return true
+		}
+		base, below := strings.CutPrefix(d, ".")
+		ascii, err := asciiDomain(base)
+		if err != nil {
+			continue
+		}
+		if !below && domain == ascii || below && strings.HasSuffix(domain, "."+ascii) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,63 @@
+// Package ingest is the use case of accepting: it judges a request, has the
+// ledger keep it, and publishes what is to be sent at once. The doors (HTTP and
+// later SMTP) decode their protocol, call Submit, and encode the answer.
+//
+// A request goes through five steps, and a failure in one ends it:
+//
+//	validate   all problems at once, as message.FieldErrors; nothing is kept
+//	submit     canonical content, fingerprint and ids
+//	accept     durable and numbered; from here on the answer is a promise
+//	publish    one item for each message that is due; best effort, never waits
+//	answer     ids and numbers
+package ingest
+
+import (
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// Config is what may be set about accepting. Zero fields get the default named.
+type Config struct {
+	EmailLife   time.Duration // an email without expires_at ends as expired after it: 72 h
+	PushLife    time.Duration // likewise a push: 24 h
+	MaxSchedule time.Duration // how far ahead send_at may be: 30 days
+	MaxLife     time.Duration // how far ahead expires_at may be: 90 days
+	Platforms   []string      // push platforms that have a provider; default fcm alone
+	// PushCheck is a provider's own judgement, such as of a payload's size.
+	// What it answers is shown to whoever asked. Nil checks nothing.
+	PushCheck func(*message.Push) error
+	// Finder answers for submissions that were made before. Nil leaves their
+	// states as they were when they were new.
+	Finder Finder
+	// Now is the clock; time.Now when nil.
+	Now func() time.Time
+}
+
+// Service accepts requests. It is safe for concurrent use.
+type Service struct {
+	acceptor  Acceptor
+	publisher Publisher
+	cfg       Config
+}
+
+// New makes a Service over a ledger and a publisher.
+func New(acceptor Acceptor, publisher Publisher, cfg Config) *Service {
+	orDefault(&cfg.EmailLife, 72*time.Hour)
+	orDefault(&cfg.PushLife, 24*time.Hour)
+	orDefault(&cfg.MaxSchedule, 30*24*time.Hour)
+	orDefault(&cfg.MaxLife, 90*24*time.Hour)
+	if cfg.Platforms == nil {
+		cfg.Platforms = []string{"fcm"}
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	return &Service{acceptor: acceptor, publisher: publisher, cfg: cfg}
+}
+
+func orDefault(d *time.Duration, value time.Duration) {
+	if *d == 0 {
+		*d = value
+	}
+}

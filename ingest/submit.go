@@ -1,0 +1,171 @@
+package ingest
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+
+	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// Request is one submission as a door decoded it.
+type Request struct {
+	Principal *keyring.Principal
+	Key       string           // idempotency key; one is made when it is empty
+	Content   *message.Content // as it was given, with nothing defaulted
+	Trace     string           // W3C traceparent, or empty
+}
+
+// Accepted is the answer to a request that is kept.
+type Accepted struct {
+	ID       message.ID // of the submission
+	Replayed bool       // the same request was kept before, and this is its answer
+	Messages []Message  // in the order of to, cc, bcc
+}
+
+// Message is one message of an accepted request.
+type Message struct {
+	ID       message.ID
+	To       string
+	State    message.State
+	Stream   string
+	Sequence int64
+}
+
+// KeyHash is the hash under which the ledger keeps what p submitted with an
+// idempotency key. Test and live keys have key spaces of their own: else a live
+// request could be taken for the repeat of a test, and never be sent.
+func KeyHash(p *keyring.Principal, key string) message.KeyHash {
+	return message.HashKey(p.Tenant, scopedKey(p, key))
+}
+
+// scopedKey can't collide with a live key: those have no control characters.
+func scopedKey(p *keyring.Principal, key string) string {
+	if p.Test {
+		return "test\x00" + key
+	}
+	return key
+}
+
+// Submit keeps r and answers with its ids and numbers.
+//
+// It fails with message.FieldErrors for a request that is wrong, with
+// message.ErrKeyReused, and with message.ErrUnavailable or ctx's error when
+// nobody can tell whether it is kept: the same request under the same key may
+// be submitted again until there is an answer. Only a nil error is a promise.
+func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
+	now := s.cfg.Now()
+	problems, stale := s.validate(r, now)
+	if len(problems) > 0 {
+		return nil, problems
+	}
+	key := r.Key
+	if key == "" {
+		key = rand.Text()
+	}
+	life := s.cfg.EmailLife
+	if r.Content.Push != nil {
+		life = s.cfg.PushLife
+	}
+	sub, err := message.Submit(r.Principal.Tenant, scopedKey(r.Principal, key), r.Content, now, life)
+	if err != nil {
+		return nil, fmt.Errorf("submit: %w", err)
+	}
+	sub.Trace = r.Trace
+	sub.Test = r.Principal.Test
+	if stale != nil {
+		return s.repeatOrStale(ctx, r, sub, stale)
+	}
+	receipt, err := s.acceptor.Accept(ctx, sub)
+	if err != nil {
+		return nil, fmt.Errorf("accept: %w", err)
+	}
+	accepted := answer(sub, receipt)
+	if receipt.Replayed {
+		s.recall(ctx, sub, accepted)
+		return accepted, nil
+	}
+	if !receipt.Waiting {
+		s.publisher.Publish(items(sub, receipt))
+	}
+	return accepted, nil
+}
+
+// items is one request for a first attempt for each message of sub.
+func items(sub *message.Submission, receipt message.Receipt) []message.Item {
+	id := sub.ID()
+	out := make([]message.Item, len(sub.Recipients))
+	for i := range out {
+		out[i] = message.Item{
+			Position: message.PositionOf(sub.Lane, receipt.Submission, i),
+			ID:       id.Message(i),
+			Attempt:  1,
+			Content:  sub.Content,
+			Trace:    sub.Trace,
+		}
+	}
+	return out
+}
+
+func answer(sub *message.Submission, receipt message.Receipt) *Accepted {
+	id := sub.ID()
+	state := message.StateQueued
+	if receipt.Waiting {
+		state = message.StateWaiting
+	}
+	out := &Accepted{ID: id, Replayed: receipt.Replayed, Messages: make([]Message, len(sub.Recipients))}
+	for i, to := range sub.Recipients {
+		out.Messages[i] = Message{
+			ID: id.Message(i), To: to, State: state, Stream: sub.Stream, Sequence: receipt.Sequence + int64(i),
+		}
+	}
+	return out
+}
+
+// recall fills in what became of a replayed submission's messages. Ids and
+// numbers are right without it, so a ledger that can't tell now changes nothing.
+func (s *Service) recall(ctx context.Context, sub *message.Submission, a *Accepted) {
+	views, err := s.find(ctx, sub)
+	if err != nil {
+		return
+	}
+	for _, v := range views {
+		if i := v.ID.Index(); i < len(a.Messages) && a.Messages[i].ID == v.ID {
+			a.Messages[i].State = v.State
+		}
+	}
+}
+
+// repeatOrStale answers a request whose only fault is that it expired. If it
+// was kept before it expired, its sender deserves to hear that: an application
+// that retries after an outage would else take a sent message for a refused one.
+func (s *Service) repeatOrStale(ctx context.Context, r Request, sub *message.Submission, stale message.FieldErrors) (*Accepted, error) {
+	if r.Key == "" {
+		return nil, stale
+	}
+	views, err := s.find(ctx, sub)
+	if err != nil && !errors.Is(err, message.ErrNotFound) {
+		return nil, fmt.Errorf("find the earlier request: %w", err)
+	}
+	if len(views) != len(sub.Recipients) {
+		return nil, stale
+	}
+	a := &Accepted{ID: sub.ID(), Replayed: true, Messages: make([]Message, len(views))}
+	for _, v := range views {
+		if v.ID.Submission() != a.ID || v.ID.Index() >= len(views) {
+			return nil, stale
+		}
+		a.Messages[v.ID.Index()] = Message{ID: v.ID, To: v.Recipient, State: v.State, Stream: v.Stream, Sequence: v.Sequence}
+	}
+	return a, nil
+}
+
+func (s *Service) find(ctx context.Context, sub *message.Submission) ([]message.View, error) {
+	if s.cfg.Finder == nil {
+		return nil, nil
+	}
+	page, err := s.cfg.Finder.Messages(ctx, message.Filter{Tenant: sub.Tenant, Submission: sub.ID(), Limit: message.MaxRecipients})
+	return page.Items, err
+}
