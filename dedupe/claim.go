@@ -1,0 +1,126 @@
+package dedupe
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+type claimCall struct {
+	item  message.Item
+	token int64
+	claim message.Claim
+	err   error
+	done  chan struct{}
+}
+
+// Claim implements delivery.Ledger.
+func (l *Ledger) Claim(ctx context.Context, it message.Item) (message.Claim, error) {
+	c := &claimCall{item: it, token: l.tokens.Add(1), done: make(chan struct{})}
+	if err := l.claims[it.Position.Lane().Class].put(ctx, c); err != nil {
+		return message.Claim{}, fmt.Errorf("claim: %w", err)
+	}
+	// From here on the attempt may be ours although nobody has told us, so
+	// there is no leaving before the answer.
+	<-c.done
+	return c.claim, c.err
+}
+
+// claimBatch asks until it is answered: with the same tokens, so that a claim
+// which an unknown commit made is found to be its own. Only the ledger's end
+// leaves an attempt to become a doubt.
+func (l *Ledger) claimBatch(calls []*claimCall) {
+	calls = l.claimTwins(calls)
+	err := l.insist(func() error { return l.claimOnce(calls) })
+	for _, c := range calls {
+		if err != nil {
+			c.err = fmt.Errorf("claim: %w", err)
+		}
+		close(c.done)
+	}
+}
+
+// claimTwins answers those calls of a batch that ask for the same attempt as
+// another one in it.
+func (l *Ledger) claimTwins(calls []*claimCall) []*claimCall {
+	seen := make(map[message.AttemptKey]struct{}, len(calls))
+	rest := calls[:0]
+	for _, c := range calls {
+		k := message.AttemptKey{Position: c.item.Position, Attempt: c.item.Attempt}
+		if _, ok := seen[k]; ok {
+			c.claim.Verdict = message.Taken
+			close(c.done)
+			continue
+		}
+		seen[k] = struct{}{}
+		rest = append(rest, c)
+	}
+	return rest
+}
+
+// insist repeats do until it succeeds, a row is at fault or the ledger ends.
+func (l *Ledger) insist(do func() error) error {
+	b := backoff.NewExponentialBackOff()
+	b.InitialInterval, b.MaxInterval, b.MaxElapsedTime = 20*time.Millisecond, time.Second, 0
+	failing := false
+	return backoff.RetryNotify(func() error {
+		err := do()
+		if err != nil && blameFor(err) == blameRow {
+			return backoff.Permanent(err)
+		}
+		return err
+	}, backoff.WithContext(b, l.life), func(err error, _ time.Duration) {
+		if !failing { // once a batch, not once a try
+			failing = true
+			l.log.Warn("the ledger does not answer; asking again", "error", err)
+		}
+	})
+}
+
+func (l *Ledger) claimOnce(calls []*claimCall) error {
+	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
+	defer cancel()
+	worker, err := l.processID(ctx)
+	if err != nil {
+		return err
+	}
+	ns, nos := make([]int64, len(calls)), make([]int16, len(calls))
+	ids, tokens := make([][]byte, len(calls)), make([]int64, len(calls))
+	for i, c := range calls {
+		ns[i], nos[i] = int64(c.item.Position), int16(c.item.Attempt)
+		ids[i], tokens[i] = c.item.ID[:24], c.token
+	}
+	rows, err := l.pool.Query(ctx, `select ord, verdict, coalesce(tenant, 0), coalesce(test, false), coalesce(recipient, ''), coalesce(expires_at, 'epoch'), coalesce(life, 0)
+		from claim_batch($1,$2,$3,$4,$5)`, ns, nos, ids, tokens, worker)
+	if err != nil {
+		return err
+	}
+	var ord int32
+	var verdict int16
+	var life float64
+	var c message.Claim
+	answered := 0
+	if _, err := pgx.ForEachRow(rows, []any{&ord, &verdict, &c.Tenant, &c.Test, &c.Recipient, &c.ExpiresAt, &life}, func() error {
+		c.Verdict = message.ClaimVerdict(verdict)
+		c.Life = time.Duration(life * float64(time.Second))
+		calls[ord-1].claim = c
+		answered++
+		return nil
+	}); err != nil {
+		return err
+	}
+	if answered != len(calls) {
+		return fmt.Errorf("the ledger answered %d of %d claims", answered, len(calls))
+	}
+	for _, c := range calls {
+		if c.claim.Verdict == message.Claimed && c.item.Attempt == 1 {
+			l.counts.attempted(c.item.Position.Lane(), 1)
+		}
+	}
+	return nil
+}

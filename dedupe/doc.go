@@ -1,0 +1,51 @@
+// Package dedupe is the ledger: PostgreSQL's account of every message, and the
+// one judge of whether it may be handed to a provider.
+//
+// # Tables
+//
+// A message is a row in message, keyed by its position n, which also tells its
+// lane. Content is kept once for each submission. What happens to a message is
+// appended as rows of attempt and outcome, keyed by (n, no); nothing on the hot
+// path is updated but the stream counters. The exceptions have small tables:
+// waiting (leave to make an attempt, from a time on), doubt, decision, silent.
+//
+//	                    ┌────────── waiting(no=k+1, due) ◀──────────┐
+//	                    ▼                                           │
+//	accept ──▶ attempt k: send ──▶ outcome k: deferred, returned ───┤
+//	               │    │     └──▶ outcome k: sent ───▶ sent        │
+//	               │    │     └──▶ outcome k: rejected ▶ failed     │
+//	               │    │     └──▶ outcome k: unknown ─▶ doubt ──▶ decision resend
+//	               │    └──▶ silence ──────────────────▶ doubt ──▶ decision sent ▶ sent
+//	               │                                         └───▶ decision drop ▶ failed
+//	               └ attempt k: cancel ▶ canceled · expire ▶ expired · hold ▶ held
+//
+// # Invariants
+//
+//  1. (n, no) is unique in attempt. Sending, canceling, expiring and holding
+//     all insert the next row, so the primary key picks the one winner.
+//  2. Attempt k+1 exists only if outcome k says "not taken" (deferred,
+//     returned), or decision k says resend. A trigger refuses anything else,
+//     whoever inserts.
+//  3. Every message that has not ended is above its lane's cursor without an
+//     attempt, or has a waiting row, or its last attempt is open, in doubt or a
+//     hold. A waiting row goes only in the transaction that makes its attempt.
+//  4. A claim is the asker's only if the row holds the token that it made up.
+//     Asking again with the same token gives the same answer, so a commit whose
+//     fate is unknown is asked again until the ledger answers.
+//  5. The numbers of a stream are 1..N: they are given out under the lock of
+//     the stream's counter, in the transaction that inserts the messages. A
+//     counter that is missing is an error, never a new 0.
+//  6. The same (tenant, idempotency key) has one identity, and one fingerprint.
+//
+// # Time
+//
+// PostgreSQL's clock_timestamp() judges expiry, due times and silence. A
+// worker's own clocks can only make it stop earlier.
+//
+// # What a crash leaves
+//
+// Each operation is one transaction. Killed before the claim's commit: the
+// message is unclaimed, and the lane's cursor finds it. After it: the attempt
+// is open; with its process's heartbeat gone it becomes a doubt. After the
+// outcome's commit: nothing is left to do.
+package dedupe

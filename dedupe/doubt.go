@@ -1,0 +1,117 @@
+package dedupe
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// grace is how old an attempt is when the sweep first looks at it: nearly all
+// have their outcome by then.
+const grace = 5 * time.Second
+
+// sweep makes doubts of attempts that nobody will end any more.
+func (l *Ledger) sweep(ctx context.Context) error {
+	until := l.horizon.time()
+	if until.IsZero() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	var fresh int
+	if err := l.pool.QueryRow(ctx, `select sweep_doubts($1, $2, $3)`, until, min(grace, 2*l.cfg.BeatEvery), l.gone()).Scan(&fresh); err != nil {
+		return unavailable("sweep", err)
+	}
+	if fresh > 0 {
+		l.log.WarnContext(ctx, "attempts are in doubt: their workers are gone", "count", fresh)
+	}
+	return nil
+}
+
+// Doubts implements httpapi.Ledger. A cursor is the last doubt's time and
+// position.
+func (l *Ledger) Doubts(ctx context.Context, cursor string, limit int) (message.Page[message.Doubt], error) {
+	var page message.Page[message.Doubt]
+	since, n := time.Unix(0, 0), int64(0)
+	if cursor != "" {
+		us, pos, ok := strings.Cut(cursor, "-")
+		u, err1 := strconv.ParseInt(us, 10, 64)
+		p, err2 := strconv.ParseInt(pos, 10, 64)
+		if !ok || err1 != nil || err2 != nil {
+			return page, message.FieldErrors{{Field: "cursor", Problem: "is not one of ours"}}
+		}
+		since, n = time.UnixMicro(u), p
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, `
+		select d.n, d.no, d.cause, d.since, coalesce(o.provider, '')
+		from doubt d left join outcome o on o.n = d.n and o.no = d.no
+		where (d.since, d.n) > ($1, $2) and (o.kind is null or o.kind = 4)
+		order by d.since, d.n limit $3`, since, n, limit+1)
+	if err != nil {
+		return page, unavailable("doubts", err)
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var d message.Doubt
+		var n int64
+		var no int16
+		if err := rows.Scan(&n, &no, &d.Cause, &d.Since, &d.Provider); err != nil {
+			return page, unavailable("doubts", err)
+		}
+		d.Position, d.Attempt = message.Position(n), int(no)
+		page.Items = append(page.Items, d)
+	}
+	if err := rows.Err(); err != nil {
+		return page, unavailable("doubts", err)
+	}
+	if len(page.Items) > limit {
+		page.Items = page.Items[:limit]
+		last := page.Items[limit-1]
+		page.Next = fmt.Sprintf("%d-%d", last.Since.UnixMicro(), int64(last.Position))
+	}
+	ns := make([]int64, len(page.Items))
+	for i, d := range page.Items {
+		ns[i] = int64(d.Position)
+	}
+	views, err := l.views(ctx, ns)
+	if err != nil {
+		return page, err
+	}
+	for i := range page.Items {
+		if v, ok := views[page.Items[i].Position]; ok {
+			page.Items[i].View = *v
+		}
+	}
+	return page, nil
+}
+
+// Decide implements httpapi.Ledger.
+func (l *Ledger) Decide(ctx context.Context, id message.ID, d message.Decision, by, reason string) error {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	n, err := l.find(ctx, id)
+	if err != nil {
+		return err
+	}
+	var settled bool
+	if err := l.pool.QueryRow(ctx, `select decide_doubt($1, $2, $3, $4)`, int64(n), string(d), by, bounded(reason, 2000)).Scan(&settled); err != nil {
+		return unavailable("decide", err)
+	}
+	if settled {
+		return nil
+	}
+	var decided bool
+	if err := l.pool.QueryRow(ctx, `select exists (select from decision where n = $1) or exists (select from outcome where n = $1 and kind = 4)`, int64(n)).Scan(&decided); err != nil {
+		return unavailable("decide", err)
+	}
+	if decided {
+		return fmt.Errorf("decide: %w", message.ErrDecided)
+	}
+	return fmt.Errorf("decide: no doubt about it: %w", message.ErrNotFound)
+}

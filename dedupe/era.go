@@ -1,0 +1,118 @@
+package dedupe
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// eraBits is how many bits of a submission number count within its era, as in
+// the migrations.
+const eraBits = 23
+
+// ddl runs fn in a transaction that waits long enough for its locks, which are
+// brief but exclusive, and works as long as it needs.
+func (l *Ledger) ddl(ctx context.Context, fn func(pgx.Tx) error) error {
+	return pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `set local lock_timeout = '2s'; set local statement_timeout = '10min'`); err != nil {
+			return err
+		}
+		return fn(tx)
+	})
+}
+
+// grow makes sure that the era of the newest submission, and the next one,
+// have their partitions.
+func (l *Ledger) grow(ctx context.Context) error {
+	var last int64
+	if err := l.pool.QueryRow(ctx, `select last_value from position`).Scan(&last); err != nil {
+		return unavailable("grow", err)
+	}
+	now := int32(last >> eraBits)
+	err := l.ddl(ctx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, `update era set began_at = clock_timestamp() where no = $1 and began_at is null`, now)
+		return err
+	})
+	if err != nil {
+		return unavailable("grow", err)
+	}
+	for w := now; w <= now+1; w++ {
+		err := l.ddl(ctx, func(tx pgx.Tx) error {
+			_, err := tx.Exec(ctx, `select add_era($1) where not exists (select from era where no = $1)`, w)
+			return err
+		})
+		if err != nil && blameFor(err) != blameRow { // another process made it
+			return unavailable("grow", err)
+		}
+	}
+	return nil
+}
+
+// Retention says how long things are kept, by age. Zero keeps them for ever.
+type Retention struct {
+	Content  time.Duration // of messages that have ended: what they said
+	Messages time.Duration // everything else: numbers, attempts, outcomes, identities
+	Era      time.Duration // how finely age is told; default 7 days
+}
+
+// Retain begins a new era when the current one is old enough, and drops what
+// is past its age. Any process may call it, as often as it likes.
+func (l *Ledger) Retain(ctx context.Context, r Retention) error {
+	if r.Era <= 0 {
+		r.Era = 7 * 24 * time.Hour
+	}
+	if err := l.grow(ctx); err != nil {
+		return err
+	}
+	// The jump leaves numbers out of the positions, never out of a stream.
+	if _, err := l.pool.Exec(ctx, `
+		select setval('position', (e.no::bigint + 1) << $2)
+		from era e, position p
+		where e.no = p.last_value >> $2 and p.is_called and e.began_at < clock_timestamp() - $1::interval
+		  and exists (select from era x where x.no = e.no + 1)`, r.Era, eraBits); err != nil {
+		return unavailable("retain", err)
+	}
+	if err := l.grow(ctx); err != nil {
+		return err
+	}
+	for _, pass := range []struct {
+		age  time.Duration
+		only bool
+	}{{r.Content, true}, {r.Messages, false}} {
+		if pass.age <= 0 {
+			continue
+		}
+		if err := l.dropEras(ctx, pass.age, pass.only); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *Ledger) dropEras(ctx context.Context, age time.Duration, onlyContent bool) error {
+	rows, err := l.pool.Query(ctx, `
+		select e.no from era e join era next on next.no = e.no + 1
+		where next.began_at < clock_timestamp() - $1::interval and (e.content or not $2) order by e.no`, age, onlyContent)
+	if err != nil {
+		return unavailable("retain", err)
+	}
+	old, err := pgx.CollectRows(rows, pgx.RowTo[int32])
+	if err != nil {
+		return unavailable("retain", err)
+	}
+	for _, w := range old {
+		dropped := false
+		err := l.ddl(ctx, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, `select drop_era($1, $2)`, w, onlyContent).Scan(&dropped)
+		})
+		if err != nil {
+			return unavailable(fmt.Sprintf("retain: era %d", w), err)
+		}
+		if dropped {
+			l.log.InfoContext(ctx, "dropped for age", "era", w, "only_content", onlyContent)
+		}
+	}
+	return nil
+}

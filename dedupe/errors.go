@@ -1,0 +1,63 @@
+package dedupe
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+type pgxParseError = pgconn.ParseConfigError
+
+// SQLSTATEs of our own, raised by the functions of migrations/.
+const (
+	codeLostCounter = "SP001"
+	codeNoLeave     = "SP002"
+)
+
+// ErrNumbering is returned when a stream has lost its counter: it cannot
+// number, and does not start again at 0.
+var ErrNumbering = errors.New("numbering is broken")
+
+// blame says what an error of a batch means for its rows.
+type blame int
+
+const (
+	// blameRow: a row of the batch is at fault; the others can do without it.
+	blameRow blame = iota
+	// blameRace: the transaction lost against another and was rolled back.
+	blameRace
+	// blameStore: the store did not do it now; whether it did is unknown.
+	blameStore
+)
+
+func blameFor(err error) blame {
+	var pe *pgconn.PgError
+	if !errors.As(err, &pe) {
+		return blameStore
+	}
+	switch {
+	case pe.Code == "40001", pe.Code == "40P01":
+		return blameRace
+	case pe.Code == codeLostCounter, pe.Code == codeNoLeave,
+		strings.HasPrefix(pe.Code, "22"), strings.HasPrefix(pe.Code, "23"):
+		return blameRow
+	}
+	return blameStore
+}
+
+// rowError is what one row's caller gets for an error that is its own fault.
+func rowError(op string, err error) error {
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) && pe.Code == codeLostCounter {
+		return fmt.Errorf("%s: %w: %w: %s", op, message.ErrUnavailable, ErrNumbering, pe.Message)
+	}
+	return fmt.Errorf("%s: %w", op, err)
+}
+
+func unavailable(op string, err error) error {
+	return fmt.Errorf("%s: %w: %w", op, message.ErrUnavailable, err)
+}

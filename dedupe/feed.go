@@ -1,0 +1,87 @@
+package dedupe
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// maxFeedBytes bounds the content that one feed brings.
+const maxFeedBytes = 8 << 20
+
+// Unclaimed implements delivery.Ledger.
+func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Duration, limit int) ([]message.Item, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, `
+		with u as materialized (select * from unclaimed($1, $2, $3))
+		select u.n, 1, u.id, c.body, coalesce(u.trace, '')
+		from u left join lateral (select body from content c where c.n = u.n & ~63::bigint offset 0) c on true
+		where u.accepted_at <= clock_timestamp() - $4::interval
+		order by u.n`, int16(lane.Code()), l.horizon.position(lane), limit, age)
+	if err != nil {
+		return nil, unavailable("unclaimed", err)
+	}
+	return collectItems("unclaimed", rows)
+}
+
+// Due implements delivery.Ledger.
+func (l *Ledger) Due(ctx context.Context, lane message.Lane, limit int) ([]message.Item, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, `
+		with w as materialized (select n, no, due from waiting where lane = $1 and due <= clock_timestamp() order by due limit $2)
+		select w.n, w.no, m.id, c.body, coalesce(m.trace, '')
+		from w
+		cross join lateral (select id, trace from message m where m.n = w.n offset 0) m
+		left join lateral (select body from content c where c.n = w.n & ~63::bigint offset 0) c on true
+		order by w.due`, int16(lane.Code()), limit)
+	if err != nil {
+		return nil, unavailable("due", err)
+	}
+	return collectItems("due", rows)
+}
+
+func collectItems(op string, rows pgx.Rows) ([]message.Item, error) {
+	defer rows.Close()
+	var items []message.Item
+	size := 0
+	for rows.Next() {
+		var n int64
+		var no int16
+		var id []byte
+		var it message.Item
+		if err := rows.Scan(&n, &no, &id, &it.Content, &it.Trace); err != nil {
+			return nil, unavailable(op, err)
+		}
+		if size += len(it.Content); size > maxFeedBytes && len(items) > 0 {
+			return items, nil
+		}
+		it.Position, it.Attempt = message.Position(n), int(no)
+		copy(it.ID[:24], id)
+		it.ID = it.ID.Message(it.Position.Index())
+		items = append(items, it)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, unavailable(op, err)
+	}
+	return items, nil
+}
+
+// Content implements delivery.Ledger.
+func (l *Ledger) Content(ctx context.Context, p message.Position) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	var body []byte
+	err := l.pool.QueryRow(ctx, `select body from content where n = $1`, int64(p.Content())).Scan(&body)
+	switch {
+	case noRows(err):
+		return nil, message.ErrNotFound
+	case err != nil:
+		return nil, unavailable("content", err)
+	}
+	return body, nil
+}

@@ -1,0 +1,187 @@
+package dedupe
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/exaring/otelpgx"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// Config says where the ledger is and how patient its callers are.
+type Config struct {
+	DSN      string // postgres://… of the writer, never of a replica
+	MaxConns int32  // default 24
+
+	Batch    int // rows a batch at most, default 500
+	Flushers int // batches under way at once, for each kind and class, default 2
+
+	// Deadline is how long an operation may take before its fate counts as
+	// unknown, default 5 s. The server gives up at four fifths of it.
+	Deadline time.Duration
+	// BeatEvery is how often the process's heartbeat is due, default 2 s. After
+	// three of them missed it counts as gone.
+	BeatEvery time.Duration
+	// GiveUp is how long after its claim an attempt may still end by itself, for
+	// a process that has told nothing yet; default 11 min.
+	GiveUp time.Duration
+
+	Name           string // of this process, default host:pid
+	Logger         *slog.Logger
+	TracerProvider trace.TracerProvider // nil: statements are not traced
+}
+
+func (c Config) withDefaults() Config {
+	if c.MaxConns <= 0 {
+		c.MaxConns = 24
+	}
+	if c.Batch <= 0 {
+		c.Batch = 500
+	}
+	if c.Flushers <= 0 {
+		c.Flushers = 2
+	}
+	if c.Deadline <= 0 {
+		c.Deadline = 5 * time.Second
+	}
+	if c.BeatEvery <= 0 {
+		c.BeatEvery = 2 * time.Second
+	}
+	if c.GiveUp <= 0 {
+		c.GiveUp = 11 * time.Minute
+	}
+	if c.Name == "" {
+		host, _ := os.Hostname()
+		c.Name = fmt.Sprintf("%s:%d", host, os.Getpid())
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+// Ledger is the ledger as one process uses it. Its methods are safe for
+// concurrent use. It works, by failing with message.ErrUnavailable, while the
+// database is away, also if it was away when the Ledger was opened.
+type Ledger struct {
+	cfg   Config
+	pool  *pgxpool.Pool
+	log   *slog.Logger
+	life  context.Context // ends with Close
+	end   context.CancelFunc
+	wg    sync.WaitGroup
+	close sync.Once
+
+	streams streamCache
+	accepts *batcher[*acceptCall]
+	claims  [message.Campaign + 1]*batcher[*claimCall]
+	records [message.Campaign + 1]*batcher[*recordCall]
+
+	process atomic.Int32 // this process's row; 0 until the first registration
+	tokens  atomic.Int64 // a random start, then counted
+	horizon horizon
+	counts  laneCounts
+	lanes   laneReader
+}
+
+// Open makes a Ledger. It connects lazily: an error is about the configuration.
+func Open(cfg Config) (*Ledger, error) {
+	cfg = cfg.withDefaults()
+	pc, err := pgxpool.ParseConfig(cfg.DSN)
+	if err != nil {
+		return nil, fmt.Errorf("dsn: %w", redactDSN(err))
+	}
+	pc.MaxConns = cfg.MaxConns
+	pc.MinIdleConns = 2
+	pc.MaxConnLifetime = time.Hour
+	pc.MaxConnLifetimeJitter = 10 * time.Minute
+	pc.ConnConfig.ConnectTimeout = cfg.Deadline / 2
+	server := cfg.Deadline * 4 / 5
+	setDefault(pc.ConnConfig.RuntimeParams, "application_name", "stormpost")
+	setDefault(pc.ConnConfig.RuntimeParams, "statement_timeout", millis(server))
+	setDefault(pc.ConnConfig.RuntimeParams, "lock_timeout", millis(server*3/4))
+	setDefault(pc.ConnConfig.RuntimeParams, "idle_in_transaction_session_timeout", millis(4*server))
+	if cfg.TracerProvider != nil {
+		pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(cfg.TracerProvider), otelpgx.WithDisableSQLStatementInAttributes())
+	}
+	pool, err := pgxpool.NewWithConfig(context.Background(), pc)
+	if err != nil {
+		return nil, fmt.Errorf("dsn: %w", redactDSN(err))
+	}
+	l := &Ledger{cfg: cfg, pool: pool, log: cfg.Logger}
+	l.life, l.end = context.WithCancel(context.Background())
+	var seed [8]byte
+	if _, err := rand.Read(seed[:]); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("random token: %w", err)
+	}
+	l.tokens.Store(int64(binary.LittleEndian.Uint64(seed[:]) >> 1))
+	l.streams.init()
+	l.accepts = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
+	for c := message.Transactional; c <= message.Campaign; c++ {
+		l.claims[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.claimBatch)
+		l.records[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.recordBatch)
+	}
+	return l, nil
+}
+
+func setDefault(m map[string]string, key, value string) {
+	if _, ok := m[key]; !ok {
+		m[key] = value
+	}
+}
+
+func millis(d time.Duration) string { return fmt.Sprint(max(1, d.Milliseconds())) }
+
+// redactDSN keeps a parse error from showing the password.
+func redactDSN(err error) error {
+	var pe *pgxParseError
+	if errors.As(err, &pe) {
+		return errors.New("not a PostgreSQL connection string")
+	}
+	return err
+}
+
+// Ping says whether the database answers and can be written to.
+func (l *Ledger) Ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	var recovering bool
+	var readOnly string
+	err := l.pool.QueryRow(ctx, `select pg_is_in_recovery(), current_setting('default_transaction_read_only')`).Scan(&recovering, &readOnly)
+	switch {
+	case err != nil:
+		return unavailable("ping", err)
+	case recovering || readOnly == "on":
+		return fmt.Errorf("ping: %w: the database is read-only", message.ErrUnavailable)
+	}
+	return nil
+}
+
+// Close ends the batchers: calls under way are answered first, unless the
+// database keeps them waiting for longer than the deadline.
+func (l *Ledger) Close() {
+	l.close.Do(func() {
+		l.accepts.stop()
+		for c := message.Transactional; c <= message.Campaign; c++ {
+			l.claims[c].stop()
+			l.records[c].stop()
+		}
+		timer := time.AfterFunc(l.cfg.Deadline, l.end)
+		l.wg.Wait()
+		timer.Stop()
+		l.end()
+		l.pool.Close()
+	})
+}

@@ -1,0 +1,155 @@
+package dedupe
+
+import (
+	"context"
+	"slices"
+	"strconv"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+const (
+	// mostExamined bounds how many messages one page of a filtered list looks at.
+	mostExamined = 2000
+	// mostStreamsListed bounds how many streams are merged into one list.
+	mostStreamsListed = 1000
+	// orderMask takes the lane out of a position: what is left ascends in order
+	// of acceptance over all lanes, and is a list's cursor.
+	orderMask = 1<<57 - 1
+)
+
+// Messages implements httpapi.Ledger.
+func (l *Ledger) Messages(ctx context.Context, f message.Filter) (message.Page[message.View], error) {
+	var page message.Page[message.View]
+	below := int64(orderMask)
+	if f.Cursor != "" {
+		c, err := strconv.ParseInt(f.Cursor, 36, 64)
+		if err != nil || c < 0 || c > orderMask {
+			return page, message.FieldErrors{{Field: "cursor", Problem: "is not one of ours"}}
+		}
+		below = c
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	examine := f.Limit + 1
+	if f.State != "" || f.Class != 0 || f.Channel != 0 || f.To != "" || f.Tag != "" || !f.Since.IsZero() {
+		examine = mostExamined
+	}
+	ns, err := l.candidates(ctx, f, below, examine)
+	if err != nil {
+		return page, err
+	}
+	for chunk := range slices.Chunk(ns, 200) {
+		views, err := l.views(ctx, chunk)
+		if err != nil {
+			return page, err
+		}
+		for _, n := range chunk {
+			v := views[message.Position(n)]
+			if v == nil {
+				continue
+			}
+			if !f.Since.IsZero() && v.AcceptedAt.Before(f.Since) {
+				return page, nil // the rest is older
+			}
+			ok, err := l.matches(ctx, f, v)
+			if err != nil {
+				return page, err
+			}
+			if !ok {
+				continue
+			}
+			if len(page.Items) == f.Limit {
+				page.Next = cursorAt(page.Items[f.Limit-1].Position)
+				return page, nil
+			}
+			page.Items = append(page.Items, *v)
+		}
+	}
+	if len(ns) == examine {
+		page.Next = cursorAt(message.Position(ns[len(ns)-1]))
+	}
+	return page, nil
+}
+
+func cursorAt(p message.Position) string { return strconv.FormatInt(int64(p)&orderMask, 36) }
+
+// candidates is positions below a cursor, newest first: of one submission, or
+// of the tenant's streams, merged.
+func (l *Ledger) candidates(ctx context.Context, f message.Filter, below int64, most int) ([]int64, error) {
+	if f.Key != nil || f.Submission != (message.ID{}) {
+		return l.submissionMessages(ctx, f, below)
+	}
+	rows, err := l.pool.Query(ctx, `
+		select m.n from (
+			select s.id from stream s where ($1 = 0 or s.tenant = $1) and ($2 = '' or s.name = $2) order by s.id desc limit $5
+		) s
+		cross join lateral (
+			select m.n from message m
+			where m.stream = s.id and m.seq <= number_before(s.id, ($3::bigint >> 6) + 1) and m.n & $6 < $3
+			order by m.seq desc limit $4
+		) m
+		order by m.n & $6 desc limit $4`, f.Tenant, f.Stream, below, most, mostStreamsListed, int64(orderMask))
+	if err != nil {
+		return nil, unavailable("list", err)
+	}
+	ns, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil {
+		return nil, unavailable("list", err)
+	}
+	return ns, nil
+}
+
+func (l *Ledger) submissionMessages(ctx context.Context, f message.Filter, below int64) ([]int64, error) {
+	var key message.KeyHash
+	if f.Key != nil {
+		key = *f.Key
+	} else {
+		key = f.Submission.KeyHash()
+	}
+	var ns []int64
+	var code, count int16
+	var submission int64
+	var print []byte
+	err := l.pool.QueryRow(ctx, `select lane, submission, count, print from identity where key = $1`, [16]byte(key)).Scan(&code, &submission, &count, &print)
+	switch {
+	case noRows(err):
+		return nil, nil
+	case err != nil:
+		return nil, unavailable("list", err)
+	case f.Submission != (message.ID{}) && (f.Submission.KeyHash() != key || !f.Submission.Matches(message.Fingerprint(print))):
+		return nil, nil
+	}
+	for i := int(count) - 1; i >= 0; i-- {
+		p := message.PositionOf(message.LaneOf(int64(code)), submission, i)
+		if int64(p)&orderMask < below {
+			ns = append(ns, int64(p))
+		}
+	}
+	return ns, nil
+}
+
+func (l *Ledger) matches(ctx context.Context, f message.Filter, v *message.View) (bool, error) {
+	switch {
+	case f.Tenant != 0 && v.Tenant != f.Tenant,
+		f.Stream != "" && v.Stream != f.Stream,
+		f.State != "" && v.State != f.State,
+		f.Class != 0 && v.Lane.Class != f.Class,
+		f.Channel != 0 && v.Lane.Channel != f.Channel,
+		f.To != "" && v.Recipient != f.To:
+		return false, nil
+	case f.Tag == "":
+		return true, nil
+	}
+	body, err := l.Content(ctx, v.Position)
+	if err == message.ErrNotFound {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	c, err := message.DecodeContent(body)
+	return err == nil && slices.Contains(c.Options().Tags, f.Tag), nil
+}

@@ -1,0 +1,96 @@
+package dedupe
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// maxOpen bounds how many open attempts one heartbeat lists.
+const maxOpen = 100_000
+
+// processID is this process's row, made at first use: a new one for every
+// start, so that no process is ever taken for another.
+func (l *Ledger) processID(ctx context.Context) (int32, error) {
+	if id := l.process.Load(); id != 0 {
+		return id, nil
+	}
+	var id int32
+	if err := l.pool.QueryRow(ctx, `insert into process (name, give_up) values ($1, $2) returning id`, l.cfg.Name, l.cfg.GiveUp).Scan(&id); err != nil {
+		return 0, fmt.Errorf("register process: %w", err)
+	}
+	// Of two that raced here one row stays unused.
+	if l.process.CompareAndSwap(0, id) {
+		return id, nil
+	}
+	return l.process.Load(), nil
+}
+
+// Beat implements delivery.Ledger.
+func (l *Ledger) Beat(ctx context.Context, open []message.AttemptKey, giveUp time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	id, err := l.processID(ctx)
+	if err != nil {
+		return unavailable("beat", err)
+	}
+	open = open[:min(len(open), maxOpen)]
+	ns, nos := make([]int64, len(open)), make([]int16, len(open))
+	for i, k := range open {
+		ns[i], nos[i] = int64(k.Position), int16(k.Attempt)
+	}
+	accepted, attempted := l.counts.snapshot()
+	if _, err := l.pool.Exec(ctx, `
+		update process set beat_at = clock_timestamp(), give_up = $2, open_n = $3, open_no = $4, accepted = $5, attempted = $6
+		where id = $1`, id, giveUp, ns, nos, accepted, attempted); err != nil {
+		return unavailable("beat", err)
+	}
+	return nil
+}
+
+// gone is how old a heartbeat is when its process counts as gone, and how long
+// a silence of the ledger counts as an outage.
+func (l *Ledger) gone() time.Duration { return 3 * l.cfg.BeatEvery }
+
+// Run keeps the ledger's house until ctx ends: the horizon, the sweep for
+// doubts and, every minute, the windows of positions. Any number of processes
+// may run it. beat is for processes without a worker: those with one beat
+// themselves.
+func (l *Ledger) Run(ctx context.Context, beat bool) error {
+	tick := time.NewTicker(l.cfg.BeatEvery / 2)
+	defer tick.Stop()
+	var grown time.Time
+	down := false
+	for {
+		err := l.horizon.probe(ctx, l.pool, l.cfg.Deadline)
+		if err == nil && beat {
+			err = l.Beat(ctx, nil, l.cfg.GiveUp)
+		}
+		if err == nil {
+			err = l.sweep(ctx)
+		}
+		if err == nil && time.Since(grown) > time.Minute {
+			if err = l.grow(ctx); err == nil {
+				grown = time.Now()
+			}
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if down != (err != nil) {
+			down = err != nil
+			if down {
+				l.log.WarnContext(ctx, "ledger housekeeping is failing", "error", err)
+			} else {
+				l.log.InfoContext(ctx, "ledger housekeeping works again")
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

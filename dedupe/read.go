@@ -1,0 +1,217 @@
+package dedupe
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// find is the position of a message by its id: through its identity, since
+// nothing else has an index with random keys.
+func (l *Ledger) find(ctx context.Context, id message.ID) (message.Position, error) {
+	if id.IsSubmission() {
+		return 0, message.ErrNotFound
+	}
+	lane, submission, count, err := l.identity(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	if id.Index() >= count {
+		return 0, message.ErrNotFound
+	}
+	return message.PositionOf(lane, submission, id.Index()), nil
+}
+
+// identity is the submission that an id, a message's or its own, belongs to.
+func (l *Ledger) identity(ctx context.Context, id message.ID) (lane message.Lane, submission int64, count int, err error) {
+	var code int16
+	var print []byte
+	err = l.pool.QueryRow(ctx, `select lane, submission, count, print from identity where key = $1`, [16]byte(id.KeyHash())).
+		Scan(&code, &submission, &count, &print)
+	switch {
+	case noRows(err):
+		return lane, 0, 0, message.ErrNotFound
+	case err != nil:
+		return lane, 0, 0, unavailable("find", err)
+	case !id.Matches(message.Fingerprint(print)):
+		return lane, 0, 0, message.ErrNotFound
+	}
+	return message.LaneOf(int64(code)), submission, count, nil
+}
+
+// Message implements httpapi.Ledger.
+func (l *Ledger) Message(ctx context.Context, tenant int32, id message.ID) (*message.View, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	n, err := l.find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	views, err := l.views(ctx, []int64{int64(n)})
+	if err != nil {
+		return nil, err
+	}
+	v, ok := views[n]
+	if !ok || tenant != 0 && v.Tenant != tenant {
+		return nil, message.ErrNotFound
+	}
+	if v.Content, err = l.Content(ctx, n); err != nil && err != message.ErrNotFound {
+		return nil, err
+	}
+	return v, nil
+}
+
+// views reads messages with their histories and works out their states.
+func (l *Ledger) views(ctx context.Context, ns []int64) (map[message.Position]*message.View, error) {
+	if len(ns) == 0 {
+		return nil, nil
+	}
+	b := &pgx.Batch{}
+	b.Queue(`
+		select m.n, m.id, m.tenant, s.name, m.seq, m.recipient, m.accepted_at, m.expires_at, coalesce(m.trace, ''), w.due,
+		       exists (select from doubt d where d.n = m.n)
+		from message m join stream s on s.id = m.stream left join waiting w on w.n = m.n
+		where m.n = any ($1)`, ns)
+	b.Queue(`
+		select a.n, a.no, a.kind, a.worker, a.at, coalesce(a.note, ''), coalesce(o.kind, 0), o.at,
+		       coalesce(o.provider, ''), coalesce(o.code, ''), coalesce(o.reply, ''), coalesce(o.reference, ''),
+		       coalesce(d.kind, ''), coalesce(d.by, ''), coalesce(d.reason, ''), d.at
+		from attempt a left join outcome o on o.n = a.n and o.no = a.no left join decision d on d.n = a.n and d.no = a.no
+		where a.n = any ($1) order by a.n, a.no`, ns)
+	r := l.pool.SendBatch(ctx, b)
+	defer r.Close()
+	views, doubted, err := scanMessages(r, len(ns))
+	if err == nil {
+		err = scanAttempts(r, views)
+	}
+	if err != nil {
+		return nil, unavailable("read", err)
+	}
+	for p, v := range views {
+		v.State, v.Reason = stateOf(v, doubted[p])
+	}
+	return views, nil
+}
+
+func scanMessages(r pgx.BatchResults, count int) (map[message.Position]*message.View, map[message.Position]bool, error) {
+	rows, err := r.Query()
+	if err != nil {
+		return nil, nil, err
+	}
+	views := make(map[message.Position]*message.View, count)
+	doubted := make(map[message.Position]bool)
+	defer rows.Close()
+	for rows.Next() {
+		v := &message.View{}
+		var n int64
+		var id []byte
+		var due *time.Time
+		var doubt bool
+		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &due, &doubt); err != nil {
+			return nil, nil, err
+		}
+		v.Position = message.Position(n)
+		copy(v.ID[:24], id)
+		v.ID = v.ID.Message(v.Position.Index())
+		v.Lane = v.Position.Lane()
+		if due != nil {
+			v.DueAt = *due
+		}
+		views[v.Position], doubted[v.Position] = v, doubt
+	}
+	return views, doubted, rows.Err()
+}
+
+var attemptKinds = [...]string{1: "send", 2: "cancel", 3: "expire", 4: "supersede", 5: "hold"}
+
+func scanAttempts(r pgx.BatchResults, views map[message.Position]*message.View) error {
+	rows, err := r.Query()
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		var n int64
+		var a message.Attempt
+		var kind, outcome int16
+		var note, because, decision string
+		var outcomeAt, decidedAt *time.Time
+		if err := rows.Scan(&n, &a.Number, &kind, &a.Worker, &a.At, &note, &outcome, &outcomeAt,
+			&a.Provider, &a.Code, &a.Reply, &a.Reference, &decision, &a.DecidedBy, &because, &decidedAt); err != nil {
+			return err
+		}
+		a.Kind, a.Outcome, a.Decision = attemptKinds[kind], message.Outcome(outcome), message.Decision(decision)
+		if a.Because = because; because == "" {
+			a.Because = note
+		}
+		if outcomeAt != nil {
+			a.OutcomeAt = *outcomeAt
+		}
+		if decidedAt != nil {
+			a.DecidedAt = *decidedAt
+		}
+		if v := views[message.Position(n)]; v != nil {
+			v.Attempts = append(v.Attempts, a)
+		}
+	}
+	return rows.Err()
+}
+
+// stateOf is what the last row of a message's history makes it. The reason is
+// set where a state needs one.
+func stateOf(v *message.View, doubted bool) (message.State, string) {
+	if len(v.Attempts) == 0 {
+		if !v.DueAt.IsZero() {
+			return message.StateWaiting, ""
+		}
+		return message.StateQueued, ""
+	}
+	last := v.Attempts[len(v.Attempts)-1]
+	switch last.Kind {
+	case "cancel":
+		return message.StateCanceled, ""
+	case "expire":
+		return message.StateExpired, ""
+	case "supersede":
+		return message.StateSuperseded, last.Because
+	case "hold":
+		if last.Outcome == message.Returned {
+			return message.StateWaiting, ""
+		}
+		return message.StateHeld, last.Because
+	}
+	switch last.Decision { // what was decided stands, whatever came late
+	case message.DecideSent:
+		return message.StateSent, last.Because
+	case message.DecideDrop:
+		return message.StateFailed, "dropped"
+	case message.DecideResend:
+		return message.StateWaiting, ""
+	}
+	switch last.Outcome {
+	case message.Sent:
+		return message.StateSent, ""
+	case message.Rejected:
+		return message.StateFailed, firstOf(last.Reply, last.Code)
+	case message.Unknown:
+		return message.StateInDoubt, firstOf(last.Reply, "the provider's answer was lost")
+	case message.Deferred, message.Returned:
+		return message.StateWaiting, firstOf(last.Reply, last.Code)
+	}
+	if doubted {
+		return message.StateInDoubt, "its worker is gone"
+	}
+	return message.StateSending, ""
+}
+
+func firstOf(all ...string) string {
+	for _, s := range all {
+		if s != "" {
+			return s
+		}
+	}
+	return ""
+}

@@ -1,0 +1,94 @@
+package dedupe
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+type recordCall struct {
+	r    message.Report
+	err  error
+	done chan struct{}
+}
+
+// Record implements delivery.Ledger.
+func (l *Ledger) Record(ctx context.Context, r message.Report) error {
+	c := &recordCall{r: r, done: make(chan struct{})}
+	if err := l.records[r.Position.Lane().Class].put(ctx, c); err != nil {
+		return fmt.Errorf("record: %w", err)
+	}
+	select {
+	case <-c.done:
+		return c.err
+	case <-ctx.Done():
+		return fmt.Errorf("record: %w", ctx.Err())
+	}
+}
+
+func (l *Ledger) recordBatch(calls []*recordCall) {
+	err := l.insist(func() error { return l.recordOnce(calls) })
+	if err != nil && blameFor(err) == blameRow && len(calls) > 1 {
+		half := len(calls) / 2
+		l.recordBatch(calls[:half])
+		l.recordBatch(calls[half:])
+		return
+	}
+	for _, c := range calls {
+		if err != nil {
+			c.err = fmt.Errorf("record: %w", err)
+		}
+		close(c.done)
+	}
+}
+
+func (l *Ledger) recordOnce(calls []*recordCall) error {
+	n := len(calls)
+	ns, nos, kinds := make([]int64, n), make([]int16, n), make([]int16, n)
+	providers, codes, replies, refs := make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
+	waits, policies := make([]float64, n), make([]string, n)
+	plain := true
+	for i, c := range calls {
+		r := &c.r
+		ns[i], nos[i], kinds[i] = int64(r.Position), int16(r.Attempt), int16(r.Outcome)
+		providers[i], codes[i], replies[i], refs[i] = nullable(r.Provider), nullable(r.Code), nullable(r.Reply), nullable(r.Reference)
+		waits[i], policies[i] = max(0, r.RetryIn.Seconds()), r.Resend
+		plain = plain && r.Outcome == message.Sent
+	}
+	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
+	defer cancel()
+	_, err := l.pool.Exec(ctx, `select record_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)`,
+		ns, nos, kinds, providers, codes, replies, refs, waits, policies, plain)
+	return err
+}
+
+// Hold implements delivery.Ledger.
+func (l *Ledger) Hold(ctx context.Context, k message.AttemptKey, reason string) error {
+	worker, err := l.processID(ctx)
+	if err == nil {
+		_, err = l.pool.Exec(ctx, `select hold_message($1,$2,$3,$4)`, int64(k.Position), int16(k.Attempt), worker, bounded(reason, 2000))
+	}
+	if err != nil {
+		return unavailable("hold", err)
+	}
+	return nil
+}
+
+// maxParked bounds how many bytes of a parked record are kept.
+const maxParked = 1 << 20
+
+// Park implements delivery.Ledger.
+func (l *Ledger) Park(ctx context.Context, source string, raw []byte, reason string) error {
+	if len(raw) > maxParked {
+		raw = raw[:maxParked]
+	}
+	if raw == nil {
+		raw = []byte{}
+	}
+	if _, err := l.pool.Exec(ctx, `insert into parked (source, raw, reason) values ($1, $2, $3)`, source, raw, bounded(reason, 2000)); err != nil {
+		return unavailable("park", err)
+	}
+	l.log.LogAttrs(ctx, levelWarn, "record parked", attrSource(source), attrReason(reason))
+	return nil
+}
