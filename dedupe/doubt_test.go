@@ -98,7 +98,7 @@ func TestDecideDropAndSent(t *testing.T) {
 func TestSilenceBecomesADoubt(t *testing.T) {
 	t.Parallel()
 	l, dsn, it := one(t)
-	gone, err := dedupe.Open(dedupe.Config{DSN: dsn, GiveUp: time.Second, BeatEvery: 200 * time.Millisecond})
+	gone, err := dedupe.Open(dedupe.Config{DSN: dsn, GiveUp: time.Second, BeatEvery: 500 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -127,7 +127,7 @@ func TestSilenceBecomesADoubt(t *testing.T) {
 func TestALateOutcomeDoesNotUndoADecision(t *testing.T) {
 	t.Parallel()
 	l, dsn, it := one(t)
-	gone, err := dedupe.Open(dedupe.Config{DSN: dsn, GiveUp: 100 * time.Millisecond, BeatEvery: 200 * time.Millisecond})
+	gone, err := dedupe.Open(dedupe.Config{DSN: dsn, GiveUp: 100 * time.Millisecond, BeatEvery: 500 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func Open(t testing.TB, dsn string) *dedupe.Ledger {
 	if dsn == "" {
 		dsn = DSN(t)
 	}
-	l, err := dedupe.Open(dedupe.Config{DSN: dsn, BeatEvery: 200 * time.Millisecond, GiveUp: time.Second})
+	l, err := dedupe.Open(dedupe.Config{DSN: dsn, BeatEvery: 500 * time.Millisecond, GiveUp: time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

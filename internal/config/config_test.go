@@ -1,0 +1,84 @@
+package config
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestLoadFileAndEnvironment(t *testing.T) {
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "password")
+	file := filepath.Join(dir, "stormpost.yaml")
+	write(t, secret, "hunter2\n")
+	write(t, file, `
+listen: 0.0.0.0:9000
+dsn: postgres://app@db/stormpost
+delivery:
+  senders: {transactional.email: 7}
+  retry_base: 5s
+smtp:
+  addr: relay:587
+  password: file:`+secret+`
+  dkim:
+    - {domain: example.com, selector: s1, key: "env:DKIM"}
+`)
+	c, err := Load(file, []string{"STORMPOST_SMTP_ADDR=other:25", "STORMPOST_BROKERS=a:1,b:2", "STORMPOST_DELIVERY_DOUBTS=trigger.push=resend", "STORMPOST_TEST_DSN=x", "DKIM=pem", "HOME=/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen != "0.0.0.0:9000" || c.SMTP.Addr != "other:25" || len(c.Brokers) != 2 || c.Delivery.Senders["transactional.email"] != 7 ||
+		c.Delivery.RetryBase != 5*time.Second || c.Delivery.RetryMax != time.Hour || c.Delivery.Doubts["trigger.push"] != "resend" {
+		t.Errorf("%+v", c)
+	}
+	if c.SMTP.Password.Reveal() != "hunter2" || c.SMTP.DKIM[0].Key.Reveal() != "pem" {
+		t.Error("secrets were not resolved")
+	}
+	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
+		if s := fmt.Sprintf(format, c); strings.Contains(s, "hunter2") || strings.Contains(s, "app@db") {
+			t.Errorf("%s shows a secret: %s", format, s)
+		}
+	}
+}
+
+func TestLoadNamesWhatIsWrong(t *testing.T) {
+	for name, test := range map[string]struct{ yaml, env, want string }{
+		"unknown key":      {"lisen: x", "", "lisen"},
+		"unknown inner":    {"smtp: {adr: x}", "", "adr"},
+		"unknown variable": {"", "STORMPOST_LISEN=x", "STORMPOST_LISEN"},
+		"bad duration":     {"ledger: {deadline: soon}", "", "deadline"},
+		"zero duration":    {"ledger: {deadline: 0s}", "", "ledger.deadline"},
+		"no secret file":   {"smtp: {password: 'file:/nowhere/x'}", "", "smtp.password"},
+		"no secret var":    {"smtp: {password: 'env:NOPE'}", "", "NOPE"},
+		"bad role":         {"roles: [api, cook]", "", "cook"},
+		"bad lane":         {"delivery: {senders: {urgent.email: 1}}", "", "urgent.email"},
+		"bad policy":       {"delivery: {doubts: {trigger.push: guess}}", "", "guess"},
+		"bad address":      {"smtp: {addr: relay}", "", "smtp.addr"},
+		"no dsn":           {"listen: ':1'", "", "dsn"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "c.yaml")
+			write(t, file, test.yaml)
+			c, err := Load(file, []string{test.env})
+			if err == nil {
+				err = c.Validate()
+			}
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Fatalf("error %v doesn't name %s", err, test.want)
+			}
+		})
+	}
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
