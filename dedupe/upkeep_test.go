@@ -1,0 +1,145 @@
+package dedupe_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/dedupe/ledgertest"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+func TestRetainDropsWhatHasEnded(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	send := func(key string) message.Item {
+		t.Helper()
+		s := ledgertest.Email(t, tenant, key, "s", "a@example.com")
+		return ledgertest.Items(s, accept(t, l, s))[0]
+	}
+	retain := func(r dedupe.Retention) {
+		t.Helper()
+		r.Era = time.Nanosecond
+		if err := l.Retain(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, open := send("1"), send("2")
+	claim(t, l, first, message.Claimed)
+	record(t, l, first, message.Sent, 0)
+	claim(t, l, open, message.Claimed)
+	record(t, l, open, message.Deferred, time.Hour)
+	retain(dedupe.Retention{}) // a new era begins
+	later := send("3")
+	if later.Position.Submission()>>23 == first.Position.Submission()>>23 {
+		t.Fatal("no new era began")
+	}
+	retain(dedupe.Retention{Content: time.Nanosecond, Messages: time.Nanosecond})
+	state(t, l, open, message.StateWaiting) // one in it hasn't ended: all stay
+	state(t, l, first, message.StateSent)
+
+	exec(t, dsn, `update waiting set due = now()`)
+	open.Attempt = 2
+	claim(t, l, open, message.Claimed)
+	record(t, l, open, message.Sent, 0)
+	retain(dedupe.Retention{Content: time.Nanosecond})
+	if v := state(t, l, first, message.StateSent); v.Content != nil {
+		t.Fatal("its content is still there")
+	}
+	retain(dedupe.Retention{Messages: time.Nanosecond})
+	if _, err := l.Message(t.Context(), tenant, first.ID); !errors.Is(err, message.ErrNotFound) {
+		t.Fatalf("a dropped message: %v", err)
+	}
+	claim(t, l, first, message.Taken) // below the floor
+	a, err := l.Audit(t.Context(), tenant, "s")
+	if err != nil || a.First != 3 || a.Last != 3 || len(a.Missing) != 0 || a.States[message.StateQueued] != 1 {
+		t.Fatalf("audit: %+v %v", a, err)
+	}
+	claim(t, l, later, message.Claimed)
+}
+
+func TestAuditFindsWhatIsMissing(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	for _, key := range ledgertest.Keys(10) {
+		accept(t, l, ledgertest.Email(t, tenant, key, "s", "a@example.com"))
+	}
+	exec(t, dsn, `delete from message where seq in (1, 4, 5, 10)`)
+	a, err := l.Audit(t.Context(), tenant, "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []message.Range{{From: 1, To: 1}, {From: 4, To: 5}, {From: 10, To: 10}}
+	if len(a.Missing) != 3 || a.Missing[0] != want[0] || a.Missing[1] != want[1] || a.Missing[2] != want[2] {
+		t.Fatalf("missing %v, want %v", a.Missing, want)
+	}
+	if _, err := l.Audit(t.Context(), tenant, "nowhere"); !errors.Is(err, message.ErrNotFound) {
+		t.Fatalf("a stream that never was: %v", err)
+	}
+}
+
+func TestListPages(t *testing.T) {
+	t.Parallel()
+	l := ledgertest.Open(t, "")
+	tenant, other := ledgertest.Tenant(t, l, "acme"), ledgertest.Tenant(t, l, "other")
+	want := 0
+	for i, key := range ledgertest.Keys(40) {
+		accept(t, l, ledgertest.Email(t, tenant, key, []string{"a", "b", "c"}[i%3], "a@example.com", "b@example.com"))
+		accept(t, l, ledgertest.Email(t, other, key, "a", "x@example.com"))
+		want += 2
+	}
+	seen := make(map[message.ID]bool)
+	var last int64 = 1 << 62
+	for f := (message.Filter{Tenant: tenant, Limit: 7}); ; {
+		page, err := l.Messages(t.Context(), f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range page.Items {
+			if v.Tenant != tenant || seen[v.ID] || int64(v.Position) >= last {
+				t.Fatalf("out of place: %+v", v)
+			}
+			seen[v.ID], last = true, int64(v.Position)
+		}
+		if page.Next == "" {
+			break
+		}
+		f.Cursor = page.Next
+	}
+	if len(seen) != want {
+		t.Fatalf("listed %d, want %d", len(seen), want)
+	}
+	filtered, err := l.Messages(t.Context(), message.Filter{Tenant: tenant, Stream: "b", To: "b@example.com", State: message.StateQueued, Limit: 200})
+	if err != nil || len(filtered.Items) != 13 {
+		t.Fatalf("filtered: %d %v", len(filtered.Items), err)
+	}
+	s := ledgertest.Email(t, tenant, "key-000003", "a", "a@example.com", "b@example.com")
+	bySub, err := l.Messages(t.Context(), message.Filter{Tenant: tenant, Submission: s.ID(), Limit: 50})
+	if err != nil || len(bySub.Items) != 2 {
+		t.Fatalf("by submission: %+v %v", bySub, err)
+	}
+	if _, err := l.Messages(t.Context(), message.Filter{Tenant: tenant, Cursor: "???", Limit: 1}); err == nil {
+		t.Fatal("a cursor that isn't ours")
+	}
+}
+
+func TestLanesCount(t *testing.T) {
+	t.Parallel()
+	l := ledgertest.Open(t, "")
+	tenant := ledgertest.Tenant(t, l, "acme")
+	for _, key := range ledgertest.Keys(5) {
+		accept(t, l, ledgertest.Email(t, tenant, key, "s", "a@example.com"))
+	}
+	lanes, err := l.Lanes(t.Context())
+	if err != nil || len(lanes) != 6 {
+		t.Fatalf("%+v %v", lanes, err)
+	}
+	if v := lanes[0]; v.Lane.String() != "transactional.email" || v.Depth != 5 || v.OldestAge <= 0 || v.ETA >= 0 {
+		t.Fatalf("%+v", v)
+	}
+}

@@ -1,0 +1,132 @@
+// Package cli is the command line: one file for each command.
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stormpost/stormpost/internal/config"
+)
+
+// Exit codes. They are part of the interface.
+const (
+	exitOK          = 0
+	exitFailed      = 1 // it didn't work
+	exitUsage       = 2 // the command line or the configuration is wrong
+	exitRefused     = 3 // the API refused the request
+	exitUnavailable = 4 // the API can't be reached or can't take it now: try again
+)
+
+// Env is what a command gets of the process that it runs in.
+type Env struct {
+	In      io.Reader
+	Out     io.Writer
+	Err     io.Writer
+	Environ []string // NAME=value
+}
+
+// OS is the real process's.
+func OS() Env { return Env{os.Stdin, os.Stdout, os.Stderr, os.Environ()} }
+
+// exitError is an error that asks for an exit code.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func usage(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Errorf(format, args...)}
+}
+
+// command is what all commands share.
+type command struct {
+	Env
+	configPath string
+	json       bool
+}
+
+// Run runs a command line and returns its exit code.
+func Run(ctx context.Context, args []string, env Env) int {
+	c := &command{Env: env}
+	root := &cobra.Command{
+		Use:   "stormpost",
+		Short: "Hand over transactional email and push messages: kept once accepted, sent once, numbered",
+		Long: `Stormpost is a delivery pipeline for transactional email and push messages.
+What it has accepted it keeps, numbers and sends once, through kill -9 and the
+loss of a store.
+
+  stormpost dev                    everything on this machine, for development
+  stormpost serve                  API and worker on your PostgreSQL and Kafka
+
+Exit codes: 0 it worked; 1 it didn't; 2 the command line or the configuration
+is wrong; 3 the API refused the request; 4 the API can't be reached or can't
+take it now, so try again.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.SetArgs(args)
+	root.SetIn(env.In)
+	root.SetOut(env.Out)
+	root.SetErr(env.Err)
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
+	root.PersistentFlags().StringVar(&c.configPath, "config", env.get("STORMPOST_CONFIG"), "settings file, stormpost.yaml (or $STORMPOST_CONFIG)")
+	root.PersistentFlags().BoolVar(&c.json, "json", false, "answer in JSON")
+	root.CompletionOptions.HiddenDefaultCmd = true
+	root.AddCommand(c.dev(), c.serve(), c.migrate(), c.keys(), c.send(), c.messages(), c.bench(), c.version())
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(env.Err, "stormpost:", err)
+	var e *exitError
+	if errors.As(err, &e) {
+		return e.code
+	}
+	return exitFailed
+}
+
+func (e Env) get(name string) string {
+	for _, kv := range e.Environ {
+		if len(kv) > len(name) && kv[len(name)] == '=' && kv[:len(name)] == name {
+			return kv[len(name)+1:]
+		}
+	}
+	return ""
+}
+
+// settings loads the configuration; a mistake in it is a usage error.
+func (c *command) settings() (config.Config, error) {
+	cfg, err := config.Load(c.configPath, c.Environ)
+	if err != nil {
+		return cfg, &exitError{exitUsage, err}
+	}
+	return cfg, nil
+}
+
+// dsn is the ledger's address from the configuration.
+func (c *command) dsn() (string, error) {
+	cfg, err := c.settings()
+	if err != nil {
+		return "", err
+	}
+	if cfg.DSN == "" {
+		return "", usage("dsn is not set: give it in the settings file, or as STORMPOST_DSN")
+	}
+	return cfg.DSN.Reveal(), nil
+}
+
+func (c *command) printJSON(v any) error {
+	e := json.NewEncoder(c.Out)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	return e.Encode(v)
+}

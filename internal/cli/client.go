@@ -1,0 +1,135 @@
+package cli
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 64 << 20
+
+// client calls the API as a user does.
+type client struct {
+	base string
+	key  string
+	http http.Client
+}
+
+// clientFlags says where the API is: by flag, by variable, or by the dev.json
+// of a running `stormpost dev`.
+type clientFlags struct {
+	api, key, data string
+}
+
+func (f *clientFlags) add(cmd *cobra.Command) {
+	p := cmd.PersistentFlags()
+	p.StringVar(&f.api, "api", "", "the API's base URL (or $STORMPOST_API; default: that of a running stormpost dev)")
+	p.StringVar(&f.key, "api-key", "", "API key (better as $STORMPOST_API_KEY)")
+	p.StringVar(&f.data, "data", "stormpost-data", "the data folder of a running stormpost dev")
+}
+
+func (c *command) client(f clientFlags) (*client, error) {
+	base, key := f.api, f.key
+	if base == "" {
+		base = c.get("STORMPOST_API")
+	}
+	if key == "" {
+		key = c.get("STORMPOST_API_KEY")
+	}
+	if base == "" || key == "" {
+		var dev struct {
+			API    string `json:"api"`
+			APIKey string `json:"api_key"`
+		}
+		b, err := os.ReadFile(filepath.Join(f.data, "dev.json"))
+		if err != nil || json.Unmarshal(b, &dev) != nil {
+			return nil, usage("no API: set --api and STORMPOST_API_KEY, or start stormpost dev (there is no %s)", filepath.Join(f.data, "dev.json"))
+		}
+		if base == "" {
+			base = dev.API
+		}
+		if key == "" {
+			key = dev.APIKey
+		}
+	}
+	return &client{base: strings.TrimRight(base, "/"), key: key, http: http.Client{Timeout: time.Minute}}, nil
+}
+
+// call sends one request and decodes the answer into out, if it isn't nil.
+func (cl *client) call(ctx context.Context, method, path string, header map[string]string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, cl.base+path, body)
+	if err != nil {
+		return usage("--api: %v", err)
+	}
+	req.Header.Set("Authorization", "Bearer "+cl.key)
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for k, v := range header {
+		req.Header.Set(k, v)
+	}
+	resp, err := cl.http.Do(req)
+	if err != nil {
+		return &exitError{exitUnavailable, err}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return &exitError{exitUnavailable, err}
+	}
+	if resp.StatusCode/100 != 2 {
+		return problem(resp.StatusCode, b)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(b, out); err != nil {
+		return fmt.Errorf("the API's answer can't be read: %w", err)
+	}
+	return nil
+}
+
+// problem makes an error of an RFC 9457 answer.
+func problem(status int, body []byte) error {
+	var p struct {
+		Title  string `json:"title"`
+		Detail string `json:"detail"`
+		Errors []struct {
+			Field   string `json:"field"`
+			Message string `json:"message"`
+		} `json:"errors"`
+	}
+	text := fmt.Sprintf("%d %s", status, http.StatusText(status))
+	if json.Unmarshal(body, &p) == nil {
+		if p.Detail != "" {
+			text += ": " + p.Detail
+		}
+		for _, e := range p.Errors {
+			text += fmt.Sprintf("\n  %s: %s", e.Field, e.Message)
+		}
+	}
+	code := exitRefused
+	if status >= 500 || status == http.StatusTooManyRequests {
+		code = exitUnavailable
+	}
+	return &exitError{code, errors.New(text)}
+}

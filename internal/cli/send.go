@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+type sendFlags struct {
+	clientFlags
+	from, subject, text, html, file string
+	to                              []string
+	fcm, title, body                string
+	class, stream, key              string
+	sendAt, expiresAt               string
+}
+
+func (c *command) send() *cobra.Command {
+	var f sendFlags
+	cmd := &cobra.Command{
+		Use:   "send",
+		Short: "Submit an email or a push through the API",
+		Example: `  stormpost send --from app@example.com --to you@example.com --subject Hi --text "Hello"
+  stormpost send --fcm DEVICE_TOKEN --title Hi --body "Hello"
+  stormpost send --file email.json --key order-17`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.runSend(cmd, f) },
+	}
+	f.add(cmd)
+	p := cmd.Flags()
+	p.StringVar(&f.from, "from", "", "sender, as app@example.com or 'App <app@example.com>'")
+	p.StringSliceVar(&f.to, "to", nil, "recipients, at most 50")
+	p.StringVar(&f.subject, "subject", "", "subject")
+	p.StringVar(&f.text, "text", "", "plain text")
+	p.StringVar(&f.html, "html", "", "HTML")
+	p.StringVar(&f.fcm, "fcm", "", "send a push to this FCM device token instead")
+	p.StringVar(&f.title, "title", "", "a push's title")
+	p.StringVar(&f.body, "body", "", "a push's text")
+	p.StringVar(&f.file, "file", "", "the whole request as JSON from a file, - for standard input")
+	p.StringVar(&f.class, "class", "", "transactional (default), trigger or campaign")
+	p.StringVar(&f.stream, "stream", "", `stream (default "default")`)
+	p.StringVar(&f.key, "key", "", "idempotency key: the same one again sends nothing again")
+	p.StringVar(&f.sendAt, "send-at", "", "not before this time, RFC 3339")
+	p.StringVar(&f.expiresAt, "expires-at", "", "never after this time, RFC 3339")
+	return cmd
+}
+
+func (c *command) runSend(cmd *cobra.Command, f sendFlags) error {
+	path, request, err := c.sendRequest(f)
+	if err != nil {
+		return err
+	}
+	cl, err := c.client(f.clientFlags)
+	if err != nil {
+		return err
+	}
+	header := map[string]string{}
+	if f.key != "" {
+		header["Idempotency-Key"] = f.key
+	}
+	var answer struct {
+		ID       string `json:"id"`
+		Messages []struct {
+			ID       string `json:"id"`
+			To       string `json:"to"`
+			State    string `json:"state"`
+			Stream   string `json:"stream"`
+			Sequence *int64 `json:"sequence"`
+		} `json:"messages"`
+	}
+	if err := cl.call(cmd.Context(), http.MethodPost, path, header, request, &answer); err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(answer)
+	}
+	for _, m := range answer.Messages {
+		number := "-"
+		if m.Sequence != nil {
+			number = fmt.Sprint(*m.Sequence)
+		}
+		fmt.Fprintf(c.Out, "%s  %s  %s/%s  %s\n", m.ID, m.State, m.Stream, number, m.To)
+	}
+	return nil
+}
+
+// sendRequest is the API's path and body for the flags.
+func (c *command) sendRequest(f sendFlags) (string, any, error) {
+	if f.file != "" {
+		return c.requestFromFile(f.file)
+	}
+	o := message.Options{Class: f.class, Stream: f.stream}
+	for flag, t := range map[string]*time.Time{"--send-at": &o.SendAt, "--expires-at": &o.ExpiresAt} {
+		text := f.sendAt
+		if flag == "--expires-at" {
+			text = f.expiresAt
+		}
+		if text == "" {
+			continue
+		}
+		parsed, err := time.Parse(time.RFC3339, text)
+		if err != nil {
+			return "", nil, usage("%s: want a time as 2026-01-02T15:04:05Z, not %q", flag, text)
+		}
+		*t = parsed
+	}
+	if f.fcm != "" {
+		return "/v1/pushes", &message.Push{
+			Platform: "fcm", To: message.Target{Token: f.fcm},
+			Notification: &message.Notification{Title: f.title, Body: f.body}, Options: o,
+		}, nil
+	}
+	if f.from == "" || len(f.to) == 0 {
+		return "", nil, usage("want --from and --to, or --fcm, or --file")
+	}
+	return "/v1/emails", &message.Email{From: f.from, To: f.to, Subject: f.subject, Text: f.text, HTML: f.html, Options: o}, nil
+}
+
+func (c *command) requestFromFile(path string) (string, any, error) {
+	in := c.In
+	if path != "-" {
+		file, err := os.Open(path)
+		if err != nil {
+			return "", nil, &exitError{exitUsage, err}
+		}
+		defer file.Close()
+		in = file
+	}
+	b, err := io.ReadAll(in)
+	if err != nil {
+		return "", nil, err
+	}
+	var kind struct {
+		Platform *json.RawMessage `json:"platform"`
+	}
+	if err := json.Unmarshal(b, &kind); err != nil {
+		return "", nil, usage("--file: not JSON: %v", err)
+	}
+	if kind.Platform != nil {
+		return "/v1/pushes", json.RawMessage(b), nil
+	}
+	return "/v1/emails", json.RawMessage(b), nil
+}
