@@ -37,7 +37,7 @@ func parseMailbox(s string) (address, error) {
 		return address{}, errors.New("has a line break or control character")
 	}
 	m, err := mail.ParseAddress(s)
-	if err != nil {
+	if err != nil || !onlyMailbox(s) {
 		return address{}, errors.New("is not one mailbox as in RFC 5322")
 	}
 	// An encoded word may have hidden what was looked for above.
@@ -60,6 +60,24 @@ func parseMailbox(s string) (address, error) {
 		return address{}, err
 	}
 	return address{local, ascii}, nil
+}
+
+// onlyMailbox refuses what net/mail takes as one address though it isn't just a
+// mailbox: a group of one, a source route, comments. Outside a quoted string
+// their marks mean nothing else.
+func onlyMailbox(s string) bool {
+	quoted := false
+	for i := 0; i < len(s); i++ {
+		switch c := s[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case !quoted && strings.IndexByte(":;()", c) >= 0:
+			return false
+		}
+	}
+	return true
 }
 
 func checkLocal(local string) error {

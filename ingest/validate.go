@@ -60,6 +60,12 @@ func (s *Service) validate(r Request, now time.Time) (wrong, stale message.Field
 	return p.list, nil
 }
 
+// Validate names everything that is wrong with r, as Submit would.
+func (s *Service) Validate(r Request) message.FieldErrors {
+	wrong, stale := s.validate(r, s.cfg.Now())
+	return append(wrong, stale...)
+}
+
 // ValidateKey judges an idempotency key by itself: 1 to 255 printable ASCII
 // characters.
 func ValidateKey(key string) message.FieldErrors {
@@ -156,6 +162,19 @@ func quote(s string) string {
 		s = strings.ToValidUTF8(s[:limit], "") + "…"
 	}
 	return fmt.Sprintf("%q", s)
+}
+
+// MemberPath is the path of a member of the object at a path, which is empty for
+// the request itself: headers.X-Foo, or headers["a\nb"] for a name that isn't
+// fit to be shown.
+func MemberPath(object, name string) string {
+	switch {
+	case name == "" || len(name) > maxHeaderName || !only(name, isFtext):
+		return fmt.Sprintf("%s[%s]", object, quote(name))
+	case object == "":
+		return name
+	}
+	return object + "." + name
 }
 
 func days(d time.Duration) string {

@@ -108,7 +108,7 @@ func validateHeaders(p *problems, headers map[string]string) {
 	}
 	seen := make(map[string]bool, len(headers))
 	for _, name := range sortedKeys(headers) {
-		field := memberPath("headers", name)
+		field := MemberPath("headers", name)
 		value := headers[name]
 		lower := strings.ToLower(name)
 		switch {
@@ -165,7 +165,7 @@ func validateOneClick(p *problems, headers map[string]string) {
 	if postName == "" {
 		return
 	}
-	field := memberPath("headers", postName)
+	field := MemberPath("headers", postName)
 	if strings.TrimSpace(post) != "List-Unsubscribe=One-Click" {
 		p.add(field, "want List-Unsubscribe=One-Click")
 	}

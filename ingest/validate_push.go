@@ -3,7 +3,6 @@ package ingest
 import (
 	"encoding/base64"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -111,7 +110,7 @@ func validateSubscription(p *problems, to message.Target) {
 	}
 	for _, name := range sortedKeys(to.Keys) {
 		if name != "auth" && name != "p256dh" {
-			p.add(memberPath("to.keys", name), "is unknown")
+			p.add(MemberPath("to.keys", name), "is unknown")
 		}
 	}
 }
@@ -136,7 +135,7 @@ func validateData(p *problems, data map[string]string) {
 		return
 	}
 	for _, key := range sortedKeys(data) {
-		field := memberPath("data", key)
+		field := MemberPath("data", key)
 		switch {
 		case key == "":
 			p.add(field, "has an empty name")
@@ -154,14 +153,6 @@ func validateData(p *problems, data map[string]string) {
 func reservedDataKey(key string) bool {
 	return key == "from" || key == "message_type" || key == "stormpost_id" ||
 		strings.HasPrefix(key, "google.") || strings.HasPrefix(key, "gcm.")
-}
-
-// memberPath is the path of a member whose name the client chose.
-func memberPath(object, name string) string {
-	if name == "" || len(name) > maxHeaderName || !only(name, isFtext) {
-		return fmt.Sprintf("%s[%s]", object, quote(name))
-	}
-	return object + "." + name
 }
 
 func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,194 @@
+// Package httpapi is the HTTP door: it decodes requests, calls ingest or the
+// ledger, and encodes the answers. doc: /openapi.json.
+//
+// POST bodies are decoded by a strict reader of our own (strict.go), since
+// encoding/json lets pass what would make two different requests look the same:
+// repeated and unknown members, broken UTF-8, names in another case. What only
+// has parameters goes through huma, and all of it is in one OpenAPI document.
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-chi/chi/v5"
+	"go.opentelemetry.io/otel/metric"
+	metricnoop "go.opentelemetry.io/otel/metric/noop"
+	"go.opentelemetry.io/otel/trace"
+	tracenoop "go.opentelemetry.io/otel/trace/noop"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/internal/keyring"
+)
+
+// Verifier tells who an API key stands for; any error means 401.
+type Verifier interface {
+	Verify(text string) (*keyring.Principal, error)
+}
+
+// Check is one thing that has to work before requests should come here.
+type Check struct {
+	Name string
+	Err  error // nil when it works; its text is shown to anyone who asks
+}
+
+// Config is what the API is made of. Service, Ledger and Keyring are required;
+// the rest may be nil or zero.
+type Config struct {
+	Service        *ingest.Service
+	Ledger         Ledger
+	Keyring        Verifier
+	Ready          func(context.Context) []Check
+	TracerProvider trace.TracerProvider
+	MeterProvider  metric.MeterProvider
+	Logger         *slog.Logger
+	Version        string // of the program, for the OpenAPI document
+	Limits         Limits
+}
+
+// Limits bounds what a client can ask for. Zero fields get the default named.
+type Limits struct {
+	Body          int64         // bytes of a body, also after gunzip: 10 MiB
+	BodyMemory    int64         // bytes of large bodies held at once: 256 MiB
+	BodyTime      time.Duration // until a body is read: 30 s
+	Request       time.Duration // until a request, or a batch's line, is answered: 10 s
+	BatchLines    int           // lines of a batch: 1,000
+	BatchParallel int           // lines of a batch submitted at once: 200
+}
+
+func (l Limits) orDefaults() Limits {
+	setDefault(&l.Body, 10<<20)
+	setDefault(&l.BodyMemory, 256<<20)
+	setDefault(&l.BodyTime, 30*time.Second)
+	setDefault(&l.Request, 10*time.Second)
+	setDefault(&l.BatchLines, 1000)
+	setDefault(&l.BatchParallel, 200)
+	l.BodyMemory = max(l.BodyMemory, 2*l.Body)
+	return l
+}
+
+func setDefault[T int | int64 | time.Duration](v *T, value T) {
+	if *v == 0 {
+		*v = value
+	}
+}
+
+type api struct {
+	Config
+	log    *slog.Logger
+	router *chi.Mux
+	huma   huma.API
+	shapes shapes
+	body   sync.Pool           // of *bytes.Buffer, for small bodies
+	memory *semaphore.Weighted // of large bodies
+}
+
+// New makes the handler of the whole API.
+func New(c Config) http.Handler {
+	c.Limits = c.Limits.orDefaults()
+	if c.TracerProvider == nil {
+		c.TracerProvider = tracenoop.NewTracerProvider()
+	}
+	if c.MeterProvider == nil {
+		c.MeterProvider = metricnoop.NewMeterProvider()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Ready == nil {
+		c.Ready = func(context.Context) []Check { return nil }
+	}
+	a := &api{
+		Config: c,
+		log:    c.Logger,
+		router: chi.NewRouter(),
+		shapes: newShapes(),
+		memory: semaphore.NewWeighted(c.Limits.BodyMemory),
+	}
+	a.huma = huma.NewAPI(huma.Config{
+		OpenAPI:                      newDocument(c.Version),
+		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true,
+		Transformers:                 []huma.Transformer{translate},
+	}, (*adapter)(a))
+	a.registerSubmit()
+	a.registerBatch()
+	a.registerMessages()
+	a.registerStreams()
+	a.registerLanes()
+	a.registerDoubts()
+	a.registerHealth()
+	a.registerDocument()
+	a.router.NotFound(func(w http.ResponseWriter, _ *http.Request) { notFound().write(w) })
+	a.router.MethodNotAllowed(a.methodNotAllowed)
+	return a.observe(a.router)
+}
+
+// adapter lets huma mount its operations as ours are.
+type adapter api
+
+func (ad *adapter) Handle(op *huma.Operation, handle func(huma.Context)) {
+	a := (*api)(ad)
+	a.mount(op, func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), a.Limits.Request)
+		defer cancel()
+		handle(newHumaContext(op, r.WithContext(ctx), w))
+	})
+}
+
+func (ad *adapter) ServeHTTP(w http.ResponseWriter, r *http.Request) { ad.router.ServeHTTP(w, r) }
+
+// register documents an operation and mounts its handler.
+func (a *api) register(op *huma.Operation, handle http.HandlerFunc) {
+	a.huma.OpenAPI().AddOperation(op)
+	a.mount(op, handle)
+}
+
+// mount routes an operation to its handler, for whoever may call it: the
+// document's security is the rule that is enforced.
+func (a *api) mount(op *huma.Operation, handle http.HandlerFunc) {
+	allowed := scopesOf(op)
+	a.router.MethodFunc(op.Method, op.Path, func(w http.ResponseWriter, r *http.Request) {
+		state := stateOf(r.Context())
+		state.route = op.Path
+		if allowed != nil {
+			if p := a.signIn(r, allowed); p != nil {
+				p.write(w)
+				return
+			}
+		}
+		handle(w, r)
+	})
+}
+
+func (a *api) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
+	p := newProblem(http.StatusMethodNotAllowed, "method_not_allowed", "This path has no such method.")
+	for _, m := range []string{http.MethodDelete, http.MethodGet, http.MethodPost} {
+		if a.router.Match(chi.NewRouteContext(), m, r.URL.Path) {
+			if p.header == nil {
+				p.header = http.Header{}
+			}
+			p.header.Add("Allow", m)
+		}
+	}
+	p.write(w)
+}
+
+// fail writes the problem that err is, and logs the one that it can't name.
+func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+	a.problem(r.Context(), err).write(w)
+}
+
+func (a *api) problem(ctx context.Context, err error) *Problem {
+	p, known := problemOf(err)
+	if !known {
+		a.log.ErrorContext(ctx, "request failed", "route", stateOf(ctx).route, "request_id", stateOf(ctx).id, "error", err)
+	}
+	return p
+}

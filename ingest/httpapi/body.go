@@ -1,0 +1,145 @@
+package httpapi
+
+import (
+	"bytes"
+	"compress/gzip"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// smallBody is what a body may take without asking for a share of memory.
+const smallBody = 64 << 10
+
+// withBody reads the request's whole body and calls use with it; the bytes are
+// use's only until it returns. Whatever is wrong with the body is answered here.
+func (a *api) withBody(w http.ResponseWriter, r *http.Request, types []string, use func(body []byte)) {
+	if err := a.readAndUse(w, r, types, use); err != nil {
+		a.fail(w, r, err)
+	}
+}
+
+func (a *api) readAndUse(w http.ResponseWriter, r *http.Request, types []string, use func(body []byte)) error {
+	if !acceptable(r.Header.Get("Content-Type"), types) {
+		return newProblem(http.StatusUnsupportedMediaType, "unsupported_media_type",
+			"The Content-Type has to be "+types[0]+".",
+			ProblemField{"Content-Type", "want " + types[0]}).with("Accept", types[0])
+	}
+	in, err := a.openBody(w, r)
+	if err != nil {
+		return err
+	}
+	buf, ok := a.body.Get().(*bytes.Buffer)
+	if !ok {
+		buf = &bytes.Buffer{}
+	}
+	defer func() {
+		if buf.Cap() <= 2*smallBody { // a large one isn't kept
+			buf.Reset()
+			a.body.Put(buf)
+		}
+	}()
+
+	// A client that stops sending must not keep us; but the deadline has to go
+	// once the body is read, since afterwards net/http reads on to notice a
+	// client that hangs up, and would take a late deadline for that.
+	deadline := http.NewResponseController(w)
+	_ = deadline.SetReadDeadline(time.Now().Add(a.Limits.BodyTime)) // a writer in a test may not know how
+	_, err = buf.ReadFrom(io.LimitReader(in, smallBody))
+	if err == nil && buf.Len() == smallBody {
+		// With the decoded form beside it, a large body takes twice its limit.
+		if !a.memory.TryAcquire(2 * a.Limits.Body) {
+			return unavailable("Too many large requests at once. Repeat the request with the same idempotency key.")
+		}
+		defer a.memory.Release(2 * a.Limits.Body)
+		_, err = buf.ReadFrom(io.LimitReader(in, a.Limits.Body+1-smallBody))
+	}
+	_ = deadline.SetReadDeadline(time.Time{})
+	if err != nil {
+		return bodyError(err)
+	}
+	if int64(buf.Len()) > a.Limits.Body {
+		return a.tooLarge()
+	}
+	use(buf.Bytes())
+	return nil
+}
+
+// openBody is the body's bytes, bounded as sent and, by whoever reads, as
+// decoded.
+func (a *api) openBody(w http.ResponseWriter, r *http.Request) (io.Reader, error) {
+	if r.ContentLength > a.Limits.Body {
+		return nil, a.tooLarge()
+	}
+	in := http.MaxBytesReader(w, r.Body, a.Limits.Body)
+	switch encoding := strings.ToLower(strings.Join(r.Header.Values("Content-Encoding"), ",")); encoding {
+	case "", "identity":
+		return in, nil
+	case "gzip":
+		return &gzipReader{in: in}, nil
+	}
+	return nil, newProblem(http.StatusUnsupportedMediaType, "unsupported_encoding", "The Content-Encoding has to be gzip, or none.",
+		ProblemField{"Content-Encoding", "want gzip, or none"}).with("Accept-Encoding", "gzip")
+}
+
+// gzipReader opens the stream at the first Read, which is under the deadline.
+type gzipReader struct {
+	in io.Reader
+	z  *gzip.Reader
+}
+
+var errGzip = errors.New("is not valid gzip")
+
+func (g *gzipReader) Read(b []byte) (n int, err error) {
+	if g.z == nil {
+		g.z, err = gzip.NewReader(g.in)
+	}
+	if err == nil {
+		n, err = g.z.Read(b)
+	}
+	if errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = fmt.Errorf("%w: %w", errGzip, err)
+	}
+	return n, err
+}
+
+func (a *api) tooLarge() *Problem {
+	return newProblem(http.StatusRequestEntityTooLarge, "too_large",
+		fmt.Sprintf("The body has more than %d bytes.", a.Limits.Body),
+		ProblemField{"body", fmt.Sprintf("has more than %d bytes, also counted after gunzip", a.Limits.Body)}).with("Connection", "close")
+}
+
+func bodyError(err error) error {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.As(err, &tooLarge):
+		return newProblem(http.StatusRequestEntityTooLarge, "too_large",
+			fmt.Sprintf("The body has more than %d bytes.", tooLarge.Limit),
+			ProblemField{"body", fmt.Sprintf("has more than %d bytes", tooLarge.Limit)})
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return newProblem(http.StatusRequestTimeout, "too_slow", "The body didn't arrive in time.",
+			ProblemField{"body", "didn't arrive in time"}).with("Connection", "close")
+	case errors.Is(err, errGzip):
+		return malformed(errGzip.Error())
+	}
+	return malformed("ended before its time, or is not valid gzip")
+}
+
+// acceptable says whether a Content-Type is one of types, in UTF-8.
+func acceptable(contentType string, types []string) bool {
+	if slices.Contains(types, contentType) {
+		return true
+	}
+	kind, params, err := mime.ParseMediaType(contentType)
+	if err != nil || !slices.Contains(types, kind) {
+		return false
+	}
+	charset, given := params["charset"]
+	return !given || strings.EqualFold(charset, "utf-8")
+}

@@ -1,0 +1,125 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/go-chi/chi/v5"
+
+	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+const maxReason = 500 // bytes
+
+type doubtsInput struct {
+	Cursor string `query:"cursor" maxLength:"1024" doc:"A page's next, for the page after it."`
+	Limit  int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
+}
+
+type doubtView struct {
+	ID       string      `json:"id" doc:"The message's id; the doubt is decided by it."`
+	Attempt  int         `json:"attempt" doc:"Which attempt nobody knows the end of."`
+	Cause    string      `json:"cause" enum:"unknown,silent" doc:"unknown: the provider's answer was lost. silent: its worker is gone."`
+	Since    time.Time   `json:"since" doc:"When it became one."`
+	Provider string      `json:"provider,omitempty" doc:"Who may have taken the message."`
+	Message  messageView `json:"message" doc:"The message, without its content."`
+}
+
+// decisionBody is the request to decide a doubt.
+type decisionBody struct {
+	Decision message.Decision `json:"decision" enum:"sent,resend,drop" doc:"sent: it was taken. resend: hand it over again. drop: end it as failed."`
+	Reason   string           `json:"reason" minLength:"1" maxLength:"500" doc:"Why, for whoever asks later."`
+}
+
+type decisionView struct {
+	ID       string           `json:"id" doc:"The message's id."`
+	Decision message.Decision `json:"decision" enum:"sent,resend,drop" doc:"What was decided."`
+	Reason   string           `json:"reason" doc:"Why."`
+	By       string           `json:"by" doc:"Who decided."`
+}
+
+func (a *api) registerDoubts() {
+	huma.Register(a.huma, a.operation(huma.Operation{
+		OperationID: "list-doubts", Method: http.MethodGet, Path: "/v1/doubts", Tags: []string{"Operate"},
+		Summary: "List messages of which nobody knows whether they were taken, oldest first", Security: anyOf(keyring.Operator),
+	}, page[doubtView]{Items: []doubtView{{
+		ID: exampleMessage, Attempt: 1, Cause: "unknown", Since: exampleTime, Provider: "relay", Message: exampleView(),
+	}}}), a.listDoubts)
+	op := a.operation(huma.Operation{
+		OperationID: "decide-doubt", Method: http.MethodPost, Path: "/v1/doubts/{id}", Tags: []string{"Operate"},
+		Summary: "Decide a doubt, once", Security: anyOf(keyring.Operator),
+		Parameters: []*huma.Param{{
+			Name: "id", In: "path", Required: true, Description: "The message's id.", Schema: &huma.Schema{Type: huma.TypeString},
+		}},
+		RequestBody: a.requestBody(a.schemaOf(decisionBody{}), decisionBody{message.DecideResend, "the relay's log has no such message"}),
+	}, decisionView{exampleMessage, message.DecideResend, "the relay's log has no such message", "acme key 7"},
+		http.StatusBadRequest, http.StatusNotFound, http.StatusConflict, http.StatusUnsupportedMediaType)
+	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(decisionView{})
+	a.register(&op, a.decideDoubt)
+}
+
+func (a *api) listDoubts(ctx context.Context, in *doubtsInput) (*output[page[doubtView]], error) {
+	found, err := a.Ledger.Doubts(ctx, in.Cursor, in.Limit)
+	if err != nil {
+		return nil, a.problem(ctx, err)
+	}
+	out := page[doubtView]{Items: make([]doubtView, len(found.Items)), Next: found.Next}
+	for i := range found.Items {
+		d := &found.Items[i]
+		out.Items[i] = doubtView{
+			ID: d.ID.String(), Attempt: d.Attempt, Cause: d.Cause, Since: d.Since, Provider: d.Provider,
+			Message: viewOf(&d.View, true),
+		}
+	}
+	return &output[page[doubtView]]{out}, nil
+}
+
+func (a *api) decideDoubt(w http.ResponseWriter, r *http.Request) {
+	a.withBody(w, r, []string{"application/json"}, func(body []byte) {
+		var in decisionBody
+		wrong, err := decode(a.shapes.decision, body, &in)
+		if err == nil && len(wrong) == 0 {
+			wrong = in.problems()
+		}
+		if err == nil && len(wrong) > 0 {
+			err = wrong
+		}
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		id, err := messageID(chi.URLParam(r, "id"))
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		p := principalOf(r.Context())
+		by := strings.TrimSpace(fmt.Sprintf("%s key %d", p.TenantName, p.KeyID))
+		ctx, cancel := context.WithTimeout(r.Context(), a.Limits.Request)
+		defer cancel()
+		if err := a.Ledger.Decide(ctx, id, in.Decision, by, in.Reason); err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, "application/json", decisionView{id.String(), in.Decision, in.Reason, by})
+	})
+}
+
+func (d decisionBody) problems() message.FieldErrors {
+	var wrong message.FieldErrors
+	switch d.Decision {
+	case message.DecideSent, message.DecideResend, message.DecideDrop:
+	default:
+		wrong = append(wrong, message.FieldError{Field: "decision", Problem: "want sent, resend or drop"})
+	}
+	if reason := strings.TrimSpace(d.Reason); reason == "" || len(reason) > maxReason || strings.ContainsFunc(reason, unicode.IsControl) {
+		wrong = append(wrong, message.FieldError{Field: "reason", Problem: fmt.Sprintf("want one line of 1 to %d bytes", maxReason)})
+	}
+	return wrong
+}

@@ -1,0 +1,301 @@
+package httpapi_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/ingest/httpapi"
+	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// store is a ledger in memory: enough of one to tell tenants apart, to answer
+// repeats, and to fail.
+type store struct {
+	mu       sync.Mutex
+	byKey    map[message.KeyHash]*kept
+	next     map[string]int64
+	accepted int
+	fail     error
+	decided  map[message.ID]message.Decision
+	filter   message.Filter // of the last list
+	items    []message.Item
+	panics   bool
+}
+
+type kept struct {
+	sub     *message.Submission
+	receipt message.Receipt
+	state   message.State
+}
+
+func newStore() *store {
+	return &store{byKey: map[message.KeyHash]*kept{}, next: map[string]int64{}, decided: map[message.ID]message.Decision{}}
+}
+
+func (s *store) Accept(_ context.Context, sub *message.Submission) (message.Receipt, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.panics {
+		panic("out of order")
+	}
+	if s.fail != nil {
+		return message.Receipt{}, s.fail
+	}
+	if k := s.byKey[sub.Key]; k != nil {
+		if k.sub.Print != sub.Print {
+			return message.Receipt{}, message.ErrKeyReused
+		}
+		r := k.receipt
+		r.Replayed = true
+		return r, nil
+	}
+	s.accepted++
+	stream := string(rune(sub.Tenant)) + sub.Stream
+	r := message.Receipt{Submission: int64(s.accepted), Sequence: s.next[stream] + 1, Waiting: !sub.SendAt.IsZero()}
+	s.next[stream] += int64(len(sub.Recipients))
+	s.byKey[sub.Key] = &kept{sub, r, message.StateQueued}
+	return r, nil
+}
+
+func (s *store) Publish(items []message.Item) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.items = append(s.items, items...)
+}
+
+func (s *store) view(tenant int32, id message.ID) (*message.View, error) {
+	k := s.byKey[id.KeyHash()]
+	if k == nil || tenant != 0 && k.sub.Tenant != tenant || !id.Matches(k.sub.Print) || id.Index() >= len(k.sub.Recipients) {
+		return nil, message.ErrNotFound
+	}
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	return &message.View{
+		Position: message.PositionOf(k.sub.Lane, k.receipt.Submission, id.Index()),
+		ID:       id, Tenant: k.sub.Tenant, State: k.state, Stream: k.sub.Stream, Lane: k.sub.Lane,
+		Sequence: k.receipt.Sequence + int64(id.Index()), Recipient: k.sub.Recipients[id.Index()],
+		AcceptedAt: at, ExpiresAt: k.sub.ExpiresAt, Content: k.sub.Content,
+		Attempts: []message.Attempt{{
+			Number: 1, Kind: "send", At: at.Add(time.Second), Outcome: message.Unknown, OutcomeAt: at.Add(2 * time.Second),
+			Provider: "relay", Reply: "connection lost",
+			Decision: message.DecideResend, DecidedBy: "ops", DecidedAt: at.Add(3 * time.Second), Because: "asked",
+		}, {Number: 2, Kind: "cancel", At: at.Add(4 * time.Second)}},
+	}, nil
+}
+
+func (s *store) Message(_ context.Context, tenant int32, id message.ID) (*message.View, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.view(tenant, id)
+}
+
+func (s *store) Cancel(_ context.Context, tenant int32, id message.ID) (*message.View, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v, err := s.view(tenant, id)
+	if err != nil {
+		return nil, err
+	}
+	if v.State == message.StateSent {
+		return nil, message.ErrTooLate
+	}
+	s.byKey[id.KeyHash()].state = message.StateCanceled
+	return s.view(tenant, id)
+}
+
+func (s *store) Messages(_ context.Context, f message.Filter) (message.Page[message.View], error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.filter = f
+	var p message.Page[message.View]
+	for _, k := range s.byKey {
+		if f.Submission != (message.ID{}) && f.Submission != k.sub.ID() || f.Key != nil && *f.Key != k.sub.Key {
+			continue
+		}
+		for i := range k.sub.Recipients {
+			if v, err := s.view(f.Tenant, k.sub.ID().Message(i)); err == nil {
+				p.Items = append(p.Items, *v)
+			}
+		}
+	}
+	return p, nil
+}
+
+func (s *store) Audit(_ context.Context, tenant int32, stream string) (*message.Audit, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	last := s.next[string(rune(tenant))+stream]
+	if last == 0 {
+		return nil, message.ErrNotFound
+	}
+	return &message.Audit{Stream: stream, First: 1, Last: last, Missing: []message.Range{{From: 2, To: 3}}}, nil
+}
+
+func (s *store) Lanes(context.Context) ([]message.LaneView, error) {
+	return []message.LaneView{{Lane: message.Lanes()[0], Depth: 4, ETA: -1}}, nil
+}
+
+func (s *store) Doubts(_ context.Context, cursor string, limit int) (message.Page[message.Doubt], error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var p message.Page[message.Doubt]
+	for _, k := range s.byKey {
+		v, _ := s.view(0, k.sub.ID().Message(0))
+		p.Items = append(p.Items, message.Doubt{View: *v, Attempt: 1, Cause: "unknown"})
+	}
+	return p, nil
+}
+
+func (s *store) Decide(_ context.Context, id message.ID, d message.Decision, _, _ string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, err := s.view(0, id); err != nil {
+		return err
+	}
+	if s.decided[id] != "" {
+		return message.ErrDecided
+	}
+	s.decided[id] = d
+	return nil
+}
+
+func (s *store) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.accepted
+}
+
+// keys verifies the keys of tests: a name for a principal.
+type keys map[string]*keyring.Principal
+
+func (k keys) Verify(text string) (*keyring.Principal, error) {
+	if p := k[text]; p != nil {
+		return p, nil
+	}
+	return nil, keyring.ErrUnauthorized
+}
+
+var principals = keys{
+	"one":      {Tenant: 1, TenantName: "one", KeyID: 11, Domains: []string{"example.com"}, Scopes: []keyring.Scope{keyring.Send, keyring.Read}},
+	"two":      {Tenant: 2, TenantName: "two", KeyID: 21, Domains: []string{"example.com"}, Scopes: []keyring.Scope{keyring.Send, keyring.Read}},
+	"sender":   {Tenant: 1, TenantName: "one", KeyID: 12, Domains: []string{"example.com"}, Scopes: []keyring.Scope{keyring.Send}},
+	"reader":   {Tenant: 1, TenantName: "one", KeyID: 13, Scopes: []keyring.Scope{keyring.Read}},
+	"operator": {TenantName: "", KeyID: 1, Scopes: []keyring.Scope{keyring.Operator}},
+	"tester":   {Tenant: 1, TenantName: "one", KeyID: 14, Test: true, Domains: []string{"*"}, Scopes: []keyring.Scope{keyring.Send, keyring.Read}},
+}
+
+type fixture struct {
+	*store
+	handler http.Handler
+	now     time.Time
+	t       testing.TB
+}
+
+func newFixture(t testing.TB, change ...func(*httpapi.Config)) *fixture {
+	f := &fixture{store: newStore(), now: time.Now(), t: t}
+	c := httpapi.Config{
+		Service: ingest.New(f.store, f.store, ingest.Config{Finder: f.store, Now: func() time.Time { return f.now }}),
+		Ledger:  f.store,
+		Keyring: principals,
+	}
+	for _, ch := range change {
+		ch(&c)
+	}
+	f.handler = httpapi.New(c)
+	return f
+}
+
+type answer struct {
+	*http.Response
+	body []byte
+}
+
+// do asks with a key, unless it is empty. Headers are pairs.
+func (f *fixture) do(method, path, key, body string, headers ...string) answer {
+	f.t.Helper()
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	if key != "" {
+		r.Header.Set("Authorization", "Bearer "+key)
+	}
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	for i := 0; i+1 < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, r)
+	res := w.Result()
+	b, err := io.ReadAll(res.Body)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	if res.Header.Get("X-Request-Id") == "" {
+		f.t.Errorf("%s %s: no X-Request-Id", method, path)
+	}
+	return answer{res, b}
+}
+
+type problem struct {
+	Type, Title, Code, Detail string
+	Status                    int
+	Errors                    []struct{ Field, Message string }
+}
+
+// wantProblem checks that a is problem details with the status and the fields.
+func wantProblem(t testing.TB, a answer, status int, fields ...string) problem {
+	t.Helper()
+	var p problem
+	if a.StatusCode != status || a.Header.Get("Content-Type") != "application/problem+json" {
+		t.Fatalf("status %d, type %q, want %d and problem details; body %.300s", a.StatusCode, a.Header.Get("Content-Type"), status, a.body)
+	}
+	d := json.NewDecoder(bytes.NewReader(a.body))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&p); err != nil {
+		t.Fatalf("problem: %v in %s", err, a.body)
+	}
+	if p.Status != status || p.Code == "" || p.Title == "" || p.Detail == "" || p.Type != "about:blank" {
+		t.Errorf("problem is incomplete: %s", a.body)
+	}
+	for _, want := range fields {
+		found := false
+		for _, e := range p.Errors {
+			found = found || e.Field == want && e.Message != ""
+		}
+		if !found {
+			t.Errorf("no error names %q: %s", want, a.body)
+		}
+	}
+	return p
+}
+
+func decodeInto[T any](t testing.TB, a answer, status int) (v T) {
+	t.Helper()
+	if a.StatusCode != status {
+		t.Fatalf("status %d, want %d: %s", a.StatusCode, status, a.body)
+	}
+	if err := json.Unmarshal(a.body, &v); err != nil {
+		t.Fatalf("%v in %s", err, a.body)
+	}
+	return v
+}
+
+type accepted struct {
+	ID       string
+	Messages []struct {
+		ID, To, State, Stream string
+		Sequence              int64
+	}
+}
+
+const goodEmail = `{"from":"A <a@example.com>","to":["b@example.net"],"subject":"s","text":"t"}`
+const goodPush = `{"platform":"fcm","to":"token-1","data":{"k":"v"}}`

@@ -1,0 +1,352 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+type kind uint8
+
+const (
+	kindText    kind = iota // a string
+	kindBytes               // a string of base64
+	kindTime                // a string as in RFC 3339
+	kindList                // an array of elem
+	kindMembers             // an object whose names the client chooses, of elem
+	kindObject              // an object of fields
+	kindTarget              // a string, or an object of fields
+)
+
+var wanted = [...]string{
+	kindText: "a string", kindBytes: "a string of base64", kindTime: "a time as in RFC 3339",
+	kindList: "an array", kindMembers: "an object", kindObject: "an object", kindTarget: "a string or an object",
+}
+
+// shape is what a JSON value may be. It is made from a Go type once.
+type shape struct {
+	kind   kind
+	elem   *shape
+	fields map[string]field
+}
+
+type field struct {
+	bit uint // its place among its object's fields, below 64
+	*shape
+}
+
+func shapeOf(t reflect.Type) *shape {
+	switch {
+	case t == reflect.TypeFor[time.Time]():
+		return &shape{kind: kindTime}
+	case t == reflect.TypeFor[[]byte]():
+		return &shape{kind: kindBytes}
+	case t == reflect.TypeFor[message.Target]():
+		s := shapeOf(reflect.TypeFor[struct {
+			Topic    string            `json:"topic"`
+			Endpoint string            `json:"endpoint"`
+			Keys     map[string]string `json:"keys"`
+		}]())
+		s.kind = kindTarget
+		return s
+	}
+	switch t.Kind() {
+	case reflect.Pointer:
+		return shapeOf(t.Elem())
+	case reflect.String:
+		return &shape{kind: kindText}
+	case reflect.Slice:
+		return &shape{kind: kindList, elem: shapeOf(t.Elem())}
+	case reflect.Map:
+		return &shape{kind: kindMembers, elem: shapeOf(t.Elem())}
+	case reflect.Struct:
+		s := &shape{kind: kindObject, fields: map[string]field{}}
+		for _, f := range reflect.VisibleFields(t) {
+			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && !f.Anonymous {
+				s.fields[name] = field{uint(len(s.fields)), shapeOf(f.Type)}
+			}
+		}
+		return s
+	}
+	panic("no shape for " + t.String()) // a field of a new type needs one
+}
+
+// check reads body against s and names all that encoding/json would let pass or
+// not name well: unknown and repeated members, names in another case, values of
+// another kind, and text that isn't Unicode. A null is as if its member were
+// absent. A body that isn't JSON at all is a *Problem.
+//
+// It returns message.FieldErrors, nil when json.Unmarshal will succeed.
+func (s *shape) check(body []byte) (message.FieldErrors, *Problem) {
+	if !utf8.Valid(body) {
+		return nil, malformed("is not valid UTF-8")
+	}
+	if !json.Valid(body) {
+		return nil, malformed(syntaxProblem(body))
+	}
+	w := walker{body: body}
+	w.space()
+	if body[w.at] != '{' {
+		return nil, malformed("want a JSON object")
+	}
+	w.value(s)
+	return w.wrong, nil
+}
+
+func syntaxProblem(body []byte) string {
+	var raw json.RawMessage
+	var syntax *json.SyntaxError
+	if errors.As(json.Unmarshal(body, &raw), &syntax) {
+		return fmt.Sprintf("is not valid JSON: %v after %d bytes", syntax, syntax.Offset)
+	}
+	return "is not valid JSON"
+}
+
+// walker goes through a body that is known to be valid JSON. It recurses only
+// as deep as the shape does.
+type walker struct {
+	body  []byte
+	at    int
+	path  []segment
+	wrong message.FieldErrors
+}
+
+// segment is one step of a path: a name, or an element's index.
+type segment struct {
+	name  string
+	index int // negative for a name
+}
+
+func (w *walker) value(s *shape) {
+	switch w.body[w.at] {
+	case '"':
+		w.text(s)
+	case '[':
+		if s.kind != kindList {
+			w.mismatch(s)
+			return
+		}
+		w.list(s)
+	case '{':
+		if s.kind != kindObject && s.kind != kindMembers && s.kind != kindTarget {
+			w.mismatch(s)
+			return
+		}
+		w.object(s)
+	case 'n':
+		w.skip()
+	default:
+		w.mismatch(s)
+	}
+}
+
+func (w *walker) text(s *shape) {
+	raw := w.str()
+	switch s.kind {
+	case kindText, kindTarget:
+	case kindBytes:
+		var b []byte
+		if json.Unmarshal(raw, &b) != nil {
+			w.add("is not valid base64")
+		}
+	case kindTime:
+		var t time.Time
+		if t.UnmarshalJSON(raw) != nil {
+			w.add("want %s", wanted[kindTime])
+		}
+	default:
+		w.add("want %s", wanted[s.kind])
+	}
+}
+
+func (w *walker) list(s *shape) {
+	w.at++ // [
+	w.space()
+	for i := 0; w.body[w.at] != ']'; i++ {
+		w.path = append(w.path, segment{index: i})
+		w.present(s.elem)
+		w.path = w.path[:len(w.path)-1]
+		w.separator()
+	}
+	w.at++
+}
+
+func (w *walker) object(s *shape) {
+	w.at++ // {
+	w.space()
+	var seen uint64
+	var members map[string]bool
+	if s.kind == kindMembers {
+		members = map[string]bool{}
+	}
+	for w.body[w.at] != '}' {
+		name := w.name()
+		w.path = append(w.path, segment{name, -1})
+		f, known := s.fields[name]
+		switch {
+		case members != nil:
+			if members[name] {
+				w.add("is repeated")
+			}
+			members[name] = true
+			w.present(s.elem)
+		case !known:
+			w.add("is unknown")
+			w.skip()
+		default:
+			if seen&(1<<f.bit) != 0 {
+				w.add("is repeated")
+			}
+			seen |= 1 << f.bit
+			w.value(f.shape)
+		}
+		w.path = w.path[:len(w.path)-1]
+		w.separator()
+	}
+	w.at++
+}
+
+// present reads a value that can't be left out, and so can't be null: an element,
+// or a member whose name the client chose.
+func (w *walker) present(s *shape) {
+	if w.body[w.at] == 'n' {
+		w.mismatch(s)
+		return
+	}
+	w.value(s)
+}
+
+// name reads a member's name up to its value.
+func (w *walker) name() string {
+	raw := w.str()
+	w.space()
+	w.at++ // :
+	w.space()
+	if plain := raw[1 : len(raw)-1]; bytes.IndexByte(plain, '\\') < 0 {
+		return string(plain)
+	}
+	var name string
+	_ = json.Unmarshal(raw, &name) // it is valid JSON
+	return name
+}
+
+// str reads a string with its quotes, and refuses half a surrogate pair, which
+// encoding/json would silently replace.
+func (w *walker) str() []byte {
+	start := w.at
+	broken := false
+	for w.at++; w.body[w.at] != '"'; w.at++ {
+		if w.body[w.at] != '\\' {
+			continue
+		}
+		w.at++
+		if w.body[w.at] != 'u' {
+			continue
+		}
+		r := w.escaped(w.at + 1)
+		w.at += 4
+		if !utf16.IsSurrogate(r) {
+			continue
+		}
+		if next := w.at + 1; w.body[next] == '\\' && w.body[next+1] == 'u' &&
+			utf16.DecodeRune(r, w.escaped(next+2)) != utf8.RuneError {
+			w.at += 6
+		} else {
+			broken = true
+		}
+	}
+	w.at++
+	if broken {
+		w.add("has half a surrogate pair")
+	}
+	return w.body[start:w.at]
+}
+
+func (w *walker) escaped(at int) rune {
+	n, _ := strconv.ParseUint(string(w.body[at:at+4]), 16, 32) // it is valid JSON
+	return rune(n)
+}
+
+// separator reads what stands between two elements or after the last.
+func (w *walker) separator() {
+	w.space()
+	if w.body[w.at] == ',' {
+		w.at++
+		w.space()
+	}
+}
+
+func (w *walker) space() {
+	for w.at < len(w.body) {
+		switch w.body[w.at] {
+		case ' ', '\t', '\r', '\n':
+			w.at++
+		default:
+			return
+		}
+	}
+}
+
+// skip passes a value over, however deep it is.
+func (w *walker) skip() {
+	depth := 0
+	for {
+		switch c := w.body[w.at]; c {
+		case '"':
+			for w.at++; w.body[w.at] != '"'; w.at++ {
+				if w.body[w.at] == '\\' {
+					w.at++
+				}
+			}
+			w.at++
+		case '[', '{':
+			depth++
+			w.at++
+		case ']', '}':
+			depth--
+			w.at++
+		case ',', ':', ' ', '\t', '\r', '\n':
+			w.at++
+		default:
+			for w.at < len(w.body) && strings.IndexByte(",]} \t\r\n", w.body[w.at]) < 0 {
+				w.at++
+			}
+		}
+		if depth == 0 {
+			return
+		}
+	}
+}
+
+func (w *walker) mismatch(s *shape) {
+	w.add("want %s", wanted[s.kind])
+	w.skip()
+}
+
+func (w *walker) add(format string, args ...any) {
+	if len(w.wrong) < ingest.MaxProblems {
+		w.wrong = append(w.wrong, message.FieldError{Field: w.field(), Problem: fmt.Sprintf(format, args...)})
+	}
+}
+
+func (w *walker) field() string {
+	var path string
+	for _, s := range w.path {
+		if s.index >= 0 {
+			path += fmt.Sprintf("[%d]", s.index)
+		} else {
+			path = ingest.MemberPath(path, s.name)
+		}
+	}
+	return path
+}
