@@ -112,7 +112,7 @@ func New(c Config) http.Handler {
 	}
 	a.huma = huma.NewAPI(huma.Config{
 		OpenAPI:                      newDocument(c.Version),
-		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat},
+		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
 		DefaultFormat:                "application/json",
 		RejectUnknownQueryParameters: true,
 		Transformers:                 []huma.Transformer{translate},
