@@ -1,0 +1,25 @@
+// Package smtp hands email to one SMTP relay (RFC 5321) over pooled
+// connections.
+//
+// A hand-over goes through these steps. What can happen at each of them decides
+// the outcome, and nothing else does:
+//
+//	step            a 4xx, 421, cut, timeout or garbage   a 5xx
+//	connect … AUTH  error of Reserve, no message touched  the same
+//	MAIL RCPT DATA  Deferred                              Rejected
+//	body            Deferred                              Rejected
+//	last fails      Returned: the dot is never sent
+//	final write     from its first byte on: Unknown, unless a whole, well-formed
+//	                reply came: 2xx Sent, 4xx Deferred, 5xx Rejected
+//
+// The final write is the one that holds the dot ending the message. A message
+// of up to 16 KiB is that one write. Of a longer one everything but its end is
+// written before, so that last is asked as late as possible.
+//
+// A 5xx that speaks of us rather than of the message (no or wrong credentials,
+// encryption required, bad sequence of commands) is Deferred: a relay that lost
+// its configuration must not end the messages of that hour.
+//
+// Messages are composed from their content at each attempt: the Message-ID is a
+// function of the message's id alone, Date is the time of the attempt.
+package smtp

@@ -1,0 +1,86 @@
+package smtp
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+var _ delivery.Provider = (*Provider)(nil)
+
+// Provider is one SMTP relay. It is safe for concurrent use.
+//
+// Every open connection, and every one being opened, holds one permit; the
+// connections that nobody uses lie in idle. So there are never more than
+// Config.Connections, and both channels serve who waits in order of arrival.
+type Provider struct {
+	cfg    Config
+	limits timeouts
+	dialer net.Dialer
+	keys   map[string][]DKIMKey // by domain
+
+	permits chan struct{}
+	idle    chan *conn
+	opened  atomic.Int32 // connections
+	outage  outage
+
+	closing context.Context // ends with Close
+	end     context.CancelFunc
+	closed  sync.Once
+	wg      sync.WaitGroup // the sweeper and QUITs on their way
+}
+
+// New checks cfg and makes a provider. It connects when it is first used. Close
+// must be called.
+func New(cfg Config) (*Provider, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("smtp: %w", err)
+	}
+	cfg = cfg.withDefaults()
+	p := &Provider{
+		cfg: cfg, limits: cfg.timeouts(), keys: make(map[string][]DKIMKey),
+		permits: make(chan struct{}, cfg.Connections), idle: make(chan *conn, cfg.Connections),
+	}
+	for _, k := range cfg.DKIM {
+		p.keys[k.Domain] = append(p.keys[k.Domain], k)
+	}
+	for range cfg.Connections {
+		p.permits <- struct{}{}
+	}
+	p.closing, p.end = context.WithCancel(context.Background())
+	p.wg.Go(p.sweep)
+	return p, nil
+}
+
+// Name is Config.Name.
+func (p *Provider) Name() string { return p.cfg.Name }
+
+// Channel is email.
+func (p *Provider) Channel() message.Channel { return message.ChannelEmail }
+
+// ReplyLimit is Config.ReplyLimit.
+func (p *Provider) ReplyLimit() time.Duration { return p.cfg.ReplyLimit }
+
+// Close ends all connections with QUIT, waits for slots still in use, and for
+// every goroutine of the provider. Calling it again does nothing more.
+func (p *Provider) Close() error {
+	p.closed.Do(func() {
+		p.end()
+		for held := 0; held < p.cfg.Connections; {
+			select {
+			case <-p.permits:
+				held++
+			case c := <-p.idle:
+				p.retire(c)
+			}
+		}
+		p.wg.Wait()
+	})
+	return nil
+}
