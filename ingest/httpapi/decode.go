@@ -1,10 +1,13 @@
 package httpapi
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/message"
@@ -36,31 +39,46 @@ func newShapes() shapes {
 	}
 }
 
-// decode reads body into v, which s is the shape of. With field errors v holds
-// the members that nothing is wrong with.
+// decode reads body into v, a zero value that s is the shape of. With field
+// errors v holds the members that nothing is wrong with.
 func decode(s *shape, body []byte, v any) (message.FieldErrors, error) {
-	wrong, p := s.check(body)
-	if p != nil {
-		return nil, p
+	if !utf8.Valid(body) {
+		return nil, malformed("is not valid UTF-8")
 	}
+	// Before it touches v, Unmarshal makes sure that all of body is JSON.
+	err := json.Unmarshal(body, v)
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		return nil, malformed(fmt.Sprintf("is not valid JSON: %v after %d bytes", syntax, syntax.Offset))
+	}
+	if first := bytes.TrimLeft(body, " \t\r\n"); first[0] != '{' {
+		return nil, malformed("want a JSON object")
+	}
+	wrong := s.check(body)
 	if len(wrong) > 0 {
-		var members map[string]json.RawMessage
-		if err := json.Unmarshal(body, &members); err != nil {
-			return nil, fmt.Errorf("decode a checked body: %w", err)
-		}
-		for _, w := range wrong {
-			delete(members, topLevel(w.Field))
-		}
-		rest, err := json.Marshal(members)
-		if err != nil {
-			return nil, fmt.Errorf("decode a checked body: %w", err)
-		}
-		body = rest
+		err = decodeRest(body, wrong, v)
 	}
-	if err := json.Unmarshal(body, v); err != nil {
+	if err != nil {
 		return nil, fmt.Errorf("decode a checked body: %w", err)
 	}
 	return wrong, nil
+}
+
+// decodeRest reads body again, without the members that something is wrong with.
+func decodeRest(body []byte, wrong message.FieldErrors, v any) error {
+	var members map[string]json.RawMessage
+	if err := json.Unmarshal(body, &members); err != nil {
+		return err
+	}
+	for _, w := range wrong {
+		delete(members, topLevel(w.Field))
+	}
+	rest, err := json.Marshal(members)
+	if err != nil {
+		return err
+	}
+	reflect.ValueOf(v).Elem().SetZero()
+	return json.Unmarshal(rest, v)
 }
 
 // topLevel is the request's own member in a path.
@@ -101,8 +119,8 @@ func (s *shapes) decodeLine(body []byte) (key string, c *message.Content, wrong 
 		wrong, err = decode(s.emailLine, body, &line)
 		return line.Key, &message.Content{Email: &line.Email}, wrong, err
 	}
-	if _, p := s.emailLine.check(body); p != nil {
-		return "", nil, nil, p
+	if _, err := decode(s.emailLine, body, &emailLine{}); err != nil {
+		return "", nil, nil, err
 	}
 	return "", nil, message.FieldErrors{{Field: "channel", Problem: "want email or push"}}, nil
 }

@@ -3,7 +3,6 @@ package httpapi
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"reflect"
 	"strconv"
@@ -81,35 +80,15 @@ func shapeOf(t reflect.Type) *shape {
 	panic("no shape for " + t.String()) // a field of a new type needs one
 }
 
-// check reads body against s and names all that encoding/json would let pass or
-// not name well: unknown and repeated members, names in another case, values of
-// another kind, and text that isn't Unicode. A null is as if its member were
-// absent. A body that isn't JSON at all is a *Problem.
-//
-// It returns message.FieldErrors, nil when json.Unmarshal will succeed.
-func (s *shape) check(body []byte) (message.FieldErrors, *Problem) {
-	if !utf8.Valid(body) {
-		return nil, malformed("is not valid UTF-8")
-	}
-	if !json.Valid(body) {
-		return nil, malformed(syntaxProblem(body))
-	}
+// check goes through a body that is valid JSON and UTF-8, and names all that
+// encoding/json would let pass or not name well: unknown and repeated members,
+// names in another case, values of another kind, half surrogate pairs. A null is
+// as if its member were absent.
+func (s *shape) check(body []byte) message.FieldErrors {
 	w := walker{body: body}
 	w.space()
-	if body[w.at] != '{' {
-		return nil, malformed("want a JSON object")
-	}
 	w.value(s)
-	return w.wrong, nil
-}
-
-func syntaxProblem(body []byte) string {
-	var raw json.RawMessage
-	var syntax *json.SyntaxError
-	if errors.As(json.Unmarshal(body, &raw), &syntax) {
-		return fmt.Sprintf("is not valid JSON: %v after %d bytes", syntax, syntax.Offset)
-	}
-	return "is not valid JSON"
+	return w.wrong
 }
 
 // walker goes through a body that is known to be valid JSON. It recurses only
