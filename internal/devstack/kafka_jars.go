@@ -56,9 +56,16 @@ func FetchKafka(ctx context.Context, cache string, log *slog.Logger) error {
 	return err
 }
 
-// kafkaJars gives the folder with Kafka's jars. It is made under a lock, since
-// several test binaries may want it at once, and appears complete or not at all.
-func kafkaJars(ctx context.Context, cache string, log *slog.Logger) (string, error) {
+// KafkaFetched says whether the cache ("" is DefaultCache) has Kafka's jars.
+func KafkaFetched(cache string) (bool, error) {
+	jars, err := jarsFolder(cache)
+	if err != nil {
+		return false, err
+	}
+	return folderThere(jars)
+}
+
+func jarsFolder(cache string) (string, error) {
 	if cache == "" {
 		var err error
 		if cache, err = DefaultCache(); err != nil {
@@ -69,7 +76,16 @@ func kafkaJars(ctx context.Context, cache string, log *slog.Logger) (string, err
 	if err != nil {
 		return "", fmt.Errorf("find the cache folder: %w", err)
 	}
-	jars := filepath.Join(cache, "kafka-"+KafkaVersion)
+	return filepath.Join(cache, "kafka-"+KafkaVersion), nil
+}
+
+// kafkaJars gives the folder with Kafka's jars. It is made under a lock, since
+// several test binaries may want it at once, and appears complete or not at all.
+func kafkaJars(ctx context.Context, cache string, log *slog.Logger) (string, error) {
+	jars, err := jarsFolder(cache)
+	if err != nil {
+		return "", err
+	}
 	if there, err := folderThere(jars); there || err != nil {
 		return jars, err
 	}
@@ -77,7 +93,7 @@ func kafkaJars(ctx context.Context, cache string, log *slog.Logger) (string, err
 	if err != nil {
 		return "", ErrNoMaven
 	}
-	if err := os.MkdirAll(cache, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(jars), 0o755); err != nil {
 		return "", fmt.Errorf("make the cache folder: %w", err)
 	}
 	lock, err := waitLock(ctx, jars+".lock")

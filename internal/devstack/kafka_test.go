@@ -15,6 +15,9 @@ import (
 
 func startKafka(t *testing.T, cfg KafkaConfig) *Kafka {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: this test needs Apache Kafka")
+	}
 	k, err := StartKafka(testContext(t), cfg)
 	if err != nil {
 		t.Fatal(err)
@@ -139,6 +142,9 @@ func TestKafkaKillRestartFreeze(t *testing.T) {
 }
 
 func TestKafkaAfterItsParentWasKilled(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: this test needs Apache Kafka")
+	}
 	dir := t.TempDir()
 	par := startParent(t, "kafka", dir)
 	client := kafkaClient(t, par.addr)
@@ -173,6 +179,9 @@ func TestKafkaThreeNodes(t *testing.T) {
 }
 
 func TestKafkaTellsWhyItDoesNotStart(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: this test needs Apache Kafka")
+	}
 	_, err := StartKafka(testContext(t), KafkaConfig{Dir: t.TempDir(), Settings: map[string]string{"num.io.threads": "no number"}})
 	if err == nil || !strings.Contains(err.Error(), "num.io.threads") {
 		t.Errorf("a wrong setting: %v", err)

@@ -299,8 +299,9 @@ func TestPostgresRunsAsTheOwnerOfItsData(t *testing.T) {
 	if p.bin, err = findPostgres(""); err != nil {
 		t.Fatal(err)
 	}
-	uid, gid := os.Getuid(), os.Getgid()
+	uid := os.Getuid()
 	if uid == 0 {
+		var gid int
 		if uid, gid, err = nonRoot(); err != nil {
 			t.Fatal(err)
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -34,9 +35,13 @@ func NewPostgres(t testing.TB) *devstack.Postgres {
 }
 
 // NewKafka starts a cluster for this test alone, whose nodes it may kill,
-// freeze and restart. It is gone, with its folder, at the test's end.
+// freeze and restart. It is gone, with its folder, at the test's end. With
+// -short the test is left out.
 func NewKafka(t testing.TB, nodes int) *devstack.Kafka {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: this test needs real Apache Kafka")
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
 	defer cancel()
 	k, dir, err := newKafka(ctx, nodes)
@@ -67,12 +72,28 @@ func kafkaProcess(ctx context.Context) (store, error) {
 	return store{strings.Join(k.Brokers(), ","), func(ctx context.Context) error { return endKafka(ctx, k, dir) }}, nil
 }
 
+// broker is the in-process stand-in for Kafka.
+func broker() (store, error) {
+	dir, err := folder("broker")
+	if err != nil {
+		return store{}, err
+	}
+	b, err := devstack.StartBroker(devstack.BrokerConfig{Dir: dir})
+	if err != nil {
+		return store{}, errors.Join(err, os.RemoveAll(dir))
+	}
+	return store{b.Addr(), func(context.Context) error {
+		b.Close()
+		return os.RemoveAll(dir)
+	}}, nil
+}
+
 func newPostgres(ctx context.Context) (*devstack.Postgres, string, error) {
 	dir, err := folder("postgres")
 	if err != nil {
 		return nil, "", err
 	}
-	p, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{Dir: dir + "/pg", Settings: pgSettings()})
+	p, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{Dir: filepath.Join(dir, "pg"), Settings: pgSettings()})
 	if err != nil {
 		return nil, "", errors.Join(err, os.RemoveAll(dir))
 	}
@@ -84,7 +105,7 @@ func newKafka(ctx context.Context, nodes int) (*devstack.Kafka, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	k, err := devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: dir + "/kafka", Nodes: nodes})
+	k, err := devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(dir, "kafka"), Nodes: nodes})
 	if err != nil {
 		return nil, "", errors.Join(err, os.RemoveAll(dir))
 	}

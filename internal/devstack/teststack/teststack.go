@@ -8,9 +8,13 @@
 //  3. Processes of this machine, by package devstack.
 //
 // One of each is started per test binary, when a test first asks, and stopped
-// by Main. A store that can't be had fails the test; nothing is ever skipped.
+// by Main. A store that can't be had fails the test; it is never skipped.
 // The command internal/devstack/cmd/teststack starts them once for a whole
 // `go test ./...`.
+//
+// With -short, meant for quick looks while working, Kafka is franz-go's broker
+// inside the test binary, and tests that want a cluster of their own are left
+// out.
 //
 // Tests that kill, freeze or wipe a server take one of their own by NewPostgres
 // or NewKafka, always processes.
@@ -101,15 +105,18 @@ func stopShared() error {
 	return errors.Join(shared.kafka.stop(ctx), shared.postgres.stop(ctx))
 }
 
-// Start starts what isn't given by the environment for tests in other
-// processes, and returns both addresses as their environment variables take
-// them. Stop ends what it started.
-func Start(ctx context.Context) (dsn, brokers string, stop func(context.Context) error, err error) {
+// Start starts the stores for tests in other processes, as far as the
+// environment doesn't name them already, and returns both addresses as their
+// environment variables take them; brokers is empty without withKafka. The
+// function stop ends what was started.
+func Start(ctx context.Context, withKafka bool) (dsn, brokers string, stop func(context.Context) error, err error) {
 	var pg, kafka store
 	var pgErr, kafkaErr error
 	var wg sync.WaitGroup
 	wg.Go(func() { pg, pgErr = startPostgres(ctx) })
-	wg.Go(func() { kafka, kafkaErr = startKafka(ctx) })
+	if withKafka {
+		wg.Go(func() { kafka, kafkaErr = startKafka(ctx) })
+	}
 	wg.Wait()
 	stop = func(ctx context.Context) error {
 		var errs []error
@@ -158,6 +165,9 @@ func startPostgres(ctx context.Context) (store, error) {
 func startKafka(ctx context.Context) (store, error) {
 	if brokers := os.Getenv(KafkaVariable); brokers != "" {
 		return store{brokers, func(context.Context) error { return nil }}, nil
+	}
+	if testing.Testing() && testing.Short() {
+		return broker()
 	}
 	return containerElseProcess(ctx, kafkaContainer, kafkaProcess)
 }

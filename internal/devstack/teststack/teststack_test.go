@@ -74,7 +74,7 @@ func TestOwnServersLeaveNothing(t *testing.T) {
 func TestEnvironmentNamesTheStores(t *testing.T) {
 	t.Setenv(DSNVariable, "postgres://somewhere/x")
 	t.Setenv(KafkaVariable, "a:1,b:2")
-	dsn, brokers, stop, err := Start(t.Context())
+	dsn, brokers, stop, err := Start(t.Context(), true)
 	if err != nil || dsn != "postgres://somewhere/x" || brokers != "a:1,b:2" {
 		t.Fatalf("got %s, %s, %v", dsn, brokers, err)
 	}

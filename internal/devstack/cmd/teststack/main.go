@@ -4,7 +4,9 @@
 //
 //	teststack -- go test ./...
 //
-// With -fetch it only fetches what the stores need from the network.
+// With -kafka=false it starts PostgreSQL alone. With -fetch it only fetches what
+// Kafka needs from the network; -fetched says by its exit code whether that is
+// there.
 package main
 
 import (
@@ -25,7 +27,11 @@ import (
 
 func main() {
 	fetch := flag.Bool("fetch", false, "fetch Apache Kafka into the cache, and exit")
-	flag.Usage = func() { fmt.Fprintln(os.Stderr, "usage: teststack -fetch | teststack -- COMMAND [ARGUMENT...]") }
+	fetched := flag.Bool("fetched", false, "exit with 0 if Apache Kafka is in the cache")
+	kafka := flag.Bool("kafka", true, "start Apache Kafka, too")
+	flag.Usage = func() {
+		fmt.Fprintln(os.Stderr, "usage: teststack -fetch | teststack -fetched | teststack [-kafka=false] -- COMMAND [ARGUMENT...]")
+	}
 	flag.Parse()
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer cancel()
@@ -33,11 +39,15 @@ func main() {
 	switch {
 	case *fetch:
 		err = devstack.FetchKafka(ctx, "", slog.Default())
+	case *fetched:
+		if there, cacheErr := devstack.KafkaFetched(""); cacheErr != nil || !there {
+			code, err = 1, cacheErr
+		}
 	case flag.NArg() == 0:
 		flag.Usage()
 		code = 2
 	default:
-		code, err = run(ctx, flag.Args())
+		code, err = run(ctx, *kafka, flag.Args())
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "teststack:", err)
@@ -48,7 +58,7 @@ func main() {
 
 // run gives the command and the stores a temporary folder that goes at the end,
 // so that even tests which died leave nothing.
-func run(ctx context.Context, command []string) (code int, err error) {
+func run(ctx context.Context, kafka bool, command []string) (code int, err error) {
 	tmp, err := os.MkdirTemp("", "stormpost-tests-*")
 	if err != nil {
 		return 0, fmt.Errorf("make a temporary folder: %w", err)
@@ -58,7 +68,7 @@ func run(ctx context.Context, command []string) (code int, err error) {
 	if err := errors.Join(os.Chmod(tmp, 0o711), os.Setenv("TMPDIR", tmp)); err != nil {
 		return 0, err
 	}
-	dsn, brokers, stop, err := teststack.Start(ctx)
+	dsn, brokers, stop, err := teststack.Start(ctx, kafka)
 	if err != nil {
 		return 0, err
 	}
@@ -67,7 +77,11 @@ func run(ctx context.Context, command []string) (code int, err error) {
 		defer cancel()
 		err = errors.Join(err, stop(stopCtx))
 	}()
-	return runCommand(ctx, command, append(os.Environ(), teststack.DSNVariable+"="+dsn, teststack.KafkaVariable+"="+brokers))
+	env := append(os.Environ(), teststack.DSNVariable+"="+dsn)
+	if kafka {
+		env = append(env, teststack.KafkaVariable+"="+brokers)
+	}
+	return runCommand(ctx, command, env)
 }
 
 // runCommand runs the command in a process group of its own. When ctx ends the

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -18,7 +19,7 @@ func runHere(t *testing.T, ctx context.Context, script string) (int, error) {
 	t.Setenv("TMPDIR", t.TempDir()) // run changes it
 	t.Setenv(teststack.DSNVariable, "postgres://somewhere/x")
 	t.Setenv(teststack.KafkaVariable, "a:1")
-	return run(ctx, []string{"sh", "-c", script})
+	return run(ctx, true, []string{"sh", "-c", script})
 }
 
 func TestRunGivesStoresAndCodeAndCleansUp(t *testing.T) {
@@ -43,18 +44,19 @@ func TestRunGivesStoresAndCodeAndCleansUp(t *testing.T) {
 
 func TestRunInterruptsTheWholeGroup(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
 	ready := filepath.Join(t.TempDir(), "ready")
 	t.Setenv("READY", ready)
-	go func() {
-		for {
-			if _, err := os.Stat(ready); err == nil || ctx.Err() != nil {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() {
+		for ctx.Err() == nil {
+			if _, err := os.Stat(ready); err == nil {
 				cancel()
-				return
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
-	}()
+	})
 	begin := time.Now()
 	code, err := runHere(t, ctx, `sleep 60 & touch "$READY"; wait`)
 	if code == 0 || err == nil {
@@ -69,7 +71,7 @@ func TestRunFailsWithoutTheCommand(t *testing.T) {
 	t.Setenv("TMPDIR", t.TempDir())
 	t.Setenv(teststack.DSNVariable, "postgres://somewhere/x")
 	t.Setenv(teststack.KafkaVariable, "a:1")
-	if _, err := run(t.Context(), []string{"/no/such/command"}); err == nil {
+	if _, err := run(t.Context(), true, []string{"/no/such/command"}); err == nil {
 		t.Error("a missing command is no error")
 	}
 }

@@ -1,0 +1,77 @@
+#!/usr/bin/env bash
+# deps.sh [race]: see to what the tests need beside Go: PostgreSQL's server
+# programs, Java 17 and Apache Kafka's jars, fetched by Maven; for `race` a C
+# compiler, too. As root on Debian it installs what is missing, elsewhere it
+# says what to install. With nothing missing it is done at once.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+have_postgres() {
+	local bin
+	for bin in "$(dirname "$(command -v postgres || echo /none/postgres)")" /usr/lib/postgresql/*/bin /usr/pgsql-*/bin \
+		/opt/homebrew/opt/postgresql@*/bin /usr/local/opt/postgresql@*/bin; do
+		if [[ -x $bin/postgres && -x $bin/initdb ]] && (($("$bin/postgres" --version | sed -E 's/.*\) ([0-9]+).*/\1/') >= 15)); then
+			return 0
+		fi
+	done
+	return 1
+}
+
+have_java() {
+	local java=java version
+	if [[ -n ${JAVA_HOME:-} && -x $JAVA_HOME/bin/java ]]; then
+		java=$JAVA_HOME/bin/java
+	fi
+	have "$java" || return 1
+	version=$("$java" -version 2>&1 | sed -nE 's/.* version "([0-9]+).*/\1/p' | head -n 1)
+	((${version:-0} >= 17))
+}
+
+# The packages that lack, by Debian's names.
+missing() {
+	have_postgres || echo postgresql
+	have_java || echo default-jre-headless
+	bin/teststack -fetched || have mvn || echo maven
+	if [[ ${1:-} == race ]]; then
+		have gcc || have clang || echo gcc libc6-dev
+	fi
+}
+
+install() {
+	echo "deps: installing $*" >&2
+	export DEBIAN_FRONTEND=noninteractive
+	# The tests make clusters of their own: the package shall make and start none.
+	local quiet=/etc/postgresql-common/createcluster.d/stormpost-deps.conf
+	mkdir -p "$(dirname "$quiet")"
+	echo "create_main_cluster = false" >"$quiet"
+	trap 'rm -f "'"$quiet"'"' EXIT
+	{
+		apt-get update -q
+		apt-get install -q -y --no-install-recommends "$@"
+	} >&2
+}
+
+if ! have go; then
+	echo "deps: Go is missing: install the version that go.mod names, https://go.dev/doc/install" >&2
+	exit 1
+fi
+go build -o bin/teststack ./internal/devstack/cmd/teststack
+
+lacking=$(missing "$@" | xargs)
+if [[ -n $lacking && $(id -u) == 0 && -f /etc/debian_version ]] && have apt-get; then
+	# shellcheck disable=SC2086 # one word per package
+	install $lacking
+	lacking=$(missing "$@" | xargs)
+fi
+if [[ -n $lacking ]]; then
+	{
+		echo "deps: missing: $lacking (PostgreSQL must be 15 or newer, Java 17 or newer)."
+		echo "deps: on Debian or Ubuntu: sudo apt-get install $lacking"
+		echo "deps: on Fedora: sudo dnf install postgresql-server java-21-openjdk-headless maven gcc"
+		echo "deps: on macOS: brew install postgresql@17 openjdk maven"
+	} >&2
+	exit 1
+fi
+bin/teststack -fetch
