@@ -19,7 +19,7 @@ func FuzzDecode(f *testing.F) {
 		`{"platform":"fcm","to":{"topic":"t"},"notification":null}`,
 		`{"platform":"webpush","to":{"endpoint":"https://e","keys":{"auth":"a","p256dh":"b"}}}`,
 		`{"channel":"email","idempotency_key":"k","from":"a"}`, `{"channel":"push","to":["x"]}`,
-		`{"a":[{"b":"}\\\""}],"from":1,"to":[null,5,[]]}`, `{"subject":"\ud83d\ude00 \ud800"}`, `[]`, `{`, "{}",
+		`{"a":[{"b":"}\\\""}],"from":1,"to":[null,5,[]]}`, `{"subject":"\ud83d\ude00 \ud800"}`, `[]`, `{`, "{}", `{"\ud800":1,"headers":{"\udc00":"a"}}`,
 		`{"data":{"from":"x","from":"y","\u0066rom":"z"}}`, `{"to":{"topic":null,"keys":null}}`,
 	} {
 		f.Add([]byte(seed))

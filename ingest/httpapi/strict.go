@@ -27,6 +27,8 @@ const (
 	kindTarget              // a string, or an object of fields
 )
 
+const halfPair = "has half a surrogate pair"
+
 var wanted = [...]string{
 	kindText: "a string", kindBytes: "a string of base64", kindTime: "a time as in RFC 3339",
 	kindList: "an array", kindMembers: "an object", kindObject: "an object", kindTarget: "a string or an object",
@@ -130,7 +132,11 @@ func (w *walker) value(s *shape) {
 }
 
 func (w *walker) text(s *shape) {
-	raw := w.str()
+	raw, whole := w.str()
+	if !whole {
+		w.add(halfPair)
+		return
+	}
 	switch s.kind {
 	case kindText, kindTarget:
 	case kindBytes:
@@ -169,8 +175,11 @@ func (w *walker) object(s *shape) {
 		members = map[string]bool{}
 	}
 	for w.body[w.at] != '}' {
-		name := w.name()
+		name, whole := w.name()
 		w.path = append(w.path, segment{name, -1})
+		if !whole {
+			w.add(halfPair)
+		}
 		f, known := s.fields[name]
 		switch {
 		case members != nil:
@@ -206,24 +215,23 @@ func (w *walker) present(s *shape) {
 }
 
 // name reads a member's name up to its value.
-func (w *walker) name() string {
-	raw := w.str()
+func (w *walker) name() (name string, whole bool) {
+	raw, whole := w.str()
 	w.space()
 	w.at++ // :
 	w.space()
 	if plain := raw[1 : len(raw)-1]; bytes.IndexByte(plain, '\\') < 0 {
-		return string(plain)
+		return string(plain), whole
 	}
-	var name string
 	_ = json.Unmarshal(raw, &name) // it is valid JSON
-	return name
+	return name, whole
 }
 
-// str reads a string with its quotes, and refuses half a surrogate pair, which
-// encoding/json would silently replace.
-func (w *walker) str() []byte {
+// str reads a string with its quotes. It isn't whole when it has half a surrogate
+// pair, which encoding/json would silently replace.
+func (w *walker) str() (raw []byte, whole bool) {
 	start := w.at
-	broken := false
+	whole = true
 	for w.at++; w.body[w.at] != '"'; w.at++ {
 		if w.body[w.at] != '\\' {
 			continue
@@ -241,14 +249,11 @@ func (w *walker) str() []byte {
 			utf16.DecodeRune(r, w.escaped(next+2)) != utf8.RuneError {
 			w.at += 6
 		} else {
-			broken = true
+			whole = false
 		}
 	}
 	w.at++
-	if broken {
-		w.add("has half a surrogate pair")
-	}
-	return w.body[start:w.at]
+	return w.body[start:w.at], whole
 }
 
 func (w *walker) escaped(at int) rune {
