@@ -59,11 +59,12 @@ if ! have go; then
 fi
 go build -o bin/teststack ./internal/devstack/cmd/teststack
 
-lacking=$(missing "$@" | xargs)
+lacking=$(missing "$@")
+lacking=${lacking//$'\n'/ }
 if [[ -n $lacking && $(id -u) == 0 && -f /etc/debian_version ]] && have apt-get; then
 	# shellcheck disable=SC2086 # one word per package
 	install $lacking
-	lacking=$(missing "$@" | xargs)
+	lacking=$(missing "$@")
 fi
 if [[ -n $lacking ]]; then
 	{
