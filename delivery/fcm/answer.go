@@ -1,0 +1,142 @@
+package fcm
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// FCM's error codes that decide an outcome:
+// https://firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode
+const (
+	codeInvalidArgument  = "INVALID_ARGUMENT"
+	codeThirdPartyAuth   = "THIRD_PARTY_AUTH_ERROR"
+	codeSenderIDMismatch = "SENDER_ID_MISMATCH"
+	codeUnregistered     = "UNREGISTERED"
+)
+
+const (
+	// quotaPause is what Google asks for after a 429 without Retry-After:
+	// https://firebase.google.com/docs/cloud-messaging/scale-fcm
+	quotaPause    = time.Minute
+	maxRetryAfter = time.Hour
+	maxLine       = 500
+)
+
+// answer is what FCM said, as far as it can be read.
+type answer struct {
+	status     int
+	code       string // FcmError's, else google.rpc.Status's; empty if there is none
+	text       string // for people
+	name       string // projects/*/messages/*, of what it took
+	retryAfter time.Duration
+}
+
+// readAnswer reads a response. A body that is not whole says nothing.
+func readAnswer(resp *http.Response, raw []byte, whole bool, now time.Time) answer {
+	a := answer{status: resp.StatusCode, text: resp.Status, retryAfter: retryAfter(resp.Header.Get("Retry-After"), now)}
+	var b struct {
+		Name  string `json:"name"`
+		Error struct {
+			Status  string `json:"status"`
+			Message string `json:"message"`
+			Details []struct {
+				ErrorCode string `json:"errorCode"`
+			} `json:"details"`
+		} `json:"error"`
+	}
+	if !whole || json.Unmarshal(raw, &b) != nil {
+		return a
+	}
+	a.name, a.code = b.Name, b.Error.Status
+	for _, d := range b.Error.Details {
+		if d.ErrorCode != "" {
+			a.code = d.ErrorCode
+		}
+	}
+	if b.Error.Message != "" {
+		a.text += ": " + b.Error.Message
+	}
+	return a
+}
+
+// result is what the answer means for the message.
+func (a answer) result(token string) message.Result {
+	res := message.Result{
+		Outcome: a.outcome(), Code: line(a.code, token), Reply: line(a.text, token), RetryAfter: a.retryAfter,
+	}
+	if res.Code == "" {
+		res.Code = strconv.Itoa(a.status)
+	}
+	if res.Outcome == message.Sent {
+		res.Reference = line(a.name, token)
+	}
+	if a.status == http.StatusTooManyRequests && res.RetryAfter == 0 {
+		res.RetryAfter = quotaPause
+	}
+	return res
+}
+
+// outcome follows the table in the package comment. A status that refuses
+// the request as such (RFC 9110 §15.5) says that nothing was taken, whoever on
+// the way sent it; but only FCM's own code says that it never will be.
+func (a answer) outcome() message.Outcome {
+	switch a.status {
+	case http.StatusOK:
+		if a.name != "" {
+			return message.Sent
+		}
+	case http.StatusBadRequest:
+		if a.code == codeInvalidArgument {
+			return message.Rejected
+		}
+	case http.StatusUnauthorized, http.StatusTooManyRequests:
+		return message.Deferred
+	case http.StatusForbidden:
+		if a.code == codeSenderIDMismatch {
+			return message.Rejected
+		}
+		return message.Deferred
+	case http.StatusNotFound:
+		if a.code == codeUnregistered {
+			return message.Rejected
+		}
+		return message.Deferred
+	case http.StatusRequestEntityTooLarge:
+		return message.Rejected
+	}
+	return message.Unknown
+}
+
+// retryAfter reads RFC 9110 §10.2.3: seconds or a date. Zero means none.
+func retryAfter(value string, now time.Time) time.Duration {
+	if s, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64); err == nil {
+		return time.Duration(min(max(s, 0), int64(maxRetryAfter/time.Second))) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return min(max(at.Sub(now), 0), maxRetryAfter)
+	}
+	return 0
+}
+
+// line makes one printable line of at most maxLine bytes, without the token.
+func line(s, token string) string {
+	if token != "" {
+		s = strings.ReplaceAll(s, token, "[token]")
+	}
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+	if len(s) > maxLine {
+		s = strings.ToValidUTF8(s[:maxLine], "")
+	}
+	return strings.TrimSpace(s)
+}

@@ -1,0 +1,174 @@
+package fcm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+)
+
+const (
+	dialTimeout = 10 * time.Second // TCP and TLS
+	// dialPause is how long after a failed dial the next ones fail at once.
+	dialPause = time.Second
+	// idleLimit is how long a connection may lie unused. Later, something on
+	// the way may have forgotten it, and the next request would be a doubt.
+	idleLimit = 30 * time.Second
+)
+
+var errConnsClosed = errors.New("provider is closed")
+
+// conns is the connections to FCM. Each is used up to what it allows: one
+// request with HTTP/1.1, as many streams as the server grants with HTTP/2.
+type conns struct {
+	transport    *http.Transport
+	scheme, addr string
+	now          func() time.Time
+
+	turn chan struct{} // holds a value while somebody dials
+
+	mu      sync.Mutex
+	open    []*conn
+	closed  bool
+	failure error // of the last dial, until pauseTo
+	pauseTo time.Time
+}
+
+// conn is one connection. Its fields are guarded by conns.mu.
+type conn struct {
+	*http.ClientConn
+	users    int // places held, from reserve to free
+	lastUsed time.Time
+	retired  bool // takes no more requests; closed when the last user is done
+}
+
+// reserve holds a place on a connection for one RoundTrip, or for Release.
+// Either must be followed by free. It dials if no connection has room, one at a
+// time: the connection that one dialled may have room for all who wait.
+func (p *conns) reserve(ctx context.Context) (*conn, error) {
+	if c, err := p.take(); c != nil || err != nil {
+		return c, err
+	}
+	select {
+	case p.turn <- struct{}{}:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { <-p.turn }()
+	if c, err := p.take(); c != nil || err != nil {
+		return c, err
+	}
+	if err := p.pause(); err != nil {
+		return nil, err
+	}
+	return p.dial(ctx)
+}
+
+// take holds a place on an open connection, if one has room, and closes those
+// that are of no more use.
+func (p *conns) take() (*conn, error) {
+	var found *conn
+	var useless []*conn
+	p.mu.Lock()
+	if p.closed {
+		p.mu.Unlock()
+		return nil, errConnsClosed
+	}
+	now := p.now()
+	p.open = slices.DeleteFunc(p.open, func(c *conn) bool {
+		switch {
+		case c.Err() != nil, c.users == 0 && now.Sub(c.lastUsed) > idleLimit:
+		case found != nil:
+			return false
+		case c.Reserve() == nil:
+			c.users++
+			found = c
+			return false
+		case c.users > 0: // full
+			return false
+		}
+		// Closed, forgotten or, since it has no room though nobody uses it,
+		// told to go away.
+		c.retired = true
+		if c.users == 0 {
+			useless = append(useless, c)
+		}
+		return true
+	})
+	p.mu.Unlock()
+	for _, c := range useless {
+		c.Close()
+	}
+	return found, nil
+}
+
+func (p *conns) pause() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.now().Before(p.pauseTo) {
+		return p.failure
+	}
+	return nil
+}
+
+// dial opens a connection and holds a place on it.
+func (p *conns) dial(ctx context.Context) (*conn, error) {
+	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	cc, err := p.transport.NewClientConn(dialing, p.scheme, p.addr)
+	if err == nil {
+		if err = cc.Reserve(); err != nil {
+			cc.Close()
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case ctx.Err() != nil:
+		if err == nil {
+			cc.Close()
+		}
+		return nil, ctx.Err()
+	case err != nil:
+		p.failure = fmt.Errorf("connect to %s: %w", p.addr, err)
+		p.pauseTo = p.now().Add(dialPause)
+		return nil, p.failure
+	case p.closed:
+		cc.Close()
+		return nil, errConnsClosed
+	}
+	c := &conn{ClientConn: cc, users: 1, lastUsed: p.now()}
+	p.open = append(p.open, c)
+	return c, nil
+}
+
+// free ends one use of c. A broken connection is used for nothing more: a
+// request that got no answer may not be the only one that won't.
+func (p *conns) free(c *conn, broken bool) {
+	p.mu.Lock()
+	c.users--
+	c.lastUsed = p.now()
+	if broken && !c.retired {
+		c.retired = true
+		p.open = slices.DeleteFunc(p.open, func(o *conn) bool { return o == c })
+	}
+	last := c.retired && c.users == 0
+	p.mu.Unlock()
+	if last {
+		c.Close()
+	}
+}
+
+// close ends all connections, and every later reserve fails.
+func (p *conns) close() {
+	p.mu.Lock()
+	open := p.open
+	p.open, p.closed = nil, true
+	p.mu.Unlock()
+	for _, c := range open {
+		c.Close()
+	}
+}
