@@ -1,0 +1,74 @@
+// Package delivery takes items from Kafka and from the ledger's feed, claims
+// the attempts that they name, and hands the messages to providers: at most
+// once for each attempt.
+//
+// # An attempt
+//
+//	         Offer ─▶ queue ┐                  ┌─ feed ◀─ Ledger.Due, Ledger.Unclaimed
+//	                        ▼                  ▼
+//	                     a sender of the lane takes it
+//	                        │
+//	    not ours ◀──────────┤ read the content          (park, finish)
+//	                        │
+//	    provider down ◀────▶┤ reserve a slot            (wait, with the item in hand)
+//	                        │
+//	                        │ note both clocks
+//	taken, not due, … ◀─────┤ claim                     (finish)
+//	                        │ finish
+//	unreadable, held ◀──────┤
+//	                        │ Slot.Send ── connects, writes …
+//	panic, held ◀───────────┤
+//	returned ◀──────────────┤ last check: clocks, life, stopping
+//	------------------------┼----- what can't be taken back ------------------
+//	unknown ◀───────────────┤ no clear answer, a panic
+//	                        │
+//	  sent, deferred, rejected
+//	                        │ release the slot
+//	                        ▼
+//	                     record
+//
+// # Invariants
+//
+//  1. A message is handed over only between a claim that the ledger answered
+//     with Claimed and that claim's record, by the sender that asked. The last
+//     check is granted at most once for an attempt.
+//  2. The last check compares the time since before the claim was asked for, by
+//     the monotonic and by the wall clock, with Config.ClaimValid, and with what
+//     the claim said is left of the message's life. A process that was stopped
+//     in between gives the message back. Stopped between the check and the
+//     write itself it can't: that gap no sender can close.
+//  3. A claim is asked for with a slot of the provider in hand, so that a
+//     provider which can't be used costs no message an attempt, and a kill
+//     leaves no more attempts open than there are senders.
+//  4. An item is finished once, and not before the ledger holds what became of
+//     it: its attempt, its end, its waiting row or its parked record. The answer
+//     of the provider is not waited for.
+//  5. Every attempt that this process may have open is in each heartbeat, until
+//     its end is durable.
+//  6. Lanes share no queue, no sender and no feed. Of a provider that they share,
+//     each keeps a part that the others can't take (see Route).
+//  7. Memory is bounded: a lane has in hand at most its senders, its queue and
+//     its feed's queue, and queues keep no content above 64 KiB.
+//
+// # Where a failure lands
+//
+// When the process is killed, what the ledger holds decides:
+//
+//	killed                          the ledger holds      what follows
+//	before the claim's commit       no attempt            the record comes again, or the cursor finds the message
+//	after it, before the last check an open attempt       in doubt when its heartbeat has stopped
+//	in the middle of the write      an open attempt       in doubt (an SMTP server drops it, but nobody here can know)
+//	after the final dot             an open attempt       in doubt
+//	after the reply, before record  an open attempt       in doubt
+//	after the record's commit       its outcome           nothing
+//
+// When it lives, and something else fails:
+//
+//	the provider can't be used      items wait in hand and in Kafka; no attempt is made
+//	the ledger is away              claims wait, then give back what has become too old;
+//	                                ends wait to be recorded, their attempts in each heartbeat
+//	the process was stopped (STOP)  the last check gives the message back
+//	the provider panics             held before the last check, unknown after it
+//	the worker stops (Run's ctx)    what is not yet handed over is given back; open
+//	                                replies have Config.ShutdownGrace, then they are unknown
+package delivery

@@ -1,0 +1,134 @@
+package delivery
+
+import (
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+const (
+	feedPause    = 200 * time.Millisecond // while there is something
+	feedMaxPause = time.Second            // grown to while there is nothing
+	// feedShare is how many unclaimed messages the feed takes while Kafka brings
+	// them: nearly all are those that Kafka is about to bring. When they turn out
+	// to be lost ones it takes more and more.
+	feedShare = 64
+)
+
+// feeder brings a lane what only the ledger knows: what is due, and the oldest
+// that nobody claimed. It never waits for a sender, and takes no more from the
+// ledger than half of the feed's queue has room for.
+type feeder struct {
+	*Worker
+	lane  *lane
+	share int
+	wait  time.Duration
+	took  int   // in the round before
+	full  bool  // as many unclaimed ones as were asked for, then
+	won   int64 // lane.won, then
+}
+
+func (f *feeder) run() {
+	failures := newLedgerBackoff()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-f.soft.Done():
+			return
+		case <-f.lane.hungry:
+		case <-timer.C:
+		}
+		err := f.round()
+		if f.soft.Err() != nil {
+			return
+		}
+		if f.note("feed", err); err != nil {
+			f.wait = failures.NextBackOff()
+		} else {
+			failures.Reset()
+		}
+		timer.Reset(f.wait)
+	}
+}
+
+// round asks the ledger once for each kind, and sets wait.
+func (f *feeder) round() error {
+	l := f.lane
+	room := cap(l.feed) - len(l.feed)
+	if room < cap(l.feed)/2 {
+		l.more.Store(true) // and go on when there is
+		f.wait = feedMaxPause
+		return nil
+	}
+	// What is in hand already is among the oldest that the ledger knows: it is
+	// asked for, and left out.
+	half := room / 2
+	due, err := f.cfg.Ledger.Due(f.soft, l.lane, half+int(l.fed.Load()))
+	if err != nil {
+		return err
+	}
+	dues := l.fill(due, half, f.clock().Mono)
+
+	away, age, pause := f.cfg.KafkaAway(), f.cfg.FeedAge, feedPause
+	room -= dues
+	want := min(room, f.adapt())
+	limit := want
+	if away {
+		ready, _ := l.hand.counts()
+		age, pause, want, limit = 0, feedPause/4, room, room+ready
+	}
+	unclaimed, err := f.cfg.Ledger.Unclaimed(f.soft, l.lane, age, limit)
+	if err != nil {
+		return err
+	}
+	lost := l.fill(unclaimed, want, f.clock().Mono)
+	f.took, f.full = dues+lost, lost == want
+
+	switch {
+	case f.took == 0:
+		f.wait = min(max(2*f.wait, pause), feedMaxPause)
+	default:
+		f.wait = pause
+	}
+	if f.full || dues == half {
+		l.more.Store(true)
+	}
+	return nil
+}
+
+// adapt is how many unclaimed messages to take beside what Kafka brings: more
+// as long as most of what was taken was ours to claim.
+func (f *feeder) adapt() int {
+	won := f.lane.won.Load()
+	if f.full && 2*(won-f.won) >= int64(f.took) {
+		f.share = min(2*f.share, cap(f.lane.feed))
+	} else {
+		f.share = feedShare
+	}
+	f.won = won
+	return f.share
+}
+
+// fill queues at most most of items, leaving out what is in hand.
+func (l *lane) fill(items []message.Item, most int, now time.Duration) (n int) {
+	for i := range items {
+		if n == most {
+			break
+		}
+		o := offer{item: items[i], at: now}
+		if !l.hand.take(o.key(), true) {
+			continue
+		}
+		o.strip()
+		l.fed.Add(1)
+		select {
+		case l.feed <- o:
+			n++
+		default:
+			l.giveBack(&o)
+			return n
+		}
+	}
+	return n
+}

@@ -1,0 +1,91 @@
+package delivery
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+func (s *sender) newAttempt(o *offer, c claimed, content *message.Content) *attempt {
+	a := &attempt{sender: s, begun: c.begun, life: c.Life, offered: o.at, test: c.Test}
+	a.env = message.Envelope{
+		Position: o.item.Position, ID: o.item.ID, Attempt: o.item.Attempt,
+		Tenant: c.Tenant, Recipient: c.Recipient, Content: content, ExpiresAt: c.ExpiresAt,
+	}
+	a.span = s.watch.deliver(a, o.item.Trace)
+	return a
+}
+
+// handOver sends a claimed message, gives its slot back and sees its end
+// recorded.
+func (a *attempt) handOver(held lease) {
+	if held.slot == nil {
+		// It was claimed to be ended as expired, and by the ledger's clock it
+		// isn't.
+		a.settle("", message.Result{Outcome: message.Returned, Code: "no_slot"})
+		return
+	}
+	provider, slot := held.gate.provider, held.slot
+	if a.test {
+		box := sandbox{a.lane.lane.Channel}
+		provider, slot = box, box
+	}
+	ctx, span := a.watch.send(a.leash.hold(), a.span, provider.Name())
+	r, handed := a.send(ctx, slot, provider.Name())
+	span.End()
+	a.leash.loose()
+	held.release()
+	if handed > 0 {
+		a.lane.meter.handedOver(provider.Name(), handed-a.offered, a.clock().Mono-handed)
+	}
+	a.settle(provider.Name(), r)
+}
+
+// leashSlack is how much later than the provider's own limits a Send is cut.
+const leashSlack = 5 * time.Second
+
+// leash bounds a sender's calls of Send, one after the other. Their context is
+// the same one until it had to be cut, since making one for each would cost
+// more than the rest of the attempt.
+type leash struct {
+	parent context.Context
+	limit  time.Duration
+	log    *slog.Logger
+
+	ctx   context.Context
+	cut   context.CancelFunc
+	timer *time.Timer
+}
+
+// hold is the context for one Send. It ends after the limit, or with parent.
+func (l *leash) hold() context.Context {
+	if l.ctx == nil {
+		ctx, cut := context.WithCancel(l.parent)
+		l.ctx, l.cut = ctx, cut
+		l.timer = time.AfterFunc(l.limit, func() {
+			l.log.Error("provider outlasts its own reply limit and is cut off", "limit", l.limit)
+			cut()
+		})
+		return ctx
+	}
+	l.timer.Reset(l.limit)
+	return l.ctx
+}
+
+// loose ends the time of one Send. When the timer fired just then, the context
+// is not used again.
+func (l *leash) loose() {
+	if !l.timer.Stop() {
+		l.cut()
+		l.ctx = nil
+	}
+}
+
+func (l *leash) end() {
+	if l.ctx != nil {
+		l.timer.Stop()
+		l.cut()
+	}
+}

@@ -1,0 +1,137 @@
+package delivery
+
+import (
+	"errors"
+
+	"github.com/cenkalti/backoff/v4"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// sender makes one attempt at a time.
+type sender struct {
+	*Worker
+	lane  *lane
+	turn  int
+	leash leash
+}
+
+func newSender(w *Worker, l *lane, turn int) *sender {
+	s := &sender{Worker: w, lane: l, turn: turn}
+	s.leash = leash{parent: w.hard, limit: w.cfg.ClaimValid + l.gate.provider.ReplyLimit() + leashSlack, log: l.gate.log}
+	return s
+}
+
+func (s *sender) run() {
+	defer s.leash.end()
+	o := new(offer)
+	for ; ; s.turn++ {
+		if !s.lane.next(o, s.soft.Done(), s.turn%feedTurn == 0) {
+			return
+		}
+		s.deliver(o)
+		*o = offer{}
+	}
+}
+
+// deliver takes an item as far as it goes.
+func (s *sender) deliver(o *offer) {
+	if why := s.lane.misfit(&o.item); why != "" {
+		s.lane.hand.drop(o.key())
+		s.park(o, why)
+		return
+	}
+	found, err := s.read(o)
+	switch {
+	case err != nil:
+		s.lane.giveBack(o)
+	case found.stray != "":
+		s.lane.hand.drop(o.key())
+		s.park(o, found.stray)
+	case found.flaw != "":
+		if c, ok := s.claim(o, nil); ok {
+			a := s.newAttempt(o, c, nil)
+			a.settle("", message.Result{Outcome: message.Returned, Code: "unreadable", Reply: found.flaw, Poison: true})
+		}
+	default:
+		if c, ok := s.claim(o, found.content); ok {
+			s.newAttempt(o, c, found.content).handOver(c.lease)
+		}
+	}
+}
+
+// claimed is an attempt that is ours, and what it was claimed with.
+type claimed struct {
+	message.Claim
+	begun Instant // before it was asked for
+	lease lease   // none if there is nothing to send
+}
+
+// claim asks for the attempt, until the ledger answers or the worker stops.
+// Content that is to be sent has a slot reserved before, unless its life ends
+// while it waits for one: then the claim will end it as expired. Unless the
+// attempt is ours, nothing is left to do for the item.
+func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) {
+	var pauses *backoff.ExponentialBackOff
+	for {
+		if content != nil {
+			var err error
+			c.lease, err = s.lane.gate.reserve(s.soft, s.lane.lane.Class, content.Options().ExpiresAt)
+			if err != nil && !errors.Is(err, errPastLife) {
+				s.lane.giveBack(o)
+				return claimed{}, false
+			}
+		}
+		s.lane.hand.ask(o.key())
+		c.begun = s.clock()
+		answer, err := s.cfg.Ledger.Claim(s.soft, o.item)
+		if err == nil {
+			c.Claim = answer
+			break
+		}
+		s.lane.hand.unask(o.key())
+		c.lease.release()
+		if s.soft.Err() == nil {
+			s.note("claim", err)
+		}
+		if pauses == nil {
+			pauses = newLedgerBackoff()
+		}
+		if pause(s.soft, pauses.NextBackOff()) != nil {
+			s.lane.giveBack(o)
+			return claimed{}, false
+		}
+	}
+	s.note("claim", nil)
+	s.lane.meter.claimed(c.Verdict, s.clock().Mono-c.begun.Mono)
+	if c.Verdict == message.Claimed {
+		if o.fed() {
+			s.lane.won.Add(1)
+		}
+		s.lane.finish(o)
+		return c, true
+	}
+	c.lease.release()
+	s.lane.hand.end(o.key())
+	if c.Verdict == message.Stranger {
+		s.park(o, "the ledger knows no such message")
+		return claimed{}, false
+	}
+	s.lane.finish(o)
+	return claimed{}, false
+}
+
+// park keeps a record that is no message of ours and finishes it. What the feed
+// brought is in the ledger as it is, and only reported.
+func (s *sender) park(o *offer, why string) {
+	source := "lane " + s.lane.name + ", position " + o.item.Position.String()
+	if o.fed() {
+		s.log.Error("the ledger fed what it doesn't know", "source", source, "reason", why)
+		s.lane.finish(o)
+		return
+	}
+	s.log.Warn("record is no message of ours; it is parked", "source", source, "reason", why)
+	if s.insist(s.soft, "park", func() error { return s.cfg.Ledger.Park(s.soft, source, o.item.Content, why) }) == nil {
+		s.lane.finish(o)
+	}
+}

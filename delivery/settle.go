@@ -1,0 +1,91 @@
+package delivery
+
+import (
+	"cmp"
+	"math/rand/v2"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// What is kept of a provider's words, in bytes.
+const (
+	maxCode      = 100
+	maxReply     = 500
+	maxReference = 250
+)
+
+// settle makes the end of an attempt durable, and waits until it is: so open
+// attempts are bounded by the senders. An attempt whose end could not be
+// recorded before the worker's end stays open.
+func (a *attempt) settle(provider string, r message.Result) {
+	r.Code, r.Reply, r.Reference = plain(r.Code, maxCode), plain(r.Reply, maxReply), plain(r.Reference, maxReference)
+	key := message.AttemptKey{Position: a.env.Position, Attempt: a.env.Attempt}
+	var err error
+	if r.Poison {
+		reason := cmp.Or(r.Reply, r.Code, "the provider can't handle it")
+		err = a.insist(a.final, "hold", func() error { return a.cfg.Ledger.Hold(a.final, key, reason) })
+		if err == nil {
+			a.log.Warn("message is held", "lane", a.lane.name, "position", a.env.Position, "provider", provider, "code", r.Code)
+		}
+	} else {
+		report := a.report(provider, r)
+		err = a.insist(a.final, "record", func() error { return a.cfg.Ledger.Record(a.final, report) })
+		if err == nil && report.RetryIn == 0 && r.Outcome == message.Returned {
+			a.lane.wake() // it is due at once
+		}
+	}
+	a.lane.meter.ended(provider, r)
+	a.watch.ended(a.span, provider, r)
+	if err == nil {
+		a.lane.hand.end(key)
+	}
+}
+
+// report says when a message that was not taken is tried again.
+func (a *attempt) report(provider string, r message.Result) message.Report {
+	report := message.Report{Position: a.env.Position, Attempt: a.env.Attempt, Provider: provider, Result: r}
+	switch r.Outcome {
+	case message.Deferred:
+	case message.Returned:
+		if a.refused == tooOld || a.soft.Err() != nil {
+			return report // at once
+		}
+		if a.refused == expired {
+			report.RetryIn = lapse
+			return report
+		}
+	case message.Unknown:
+		if a.lane.policy != ResendDoubts {
+			return report
+		}
+		report.Resend = "policy:" + a.lane.name
+	default:
+		return report
+	}
+	left := a.life - a.clock().Since(a.begun)
+	report.RetryIn = a.cfg.Retry.retryIn(a.env.Attempt, r, left, rand.Float64())
+	return report
+}
+
+// plain is one line of at most most bytes that the ledger can keep: valid UTF-8
+// without control characters.
+func plain(s string, most int) string {
+	if len(s) <= most && strings.IndexFunc(s, unfit) < 0 {
+		return s
+	}
+	s = strings.Map(func(r rune) rune {
+		if unfit(r) {
+			return ' '
+		}
+		return r
+	}, s[:min(len(s), 4*most)])
+	for len(s) > most {
+		_, size := utf8.DecodeLastRuneInString(s)
+		s = s[:len(s)-size]
+	}
+	return s
+}
+
+func unfit(r rune) bool { return r < ' ' || r == 0x7f || r == utf8.RuneError }
