@@ -6,7 +6,15 @@ import "bytes"
 // a line: what servers disagree about is settled before it reaches one.
 // ended is false when s has no line end.
 func cutLine(s []byte) (line, rest []byte, ended bool) {
-	i := bytes.IndexAny(s, "\r\n")
+	// Lines of usual length that end with LF are found by the machine's own
+	// search; the bound keeps a text full of bare CRs from costing its square.
+	const usual = 1024
+	i := bytes.IndexByte(s[:min(usual, len(s))], '\n')
+	if i < 0 {
+		i = bytes.IndexAny(s, "\r\n")
+	} else if cr := bytes.IndexByte(s[:i], '\r'); cr >= 0 {
+		i = cr
+	}
 	if i < 0 {
 		return s, nil, false
 	}

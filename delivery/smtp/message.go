@@ -33,7 +33,7 @@ func newDraft(env *message.Envelope) (d draft, err error) {
 	if d.to, err = parseMailbox("recipient", env.Recipient); err != nil {
 		return d, err
 	}
-	if d.from, err = parseMailbox("from", e.From); err != nil {
+	if d.from, err = parseMailbox("From", e.From); err != nil {
 		return d, err
 	}
 	d.utf8 = d.to.utf8() || d.from.utf8()
@@ -47,7 +47,7 @@ func newDraft(env *message.Envelope) (d draft, err error) {
 				f.all[i] = d.to
 				continue
 			}
-			if f.all[i], err = parseMailbox(strings.ToLower(list.name), s); err != nil {
+			if f.all[i], err = parseMailbox(list.name, s); err != nil {
 				return d, err
 			}
 			d.utf8 = d.utf8 || f.all[i].utf8()

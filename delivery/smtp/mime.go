@@ -57,6 +57,8 @@ func (c *composer) multipart(kind string, parts []func() error) error {
 	// "=_" occurs in no quoted-printable or base64 body, and a text that
 	// contains its own id can't be made: the id is a hash over the text.
 	c.parts++
+	// An 8bit part would have to be declared by each multipart around it.
+	c.eightBit = false
 	boundary := "=_" + c.id + "_" + strconv.Itoa(c.parts)
 	c.buf.WriteString("Content-Type: multipart/" + kind + ";\r\n boundary=\"" + boundary + "\"\r\n\r\n")
 	for i, part := range parts {

@@ -147,6 +147,8 @@ type session struct {
 	nc   net.Conn
 	br   *bufio.Reader
 	tls  bool
+	said string // the last reply
+	ok   int    // commands of the envelope that were taken: MAIL and RCPT make 2
 	mail []string
 }
 
@@ -162,6 +164,7 @@ func (x *session) say(step, line, def string) bool {
 			text = r
 		}
 	}
+	x.said = text
 	switch text {
 	case cut:
 		return false
@@ -215,20 +218,25 @@ func (x *session) command(verb, line string) bool {
 	case "AUTH":
 		return x.auth(sc, line)
 	case "MAIL":
-		x.mail = nil
+		x.mail, x.ok = nil, 0
 		fallthrough
 	case "RCPT":
 		x.mail = append(x.mail, line)
-		return x.say(verb, line, "250 2.1.0 ok")
+		going := x.say(verb, line, "250 2.1.0 ok")
+		if strings.HasPrefix(x.said, "25") {
+			x.ok++
+		}
+		return going
 	case "DATA":
-		r, scripted := sc.replies["DATA"]
-		if !x.say(verb, line, "354 go on") {
+		def := "354 go on"
+		if x.ok < 2 {
+			def = "503 5.5.1 need MAIL and RCPT"
+		}
+		x.ok = 0
+		if !x.say(verb, line, def) {
 			return false
 		}
-		if scripted && !strings.HasPrefix(r, "354") {
-			return true
-		}
-		return x.data()
+		return !strings.HasPrefix(x.said, "354") || x.data()
 	case "QUIT":
 		x.say(verb, line, "221 bye")
 		return false
@@ -298,6 +306,9 @@ func (x *session) data() bool {
 		b = append(b, c)
 		for _, end := range ends {
 			if bytes.HasSuffix(b, []byte(end)) {
+				if next, _ := x.br.Peek(min(1, x.br.Buffered())); c == '\r' && string(next) == "\n" {
+					_, _ = x.br.Discard(1)
+				}
 				msg := bytes.TrimPrefix(b[:len(b)-len(end)+2], []byte("\r\n"))
 				msg = bytes.ReplaceAll(append([]byte("\r\n"), msg...), []byte("\r\n."), []byte("\r\n"))[2:]
 				x.s.mu.Lock()

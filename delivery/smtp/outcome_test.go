@@ -1,0 +1,233 @@
+package smtp
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// TestOutcomes is every kind of reply, at every step, with and without
+// PIPELINING.
+func TestOutcomes(t *testing.T) {
+	const sent, deferred, rejected, unknown = message.Sent, message.Deferred, message.Rejected, message.Unknown
+	early, final := []string{"MAIL", "RCPT", "DATA"}, []string{"dot"}
+	for _, c := range []struct {
+		steps []string
+		reply string
+		want  message.Outcome
+		code  string
+		lives bool // the connection is used again
+	}{
+		{early, "421 4.3.2 closing", deferred, "421", false},
+		{early, "450 4.2.1 later", deferred, "450", true},
+		{early, "451 4.7.1 greylisted", deferred, "451", true},
+		{early, "452 4.2.2 full", deferred, "452", true},
+		{early, "499 who knows", deferred, "499", true},
+		{early, "500 5.5.2 what", rejected, "500", true},
+		{early, "501 5.1.3 bad address", rejected, "501", true},
+		{early, "503 5.5.1 AUTH first", deferred, "503", true},
+		{early, "530 5.7.0 Authentication required", deferred, "530", false},
+		{early, "535 5.7.8 signed out", deferred, "535", false},
+		{early, "538 5.7.11 encrypt", deferred, "538", false},
+		{early, "521 no mail here", deferred, "521", false},
+		{early, "550 5.1.1 unknown", rejected, "550", true},
+		{early, "550-5.1.1 un\r\n550 5.1.1 known", rejected, "550", true},
+		{early, "550 5.7.8 signed out", deferred, "550", false},
+		{early, "552 5.3.4 too big", rejected, "552", true},
+		{early, "554 5.7.1 spam", rejected, "554", true},
+		{early, "599 who knows", rejected, "599", true},
+		{early, "150 what", deferred, "", false},
+		{early, "600 what", deferred, "", false},
+		{early, "hello", deferred, "", false},
+		{early, "25", deferred, "", false},
+		{early, "550-a\r\n551 b", deferred, "", false},
+		{early, strings.Repeat("550-x\r\n", 200) + "550 x", deferred, "", false},
+		{early, "550 " + strings.Repeat("x", 5000), deferred, "", false},
+		{early, cut, deferred, "", false},
+		{early, partial, deferred, "", false},
+		{[]string{"MAIL", "RCPT"}, "354 go on", deferred, "", false},
+		{[]string{"MAIL", "RCPT"}, "251 will forward", sent, "250", true},
+		{[]string{"DATA"}, "250 ok", deferred, "", false},
+		{[]string{"body"}, cut, unknown, "", false},
+
+		{final, "250 ok", sent, "250", true},
+		{final, "250", sent, "250", true},
+		{final, "250-o\r\n250 k", sent, "250", true},
+		{final, "252 so be it", sent, "252", true},
+		{final, "421 4.3.2 closing", deferred, "421", false},
+		{final, "450 4.2.1 later", deferred, "450", true},
+		{final, "451 4.3.0 later", deferred, "451", true},
+		{final, "452 4.3.1 full", deferred, "452", true},
+		{final, "550 5.7.1 spam", rejected, "550", true},
+		{final, "552 5.3.4 too big", rejected, "552", true},
+		{final, "554 5.6.0 no", rejected, "554", true},
+		{final, "354 go on", unknown, "", false},
+		{final, "150 what", unknown, "", false},
+		{final, "600 what", unknown, "", false},
+		{final, "200x", unknown, "", false},
+		{final, "hello", unknown, "", false},
+		{final, "250-ok\r\n451 no", unknown, "", false},
+		{final, strings.Repeat("250-x\r\n", 200) + "250 x", unknown, "", false},
+		{final, "250 " + strings.Repeat("x", 5000), unknown, "", false},
+		{final, cut, unknown, "", false},
+		{final, partial, unknown, "", false},
+	} {
+		for _, step := range c.steps {
+			for _, offers := range [][]string{nil, everything} {
+				name := step + "/" + printable(strings.Trim(c.reply, "\x00"))[:min(24, len(printable(strings.Trim(c.reply, "\x00"))))]
+				t.Run(name, func(t *testing.T) {
+					srv := startServer(t, script{offers: offers, replies: map[string]string{step: c.reply}})
+					p := newProvider(t, srv, func(c *Config) { c.Connections = 1 })
+					r := send(t, p, envelope(1))
+					// A server that leaves between the two may be seen to before the dot.
+					if r.Outcome != c.want && !(step == "body" && r.Outcome == message.Deferred) {
+						t.Errorf("outcome is %v (%s), want %v", r.Outcome, r.Reply, c.want)
+					}
+					if r.Code != c.code {
+						t.Errorf("code is %q, want %q", r.Code, c.code)
+					}
+					if r.Outcome == message.Sent && offers == nil && r.Reference != "" && step == "dot" {
+						t.Errorf("reference is %q", r.Reference)
+					}
+					srv.set(script{offers: offers})
+					if r := send(t, p, envelope(2)); r.Outcome != message.Sent || r.Reference != "Q1" {
+						t.Errorf("next message: %v (%s), reference %q", r.Outcome, r.Reply, r.Reference)
+					}
+					if lives := srv.connections() == 1; lives != c.lives {
+						t.Errorf("connection was used again: %v, want %v", lives, c.lives)
+					}
+				})
+			}
+		}
+	}
+}
+
+// A group of commands whose RCPT was refused must not end in a message, even
+// where the server answers 354 to DATA.
+func TestRefusedGroup(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		replies map[string]string
+		want    string
+	}{
+		{"MAIL decides", map[string]string{"MAIL": "451 mail", "RCPT": "550 rcpt", "DATA": "554 data"}, "451 mail"},
+		{"RCPT decides", map[string]string{"RCPT": "550 rcpt", "DATA": "451 data"}, "550 rcpt"},
+		{"DATA decides", map[string]string{"DATA": "451 data"}, "451 data"},
+		{"354 after RCPT", map[string]string{"RCPT": "550 rcpt", "DATA": "354 go on"}, "550 rcpt"},
+		{"354 after MAIL", map[string]string{"MAIL": "550 mail", "DATA": "354 go on"}, "550 mail"},
+		{"cut after RCPT", map[string]string{"RCPT": "550 rcpt", "DATA": cut}, "550 rcpt"},
+		{"421 in the middle", map[string]string{"RCPT": "421 leaving"}, "421 leaving"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			srv := startServer(t, script{offers: everything, replies: c.replies})
+			p := newProvider(t, srv, nil)
+			slot := reserve(t, p)
+			r := slot.Send(t.Context(), envelope(1), func() error { t.Error("last was called"); return nil })
+			slot.Release()
+			if r.Reply != c.want {
+				t.Errorf("reply is %q, want %q", r.Reply, c.want)
+			}
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+			srv.Close()
+			if n := len(srv.got()); n > 0 {
+				t.Errorf("server got %d messages", n)
+			}
+		})
+	}
+}
+
+// Two replies to one final dot: the second must not be read as the next message's.
+func TestReplyTooMany(t *testing.T) {
+	srv := startServer(t, script{offers: everything, replies: map[string]string{"dot": "250 one\r\n250 two"}})
+	p := newProvider(t, srv, func(c *Config) { c.Connections = 1 })
+	if r := send(t, p, envelope(1)); r.Reply != "250 one" {
+		t.Errorf("first: %+v", r)
+	}
+	srv.set(script{offers: everything, replies: map[string]string{"dot": "554 no"}})
+	if r := send(t, p, envelope(2)); r.Outcome != message.Rejected {
+		t.Errorf("second: %+v", r)
+	}
+}
+
+func TestReplyLimit(t *testing.T) {
+	srv := startServer(t, script{offers: everything, replies: map[string]string{"dot": hang}})
+	p := newProvider(t, srv, func(c *Config) { c.ReplyLimit = time.Second })
+	if r := send(t, p, envelope(1)); r.Outcome != message.Unknown {
+		t.Errorf("%+v", r)
+	}
+	<-srv.hanging
+}
+
+func TestCommandTimeout(t *testing.T) {
+	for _, step := range []string{"MAIL", "RCPT", "DATA"} {
+		srv := startServer(t, script{replies: map[string]string{step: hang}})
+		p := newProvider(t, srv, func(c *Config) { c.CommandTimeout = 50 * time.Millisecond })
+		if r := send(t, p, envelope(1)); r.Outcome != message.Deferred {
+			t.Errorf("%s: %+v", step, r)
+		}
+	}
+}
+
+// A server that refuses a long message before its end has not taken it.
+func TestRefusedWithinMessage(t *testing.T) {
+	env := envelope(1)
+	env.Content.Email.Text = strings.Repeat("long\n", 4<<20/5)
+	srv := startServer(t, script{offers: everything, replies: map[string]string{"DATA": "354 go\r\n552 5.3.4 too long", "body": cut}})
+	p := newProvider(t, srv, nil)
+	slot := reserve(t, p)
+	defer slot.Release()
+	r := slot.Send(t.Context(), env, func() error { t.Error("last was called"); return nil })
+	if r.Outcome != message.Rejected || r.Code != "552" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestRetryAfter(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"4.2.0 Greylisted, see you in 300 seconds": 5 * time.Minute,
+		"4.7.1 try again after 5 minutes":          5 * time.Minute,
+		"Greylisted for 60s":                       time.Minute,
+		"retry in 2 hours please":                  2 * time.Hour,
+		"retry in 999999 hours":                    24 * time.Hour,
+		"try again later":                          0,
+		"in 5 messages":                            0,
+		"in 99999999999999999999 s":                0,
+	} {
+		if got := refused(reply{451, []string{text}}).RetryAfter; got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+}
+
+func TestReference(t *testing.T) {
+	for text, want := range map[string]string{
+		"2.0.0 Ok: queued as 4dYQ2k1Zz9z":       "4dYQ2k1Zz9z",
+		"OK id=1tHcFz-00000-2K":                 "1tHcFz-00000-2K",
+		"Ok 0100018f-1234-5678-9abc-00000":      "0100018f-1234-5678-9abc-00000",
+		"Ok thanks":                             "",
+		"queued":                                "",
+		"queued as " + strings.Repeat("x", 300): "",
+	} {
+		if got := accepted(reply{250, []string{text}}).Reference; got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	long := strings.Repeat("é", 300)
+	for in, want := range map[string]string{
+		"a\tb\r\nc\x00d\x1b[31m\u0085\u2028": "a bcd[31m",
+		"bad \xff utf8":                      "bad \uFFFD utf8",
+		long:                                 long[:500],
+		"x" + long:                           "x" + long[:498],
+	} {
+		if got := printable(in); got != want {
+			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
