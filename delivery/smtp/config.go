@@ -73,6 +73,12 @@ type DKIMKey struct {
 	Key      crypto.Signer // *rsa.PrivateKey of 1,024 bits or more, or ed25519.PrivateKey
 }
 
+// String leaves out the password and the keys, as does LogValue.
+func (c Config) String() string { return "smtp relay " + c.Name + " at " + c.Addr }
+
+// LogValue is String for slog.
+func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
 const (
 	maxConnections = 10_000
 	minReplyLimit  = time.Second

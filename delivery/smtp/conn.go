@@ -127,23 +127,10 @@ func (c *conn) resetBuffers() {
 	}
 }
 
-// peekState is what stands in a connection's receive buffer.
-type peekState uint8
-
-const (
-	quiet   peekState = iota // nothing, or it can't be told
-	pending                  // bytes nobody asked for
-	gone                     // the peer has closed or reset it
-)
-
-// peek looks at what the server sent unasked, without waiting. Under TLS these
-// may be bytes that mean nothing to SMTP.
-func (c *conn) peek() peekState {
-	if c.br.Buffered() > 0 {
-		return pending
-	}
-	return peekSocket(c.raw)
-}
+// quiet says that the server is still there and has sent nothing unasked, as
+// far as can be told without waiting. TLS 1.3 sends its tickets before the
+// reply to EHLO, so that under TLS, too, nothing is to be expected.
+func (c *conn) quiet() bool { return c.br.Buffered() == 0 && socketQuiet(c.raw) }
 
 // overTLS says whether the connection is encrypted.
 func (c *conn) overTLS() bool { return c.nc != c.raw }

@@ -24,8 +24,8 @@ func (s *slot) data(ctx context.Context, last func() error) message.Result {
 		}
 		tail = tail[n:]
 	}
-	if state := c.peek(); state == gone || state == pending && !c.overTLS() {
-		return s.tooSoon(ctx, fmt.Errorf("%w: the server ended the message itself", errProtocol))
+	if !c.quiet() {
+		return s.tooSoon(ctx, fmt.Errorf("%w: the server didn't wait for the end", errProtocol))
 	}
 	if err := ctx.Err(); err != nil {
 		return s.early(ctx, err)

@@ -1,7 +1,9 @@
 package smtp
 
 import (
+	"net"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -150,6 +152,32 @@ func TestReplyTooMany(t *testing.T) {
 	srv.set(script{offers: everything, replies: map[string]string{"dot": "554 no"}})
 	if r := send(t, p, envelope(2)); r.Outcome != message.Rejected {
 		t.Errorf("second: %+v", r)
+	}
+}
+
+// brokenPipe is a connection whose writes fail, with something left to read.
+type brokenPipe struct {
+	net.Conn
+	left *strings.Reader
+}
+
+func (c brokenPipe) Read(b []byte) (int, error) { return c.left.Read(b) }
+func (brokenPipe) Write([]byte) (int, error)    { return 0, syscall.EPIPE }
+func (brokenPipe) SetDeadline(time.Time) error  { return nil }
+
+// When the final write fails only a refusal that was left behind is an answer.
+func TestFinalWriteFails(t *testing.T) {
+	for left, want := range map[string]message.Outcome{
+		"421 4.4.2 idle too long\r\n": message.Deferred,
+		"554 5.7.1 no\r\n":            message.Rejected,
+		"250 2.0.0 ok\r\n":            message.Unknown,
+		"421 4.4.2 idle":              message.Unknown,
+		"":                            message.Unknown,
+	} {
+		s := slot{p: &Provider{cfg: Config{}.withDefaults()}, c: newConn(brokenPipe{left: strings.NewReader(left)})}
+		if r := s.final([]byte(finalDot)); r.Outcome != want || !s.c.broken {
+			t.Errorf("%q: %+v, broken %v", left, r, s.c.broken)
+		}
 	}
 }
 

@@ -4,5 +4,5 @@ package smtp
 
 import "net"
 
-// peekSocket can't tell here; a dead connection shows at the next command.
-func peekSocket(net.Conn) peekState { return quiet }
+// socketQuiet can't tell here; a dead connection shows at the next command.
+func socketQuiet(net.Conn) bool { return true }

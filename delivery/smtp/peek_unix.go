@@ -8,31 +8,23 @@ import (
 	"syscall"
 )
 
-func peekSocket(nc net.Conn) peekState {
+// socketQuiet peeks into the socket's receive buffer: closed, reset and full
+// are not quiet.
+func socketQuiet(nc net.Conn) bool {
 	sc, ok := nc.(syscall.Conn)
 	if !ok {
-		return quiet
+		return true
 	}
 	raw, err := sc.SyscallConn()
 	if err != nil {
-		return gone
+		return false
 	}
-	state := quiet
+	quiet := false
 	err = raw.Read(func(fd uintptr) bool {
 		var b [1]byte
-		n, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		switch {
-		case n > 0:
-			state = pending
-		case err == nil:
-			state = gone
-		case !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.EINTR):
-			state = gone
-		}
+		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		quiet = errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.EINTR)
 		return true
 	})
-	if err != nil {
-		return gone
-	}
-	return state
+	return err == nil && quiet
 }

@@ -123,15 +123,14 @@ func (p *Provider) connect(ctx context.Context) (*conn, error) {
 // verify gives c back when it can take a message, else it ends it.
 func (p *Provider) verify(ctx context.Context, c *conn) *conn {
 	now := p.cfg.Now()
-	state := c.peek()
 	switch {
-	case state == gone, state == pending && !c.overTLS():
+	case !c.quiet():
 		p.discard(c)
 		return nil
 	case now.Sub(c.verified) > p.cfg.IdleTimeout:
 		p.retire(c)
 		return nil
-	case state == quiet && !c.stale && now.Sub(c.verified) < verifyAfter:
+	case !c.stale && now.Sub(c.verified) < verifyAfter:
 		return c
 	}
 	stop := context.AfterFunc(ctx, c.interrupt)

@@ -1,9 +1,11 @@
 package smtp
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
@@ -354,6 +356,12 @@ func TestValidate(t *testing.T) {
 		if _, err := New(c); !errors.As(err, &errs) || len(errs) != 1 || errs[0].Field != field {
 			t.Errorf("%s: %v", field, err)
 		}
+	}
+	secret := Config{Name: "relay", Addr: "relay.example:25", Username: "u", Password: "s3cret"}
+	var log bytes.Buffer
+	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "config", secret)
+	if s := fmt.Sprintf("%v %+v %s", secret, secret, &log); strings.Contains(s, "s3cret") {
+		t.Errorf("the password is shown: %s", s)
 	}
 	if s := fmt.Sprint((Config{Addr: "x"}).Validate()); !strings.Contains(s, "name: is required; addr: want HOST:PORT") {
 		t.Error(s)

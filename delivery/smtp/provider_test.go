@@ -80,11 +80,11 @@ func send(t *testing.T, p *Provider, env *message.Envelope) message.Result {
 // conformServer is a testServer as the suite drives it.
 type conformServer struct {
 	*testServer
-	offers []string
+	good script
 }
 
 func (s conformServer) Misbehave(f providertest.Fault) {
-	sc := script{offers: s.offers}
+	sc := s.good
 	switch f {
 	case providertest.Down:
 		sc.replies = map[string]string{"greeting": cut, "RSET": cut}
@@ -135,24 +135,34 @@ func (s conformServer) Got() (all []int) {
 func (s conformServer) Hanging() <-chan struct{} { return s.hanging }
 
 func TestConformance(t *testing.T) {
+	cert, pool := certificate(t, "relay.example")
 	for _, mode := range []struct {
-		name   string
-		offers []string
-		size   int
+		name string
+		good script
+		size int
 	}{
-		{"pipelined", everything, 0},
-		{"plain", nil, 0},
-		{"large", everything, 100 << 10},
+		{"pipelined", script{offers: everything}, 0},
+		{"plain", script{}, 0},
+		{"large", script{offers: everything}, 100 << 10},
+		{"STARTTLS", script{offers: append([]string{"STARTTLS"}, everything...), cert: cert}, 0},
+		{"TLS, large", script{offers: everything, cert: cert, implicit: true}, 100 << 10},
 	} {
 		t.Run(mode.name, func(t *testing.T) {
 			providertest.Run(t, providertest.Subject{
 				Start: func(t *testing.T, concurrency int) (delivery.Provider, providertest.Server) {
-					srv := startServer(t, script{offers: mode.offers})
-					p, err := New(Config{Name: "relay", Addr: srv.addr(), Connections: concurrency})
+					srv := startServer(t, mode.good)
+					cfg := Config{Name: "relay", Addr: srv.addr(), Connections: concurrency}
+					if mode.good.cert != nil {
+						cfg.RootCAs, cfg.ServerName, cfg.TLS = pool, "relay.example", StartTLSRequired
+					}
+					if mode.good.implicit {
+						cfg.TLS = ImplicitTLS
+					}
+					p, err := New(cfg)
 					if err != nil {
 						t.Fatal(err)
 					}
-					return p, conformServer{srv, mode.offers}
+					return p, conformServer{srv, mode.good}
 				},
 				Envelope: func(n int) *message.Envelope {
 					env := envelope(n)
