@@ -1,0 +1,15 @@
+// Package broker is Kafka: topics, publishing, consuming, health. It is the
+// only importer of kafka-go.
+//
+// Kafka spreads accepted messages over the workers, and is allowed to fail at
+// it: what it loses, repeats or delays does no harm, since the ledger knows
+// what was not claimed, and lets each attempt be claimed once. So publishing
+// never blocks and gives up, and a consumer that is unsure reads again.
+//
+// # Why not kafka.Reader with a GroupID
+//
+// It skips messages of a topic that was made anew, commits under a generation
+// that is not its own, and moves offsets back. Here each generation of the
+// group has one plain reader for each of its partitions, and commits, for each
+// partition, the offset below which everything is finished (tracker).
+package broker

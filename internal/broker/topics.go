@@ -1,0 +1,123 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+)
+
+// EnsureTopics makes the lanes' topics where they are missing, and returns once
+// each of their partitions has a leader. It may be called by many processes at
+// once. Topics are never left to be made by themselves: those would have the
+// cluster's defaults.
+func (b *Broker) EnsureTopics(ctx context.Context) error {
+	want := slices.Sorted(maps.Keys(b.topics()))
+	for first := true; ; first = false {
+		missing, err := b.missing(ctx, want)
+		if err == nil && len(missing) == 0 {
+			return nil
+		}
+		if err == nil && first {
+			err = b.create(ctx, missing)
+		}
+		timer := time.NewTimer(200 * time.Millisecond)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			if err == nil {
+				err = fmt.Errorf("no leader yet for %v", missing)
+			}
+			return fmt.Errorf("topics: %w", errors.Join(ctx.Err(), err))
+		}
+	}
+}
+
+// missing lists the topics that don't exist, or have a partition without leader.
+func (b *Broker) missing(ctx context.Context, want []string) (missing []string, err error) {
+	err = b.withClient(func(c *kafka.Client) error {
+		meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: want})
+		if err != nil {
+			return err
+		}
+		found := make(map[string]bool)
+		for _, t := range meta.Topics {
+			led := t.Error == nil && len(t.Partitions) > 0
+			for _, p := range t.Partitions {
+				led = led && p.Error == nil && p.Leader.Host != ""
+			}
+			found[t.Name] = led
+		}
+		for _, name := range want {
+			if !found[name] {
+				missing = append(missing, name)
+			}
+		}
+		return nil
+	})
+	return missing, err
+}
+
+func (b *Broker) create(ctx context.Context, names []string) error {
+	configs := make([]kafka.TopicConfig, len(names))
+	for i, name := range names {
+		configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: b.cfg.Partitions, ReplicationFactor: b.cfg.Replication, ConfigEntries: []kafka.ConfigEntry{
+			{ConfigName: "max.message.bytes", ConfigValue: fmt.Sprint(maxContent + 64<<10)},
+		}}
+		if b.cfg.Replication >= 3 {
+			configs[i].ConfigEntries = append(configs[i].ConfigEntries, kafka.ConfigEntry{ConfigName: "min.insync.replicas", ConfigValue: "2"})
+		}
+	}
+	return b.withClient(func(c *kafka.Client) error {
+		resp, err := c.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: configs})
+		if err != nil {
+			return err
+		}
+		for name, err := range resp.Errors {
+			if err != nil && !errors.Is(err, kafka.TopicAlreadyExists) {
+				return fmt.Errorf("create %s: %w", name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// Cluster is what Probe found.
+type Cluster struct {
+	ID      string
+	Brokers int
+}
+
+// Probe asks the cluster how it is, by a connection of its own: a client that
+// is connected already believes in a dead cluster for seconds. An error means
+// that it doesn't answer, or that a lane's topic can't be written to.
+func (b *Broker) Probe(ctx context.Context) (c Cluster, err error) {
+	want := slices.Sorted(maps.Keys(b.topics()))
+	err = b.withClient(func(client *kafka.Client) error {
+		meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: want})
+		if err != nil {
+			return err
+		}
+		c = Cluster{ID: meta.ClusterID, Brokers: len(meta.Brokers)}
+		for _, t := range meta.Topics {
+			if t.Error != nil {
+				return fmt.Errorf("topic %s: %w", t.Name, t.Error)
+			}
+			for _, p := range t.Partitions {
+				if p.Error != nil {
+					return fmt.Errorf("topic %s, partition %d: %w", t.Name, p.ID, p.Error)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return c, fmt.Errorf("probe: %w", err)
+	}
+	return c, nil
+}
