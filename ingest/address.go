@@ -36,23 +36,27 @@ func parseMailbox(s string) (address, error) {
 	case strings.ContainsFunc(s, breaksLine):
 		return address{}, errors.New("has a line break or control character")
 	}
-	m, err := mail.ParseAddress(s)
-	if err != nil || !onlyMailbox(s) {
-		return address{}, errors.New("is not one mailbox as in RFC 5322")
+	spec := s
+	if !bareAddress(s) {
+		m, err := mail.ParseAddress(s)
+		if err != nil || !onlyMailbox(s) {
+			return address{}, errors.New("is not one mailbox as in RFC 5322")
+		}
+		// An encoded word may have hidden what was looked for above.
+		if strings.ContainsFunc(m.Name, breaksLine) || strings.ContainsFunc(m.Address, breaksLine) {
+			return address{}, errors.New("has a line break or control character")
+		}
+		spec = m.Address
 	}
-	// An encoded word may have hidden what was looked for above.
-	if strings.ContainsFunc(m.Name, breaksLine) || strings.ContainsFunc(m.Address, breaksLine) {
-		return address{}, errors.New("has a line break or control character")
-	}
-	at := strings.LastIndexByte(m.Address, '@')
+	at := strings.LastIndexByte(spec, '@')
 	if at < 0 {
 		return address{}, errors.New("has no domain")
 	}
-	local, domain := m.Address[:at], m.Address[at+1:]
+	local, domain := spec[:at], spec[at+1:]
 	if err := checkLocal(local); err != nil {
 		return address{}, err
 	}
-	if len(m.Address) > maxAddress {
+	if len(spec) > maxAddress {
 		return address{}, errors.New("has an address of more than 254 octets")
 	}
 	ascii, err := asciiDomain(domain)
@@ -60,6 +64,12 @@ func parseMailbox(s string) (address, error) {
 		return address{}, err
 	}
 	return address{local, ascii}, nil
+}
+
+// bareAddress says whether s can be nothing but a local part and a domain, which
+// needs no parser: most are.
+func bareAddress(s string) bool {
+	return strings.Count(s, "@") == 1 && only(s, func(b byte) bool { return b == '@' || b == '.' || isAtext(b) })
 }
 
 // onlyMailbox refuses what net/mail takes as one address though it isn't just a

@@ -81,6 +81,7 @@ func TestScopes(t *testing.T) {
 		"sender":   "yyynnnnynnnn",
 		"reader":   "nnnyyyynynnn",
 		"operator": "nnnyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {

@@ -190,6 +190,8 @@ var principals = keys{
 	"sender":   {Tenant: 1, TenantName: "one", KeyID: 12, Domains: []string{"example.com"}, Scopes: []keyring.Scope{keyring.Send}},
 	"reader":   {Tenant: 1, TenantName: "one", KeyID: 13, Scopes: []keyring.Scope{keyring.Read}},
 	"operator": {TenantName: "", KeyID: 1, Scopes: []keyring.Scope{keyring.Operator}},
+	// A key for everything but of no tenant: there is nobody to send for.
+	"rootless": {KeyID: 2, Domains: []string{"*"}, Scopes: []keyring.Scope{keyring.Send, keyring.Operator}},
 	"tester":   {Tenant: 1, TenantName: "one", KeyID: 14, Test: true, Domains: []string{"*"}, Scopes: []keyring.Scope{keyring.Send, keyring.Read}},
 }
 

@@ -26,6 +26,7 @@ func TestSlowBody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(10 * time.Second)) // for when the server has none
 	fmt.Fprintf(conn, "POST /v1/emails HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer one\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {

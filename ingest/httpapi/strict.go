@@ -104,7 +104,7 @@ type walker struct {
 
 // segment is one step of a path: a name, or an element's index.
 type segment struct {
-	name  string
+	name  []byte
 	index int // negative for a name
 }
 
@@ -180,13 +180,13 @@ func (w *walker) object(s *shape) {
 		if !whole {
 			w.add(halfPair)
 		}
-		f, known := s.fields[name]
+		f, known := s.fields[string(name)]
 		switch {
 		case members != nil:
-			if members[name] {
+			if members[string(name)] {
 				w.add("is repeated")
 			}
-			members[name] = true
+			members[string(name)] = true
 			w.present(s.elem)
 		case !known:
 			w.add("is unknown")
@@ -215,16 +215,17 @@ func (w *walker) present(s *shape) {
 }
 
 // name reads a member's name up to its value.
-func (w *walker) name() (name string, whole bool) {
+func (w *walker) name() (name []byte, whole bool) {
 	raw, whole := w.str()
 	w.space()
 	w.at++ // :
 	w.space()
 	if plain := raw[1 : len(raw)-1]; bytes.IndexByte(plain, '\\') < 0 {
-		return string(plain), whole
+		return plain, whole
 	}
-	_ = json.Unmarshal(raw, &name) // it is valid JSON
-	return name, whole
+	var unescaped string
+	_ = json.Unmarshal(raw, &unescaped) // it is valid JSON
+	return []byte(unescaped), whole
 }
 
 // str reads a string with its quotes. It isn't whole when it has half a surrogate
@@ -329,7 +330,7 @@ func (w *walker) field() string {
 		if s.index >= 0 {
 			path += fmt.Sprintf("[%d]", s.index)
 		} else {
-			path = ingest.MemberPath(path, s.name)
+			path = ingest.MemberPath(path, string(s.name))
 		}
 	}
 	return path
