@@ -1,6 +1,7 @@
 package message
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -173,8 +174,17 @@ func (c *Content) Recipients() []string {
 	return append(append(append(all, e.To...), e.Cc...), e.Bcc...)
 }
 
-// Encode is the canonical form of c.
-func (c *Content) Encode() ([]byte, error) { return json.Marshal(c) }
+// Encode is the canonical form of c. It leaves <, > and & as they are: escaped
+// for HTML, an HTML mail would grow to much more than was taken in.
+func (c *Content) Encode() ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(c); err != nil {
+		return nil, err
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
 
 // DecodeContent reads canonical content.
 func DecodeContent(b []byte) (*Content, error) {

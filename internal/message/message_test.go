@@ -25,7 +25,7 @@ func TestCanonicalContentIsPinned(t *testing.T) {
 		bytes string
 	}{
 		"email": {full(),
-			`{"email":{"from":"App \u003capp@example.com\u003e","to":["a@example.com"],"cc":["b@example.com"],"bcc":["c@example.com"],"reply_to":["r@example.com"],"subject":"Grüße \u003c\u0026\u003e","text":"hi","html":"\u003cp\u003ehi\u003c/p\u003e","headers":{"X-A":"1","X-B":"2"},"attachments":[{"filename":"a.txt","content_type":"text/plain","content_id":"x","content":"AP8="}],"class":"trigger","stream":"s","send_at":"2026-01-02T03:04:05.0000006Z","expires_at":"2027-01-01T00:00:00Z","supersede_key":"k","tags":["t"]}}`},
+			`{"email":{"from":"App <app@example.com>","to":["a@example.com"],"cc":["b@example.com"],"bcc":["c@example.com"],"reply_to":["r@example.com"],"subject":"Grüße <&>","text":"hi","html":"<p>hi</p>","headers":{"X-A":"1","X-B":"2"},"attachments":[{"filename":"a.txt","content_type":"text/plain","content_id":"x","content":"AP8="}],"class":"trigger","stream":"s","send_at":"2026-01-02T03:04:05.0000006Z","expires_at":"2027-01-01T00:00:00Z","supersede_key":"k","tags":["t"]}}`},
 		"token": {&Content{Push: &Push{Platform: "fcm", To: Target{Token: "tok"}, Notification: &Notification{Title: "T"}, Data: map[string]string{"b": "2", "a": "1"}}},
 			`{"push":{"platform":"fcm","to":"tok","notification":{"title":"T"},"data":{"a":"1","b":"2"}}}`},
 		"topic": {&Content{Push: &Push{Platform: "fcm", To: Target{Topic: "news"}, CollapseKey: "c"}},
