@@ -38,13 +38,13 @@ type attempt struct {
 	env     message.Envelope
 	begun   Instant       // before the claim was asked for
 	life    time.Duration // of the message, from then on
-	test    bool          // for the sandbox
 	offered time.Duration // when the worker got it, monotonic
+	test    bool          // for the sandbox
 	span    trace.Span
 
 	check   atomic.Uint32
-	at      atomic.Int64 // when the check was made, monotonic
-	refused uint32       // why it was refused, if it was; set when Send has returned
+	checked atomic.Int64 // when, monotonic
+	verdict uint32       // what check was when Send returned
 }
 
 // last is the last check, as Slot.Send asks for it.
@@ -59,7 +59,7 @@ func (a *attempt) last() error {
 	case age >= a.life:
 		verdict, err = expired, errExpired
 	}
-	a.at.CompareAndSwap(0, int64(now.Mono))
+	a.checked.CompareAndSwap(0, int64(now.Mono))
 	if !a.check.CompareAndSwap(unasked, verdict) {
 		a.log.Error("provider asked for the last check again", "lane", a.lane.name, "position", a.env.Position)
 		return errAsked
@@ -68,39 +68,33 @@ func (a *attempt) last() error {
 }
 
 // send hands the message over and says how that ended, whatever the provider
-// does. handed is when the last check was granted, or zero.
-func (a *attempt) send(ctx context.Context, slot Slot, provider string) (r message.Result, handed time.Duration) {
+// does.
+func (a *attempt) send(ctx context.Context, slot Slot, provider string) message.Result {
 	r, panicked, stack := a.call(ctx, slot)
-	check := a.check.Swap(over)
-	switch check {
-	case granted:
-		handed = time.Duration(a.at.Load())
-	case tooOld, expired, stopped:
-		a.refused = check
-	}
+	a.verdict = a.check.Swap(over)
 	if panicked != nil {
 		reason := fmt.Sprint("panic: ", panicked)
 		a.log.Error("provider panicked", "provider", provider, "lane", a.lane.name, "position", a.env.Position,
-			"handed_over", check == granted, "type", fmt.Sprintf("%T", panicked), "stack", stack)
+			"handed_over", a.verdict == granted, "type", fmt.Sprintf("%T", panicked), "stack", stack)
 		r = message.Result{Outcome: message.Returned, Code: "panic", Reply: reason, Poison: true}
 	}
 	switch {
 	case r.Outcome < message.Sent || r.Outcome > message.Returned:
 		a.broken(provider, "it said nothing")
 		r.Outcome = message.Unknown
-	case r.Poison && check == granted: // it may have been handed over before
+	case r.Poison && a.verdict == granted: // it may have been handed over before
 		r.Outcome, r.Poison = message.Unknown, false
-	case check != granted && (r.Outcome == message.Sent || r.Outcome == message.Unknown):
+	case a.verdict != granted && (r.Outcome == message.Sent || r.Outcome == message.Unknown):
 		a.broken(provider, "it handed over without the last check")
 	}
 	if r.Outcome == message.Returned && r.Code == "" {
-		r.Code = refusals[check]
+		r.Code = refusals[a.verdict]
 	}
-	return r, handed
+	return r
 }
 
 // refusals are the codes of what was given back.
-var refusals = [...]string{unasked: "not_handed_over", granted: "not_handed_over", tooOld: "claim_too_old", expired: "expired", stopped: "stopping", over: ""}
+var refusals = [...]string{unasked: "not_handed_over", granted: "not_handed_over", tooOld: "claim_too_old", expired: "expired", stopped: "stopping"}
 
 func (a *attempt) broken(provider, how string) {
 	a.log.Error("provider breaks its contract", "provider", provider, "lane", a.lane.name, "position", a.env.Position, "how", how)

@@ -23,9 +23,9 @@ type feeder struct {
 	lane  *lane
 	share int
 	wait  time.Duration
-	took  int   // in the round before
-	full  bool  // as many unclaimed ones as were asked for, then
-	won   int64 // lane.won, then
+	full  bool  // the round before found as many unclaimed ones as it wanted
+	won   int64 // lane.won then
+	vain  int64 // lane.vain then
 }
 
 func (f *feeder) run() {
@@ -83,30 +83,31 @@ func (f *feeder) round() error {
 		return err
 	}
 	lost := l.fill(unclaimed, want, f.clock().Mono)
-	f.took, f.full = dues+lost, lost == want
+	f.full = lost == want
 
-	switch {
-	case f.took == 0:
-		f.wait = min(max(2*f.wait, pause), feedMaxPause)
-	default:
+	if dues+lost > 0 {
 		f.wait = pause
+	} else {
+		f.wait = min(max(2*f.wait, pause), feedMaxPause)
 	}
-	if f.full || dues == half {
+	if dues == half || f.full && (away || f.share > feedShare) {
 		l.more.Store(true)
 	}
 	return nil
 }
 
 // adapt is how many unclaimed messages to take beside what Kafka brings: more
-// as long as most of what was taken was ours to claim.
+// and more as long as there are that many, and few of them turn out to be
+// somebody else's.
 func (f *feeder) adapt() int {
-	won := f.lane.won.Load()
-	if f.full && 2*(won-f.won) >= int64(f.took) {
-		f.share = min(2*f.share, cap(f.lane.feed))
-	} else {
+	won, vain := f.lane.won.Load(), f.lane.vain.Load()
+	switch {
+	case vain-f.vain > won-f.won:
 		f.share = feedShare
+	case f.full && won > f.won:
+		f.share = min(2*f.share, cap(f.lane.feed))
 	}
-	f.won = won
+	f.won, f.vain = won, vain
 	return f.share
 }
 

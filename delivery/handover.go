@@ -33,11 +33,11 @@ func (a *attempt) handOver(held lease) {
 		provider, slot = box, box
 	}
 	ctx, span := a.watch.send(a.leash.hold(), a.span, provider.Name())
-	r, handed := a.send(ctx, slot, provider.Name())
+	r := a.send(ctx, slot, provider.Name())
 	span.End()
 	a.leash.loose()
 	held.release()
-	if handed > 0 {
+	if handed := time.Duration(a.checked.Load()); a.verdict == granted {
 		a.lane.meter.handedOver(provider.Name(), handed-a.offered, a.clock().Mono-handed)
 	}
 	a.settle(provider.Name(), r)

@@ -54,6 +54,7 @@ type lane struct {
 	more   atomic.Bool   // the ledger has more than was taken: wake it when there is room
 	fed    atomic.Int64  // the feed's items that no verdict has come for
 	won    atomic.Int64  // the feed's items that were claimed
+	vain   atomic.Int64  // the feed's items that others had claimed
 }
 
 func newLane(l message.Lane, senders int, g *gate, policy DoubtPolicy) *lane {

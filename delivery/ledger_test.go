@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -164,10 +165,10 @@ type fakeProcess struct {
 	once   sync.Once
 	dead   chan struct{}
 	fault  func(op string) error // asked before each operation
-	beaten []message.AttemptKey
-	beats  int
-	giveUp time.Duration
-	claims int
+	claims atomic.Int64
+	beats  atomic.Int64
+	beaten atomic.Pointer[[]message.AttemptKey] // what the last heartbeat listed
+	giveUp atomic.Int64
 }
 
 var errKilled = errors.New("killed")
@@ -191,7 +192,7 @@ func (p *fakeProcess) Claim(ctx context.Context, it message.Item) (message.Claim
 	l := p.ledger
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p.claims++
+	p.claims.Add(1)
 	now := time.Now()
 	m := l.messages[it.Position]
 	switch {
@@ -314,9 +315,9 @@ func (p *fakeProcess) Beat(ctx context.Context, open []message.AttemptKey, giveU
 	if err := cmp.Or(ctx.Err(), p.begin("beat")); err != nil {
 		return err
 	}
-	p.ledger.mu.Lock()
-	defer p.ledger.mu.Unlock()
-	p.beaten, p.giveUp = slices.Clone(open), giveUp
-	p.beats++
+	open = slices.Clone(open)
+	p.beaten.Store(&open)
+	p.giveUp.Store(int64(giveUp))
+	p.beats.Add(1)
 	return nil
 }

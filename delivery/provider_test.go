@@ -2,8 +2,10 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -153,6 +155,24 @@ func (r *running) mustOffer(its ...message.Item) {
 			r.t.Fatal(err)
 		}
 	}
+}
+
+// idle lets time pass, and everybody come to rest.
+func idle(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// trouble is an error that can be switched on and off.
+type trouble struct{ on atomic.Bool }
+
+var errTrouble = errors.New("trouble")
+
+func (t *trouble) err() error {
+	if t.on.Load() {
+		return errTrouble
+	}
+	return nil
 }
 
 var (

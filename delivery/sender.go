@@ -113,6 +113,9 @@ func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) 
 	}
 	c.lease.release()
 	s.lane.hand.end(o.key())
+	if o.fed() && c.Verdict == message.Taken {
+		s.lane.vain.Add(1)
+	}
 	if c.Verdict == message.Stranger {
 		s.park(o, "the ledger knows no such message")
 		return claimed{}, false

@@ -49,10 +49,10 @@ func (a *attempt) report(provider string, r message.Result) message.Report {
 	switch r.Outcome {
 	case message.Deferred:
 	case message.Returned:
-		if a.refused == tooOld || a.soft.Err() != nil {
+		if a.verdict == tooOld || a.soft.Err() != nil {
 			return report // at once
 		}
-		if a.refused == expired {
+		if a.verdict == expired {
 			report.RetryIn = lapse
 			return report
 		}

@@ -27,7 +27,7 @@ func TestOnce(t *testing.T) {
 				offered++
 			}
 		}
-		time.Sleep(10 * time.Second)
+		idle(10 * time.Second)
 		synctest.Wait()
 		if n := l.states(); n["sent"] != 1000 {
 			t.Errorf("states: %v", n)
@@ -43,8 +43,8 @@ func TestOnce(t *testing.T) {
 		if err := r.stop(); err != nil {
 			t.Error(err)
 		}
-		if len(r.process.beaten) != 0 || r.process.giveUp != 30*time.Second+10*time.Minute {
-			t.Errorf("beat: %d open, %s", len(r.process.beaten), r.process.giveUp)
+		if len(*r.process.beaten.Load()) != 0 || r.process.giveUp.Load() != int64(30*time.Second+10*time.Minute) {
+			t.Errorf("beat: %d open, %s", len(*r.process.beaten.Load()), time.Duration(r.process.giveUp.Load()))
 		}
 	})
 }
