@@ -62,7 +62,7 @@ type Fault struct {
 	// Which events it is for: all that are set must hold.
 	To          string           // part of one of the recipients
 	Subject     string           // part of the subject; known from StepMidData or StepBody on
-	Match       func(Event) bool // called by one goroutine at a time
+	Match       func(Event) bool // called by one goroutine at a time; mustn't change faults
 	Probability float64          // of 0 to 1; 0 is always
 
 	Times int           // how often; 0 is without end

@@ -16,6 +16,7 @@ const (
 	fcmMaxTopicPayload = 2048
 	fcmMaxTTL          = 28 * 24 * time.Hour
 	fcmMaxToken        = 4096 // no documented limit; real ones have some 160 bytes
+	fcmMaxCondition    = 4096 // no documented limit, but one of five topics
 )
 
 var (
@@ -65,6 +66,8 @@ func (m *fcmMessage) check() (field, problem string) {
 		return "message", "Only one of token, topic and condition can be set."
 	case len(m.Token) > fcmMaxToken || strings.ContainsAny(m.Token, " \t\r\n"):
 		return "message.token", "The registration token is not a valid FCM registration token"
+	case len(m.Condition) > fcmMaxCondition:
+		return "message.condition", "The condition is too long."
 	case m.Topic != "" && !fcmTopic.MatchString(m.Topic):
 		return "message.topic", "Malformed topic name"
 	}

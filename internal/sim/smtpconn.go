@@ -26,7 +26,7 @@ type smtpConn struct {
 	extended bool   // by EHLO
 	secure   bool
 	user     string // authenticated as
-	errors   int
+	mistakes int
 	authErrs int
 	raw      []byte // the message being read, reused
 
@@ -224,7 +224,7 @@ func (c *smtpConn) reply(line string) error {
 
 // refuse answers a client's mistake, and ends a session that makes too many.
 func (c *smtpConn) refuse(line string) error {
-	if c.errors++; c.errors >= smtpMaxErrors {
+	if c.mistakes++; c.mistakes >= smtpMaxErrors {
 		return errors.Join(c.reply("421 4.7.0 too many errors"), errEnd)
 	}
 	return c.reply(line)

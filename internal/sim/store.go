@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"sync"
@@ -26,7 +27,7 @@ var ErrStoreClosed = errors.New("store is closed")
 // Store keeps what the simulators took in an append-only file of JSON lines.
 // Appends of many goroutines share one fsync.
 type Store struct {
-	file   *os.File
+	file   file
 	noSync bool
 	kick   chan struct{} // holds one signal when open has become non-empty
 	done   chan struct{} // closed when the committer has ended
@@ -41,6 +42,15 @@ type Store struct {
 	end   int64 // length of the file
 	count int
 	tail  []entry // ring of the newest, at most TailLimit; number n is at (n-1)%TailLimit
+}
+
+// file is what a Store needs of an *os.File.
+type file interface {
+	io.ReaderAt
+	io.WriterAt
+	io.Closer
+	Sync() error
+	Truncate(size int64) error
 }
 
 // entry is a committed line without its raw message.
@@ -108,9 +118,10 @@ func (s *Store) Append(ts ...Taken) error {
 		return nil
 	}
 	lines := make([][]byte, len(ts))
-	for i := range ts {
-		ts[i].ReceivedAt = ts[i].ReceivedAt.UTC().Round(0)
-		line, err := json.Marshal(&ts[i])
+	entries := make([]entry, len(ts))
+	for i, t := range ts {
+		t.ReceivedAt = t.ReceivedAt.UTC().Round(0) // as it will be read again
+		line, err := json.Marshal(&t)
 		if err != nil {
 			return fmt.Errorf("store: encode: %w", err)
 		}
@@ -118,6 +129,8 @@ func (s *Store) Append(ts ...Taken) error {
 			return fmt.Errorf("store: a line of %d bytes, over the limit of %d", len(line), lineLimit)
 		}
 		lines[i] = append(line, '\n')
+		t.Raw = nil
+		entries[i] = entry{taken: t, length: len(lines[i])}
 	}
 
 	s.mu.Lock()
@@ -127,9 +140,8 @@ func (s *Store) Append(ts ...Taken) error {
 	}
 	b := s.open
 	for i, line := range lines {
-		t := ts[i]
-		t.Raw = nil
-		b.entries = append(b.entries, entry{taken: t, offset: int64(len(b.buf)), length: len(line)})
+		entries[i].offset = int64(len(b.buf))
+		b.entries = append(b.entries, entries[i])
 		b.buf = append(b.buf, line...)
 	}
 	select {

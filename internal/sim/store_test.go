@@ -9,6 +9,7 @@ import (
 	"reflect"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -83,6 +84,9 @@ func TestStoreCutsATornLineOff(t *testing.T) {
 		s, err := OpenStore(dir, StoreOptions{})
 		if err != nil {
 			t.Fatal(err)
+		}
+		if left, err := os.ReadFile(path); err != nil || string(left) != string(whole[:len(whole)/2]) {
+			t.Fatalf("cut at %d: %q is left, %v", cut, left, err)
 		}
 		appendAll(t, s, taken("c"))
 		ts := all(t, s)
@@ -196,27 +200,135 @@ func TestStoreWaitEnds(t *testing.T) {
 	}
 }
 
-// A write that fails must not be answered, nor leave anything behind that a
-// later line would be appended to.
+// testFile is a file whose failures and syncs a test decides.
+type testFile struct {
+	*os.File
+	onSync                func() error
+	writeErr, truncateErr error
+	writes, syncs         int
+}
+
+func (f *testFile) WriteAt(p []byte, off int64) (int, error) {
+	f.writes++
+	if f.writeErr != nil {
+		n, _ := f.File.WriteAt(p[:len(p)/2], off) // torn, as by a full disk
+		return n, f.writeErr
+	}
+	return f.File.WriteAt(p, off)
+}
+
+func (f *testFile) Sync() error {
+	f.syncs++
+	if f.onSync != nil {
+		return f.onSync()
+	}
+	return f.File.Sync()
+}
+
+func (f *testFile) Truncate(size int64) error {
+	if f.truncateErr != nil {
+		return f.truncateErr
+	}
+	return f.File.Truncate(size)
+}
+
+// withTestFile puts a testFile into s, which must be idle.
+func withTestFile(s *Store) *testFile {
+	f := &testFile{File: s.file.(*os.File)}
+	s.file = f
+	return f
+}
+
+// Nothing is answered before its fsync has ended, and what comes meanwhile
+// shares the next one.
+func TestStoreAnswersAfterASharedSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := openStore(t, t.TempDir())
+		f := withTestFile(s)
+		release := make(chan struct{})
+		f.onSync = func() error {
+			<-release
+			return nil
+		}
+		const others = 50
+		answered := make(chan error, 1+others)
+		want := func(answers, syncs int) {
+			t.Helper()
+			synctest.Wait()
+			if len(answered) != answers || s.Count() != answers || f.syncs != syncs {
+				t.Fatalf("%d answered and %d counted after %d syncs had begun, want %d after %d", len(answered), s.Count(), f.syncs, answers, syncs)
+			}
+		}
+		go func() { answered <- s.Append(taken("first")) }()
+		want(0, 1)
+		for range others {
+			go func() { answered <- s.Append(taken("other")) }()
+		}
+		want(0, 1)
+		release <- struct{}{}
+		want(1, 2)
+		release <- struct{}{}
+		want(1+others, 2)
+		for range 1 + others {
+			if err := <-answered; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// What can't be written or synced is not answered, and leaves nothing behind
+// that a later line would be appended to.
 func TestStoreWriteFails(t *testing.T) {
-	dir := t.TempDir()
-	s := openStore(t, dir)
-	appendAll(t, s, taken("a"))
-	good := s.file
-	readOnly, err := os.Open(filepath.Join(dir, TakenFile))
-	if err != nil {
-		t.Fatal(err)
+	full := errors.New("no space left")
+	for _, tc := range []struct {
+		name string
+		fail func(*testFile)
+	}{
+		{"write", func(f *testFile) { f.writeErr = full }},
+		{"sync", func(f *testFile) { f.onSync = func() error { return full } }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir := t.TempDir()
+			s := openStore(t, dir)
+			f := withTestFile(s)
+			appendAll(t, s, taken("a"))
+			tc.fail(f)
+			if err := s.Append(taken("b"), taken("c")); !errors.Is(err, full) {
+				t.Fatalf("Append: %v", err)
+			}
+			f.writeErr, f.onSync = nil, nil
+			appendAll(t, s, taken("d"))
+			check := func(s *Store) {
+				t.Helper()
+				ts := all(t, s)
+				if len(ts) != 2 || ts[0].MessageID != "a" || ts[1].MessageID != "d" || s.Count() != 2 {
+					t.Fatalf("stored %+v", ts)
+				}
+			}
+			check(s)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			check(openStore(t, dir))
+		})
 	}
-	defer readOnly.Close()
-	s.file = readOnly
+}
+
+// A file that can't even be cut back takes nothing more.
+func TestStoreIsBroken(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	f := withTestFile(s)
+	full := errors.New("no space left")
+	f.writeErr, f.truncateErr = full, full
+	if err := s.Append(taken("a")); !errors.Is(err, full) {
+		t.Fatalf("Append: %v", err)
+	}
+	f.writeErr, f.truncateErr = nil, nil
 	if err := s.Append(taken("b")); err == nil {
-		t.Fatal("Append to a file that can't be written succeeded")
+		t.Fatal("a broken store took more")
 	}
-	if err := s.Append(taken("c")); err == nil { // Truncate had failed, too
-		t.Fatal("Append to a broken store succeeded")
-	}
-	s.file = good
-	if ts := all(t, s); len(ts) != 1 || s.Count() != 1 {
-		t.Fatalf("%d stored, counted %d", len(ts), s.Count())
+	if s.Count() != 0 || f.writes != 1 {
+		t.Fatalf("%d counted, %d writes", s.Count(), f.writes)
 	}
 }

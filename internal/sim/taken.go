@@ -12,6 +12,10 @@ import (
 // RawLimit is how many bytes of a message Taken.Raw keeps.
 const RawLimit = 64 << 10
 
+// fieldLimit is how many bytes of a header field a Taken shows, so that the
+// Store's tail stays small. It is RFC 5322's longest line.
+const fieldLimit = 998
+
 // Taken is one message that a simulator took for one recipient: a line of the
 // Store's file.
 type Taken struct {
@@ -62,9 +66,9 @@ func subjectAndID(raw []byte) (subject, id string) {
 		}
 		switch {
 		case subject == "" && bytes.EqualFold(name, []byte("Subject")):
-			subject = decodeSubject(unfold(value))
+			subject = shorten(decodeSubject(unfold(value)))
 		case id == "" && bytes.EqualFold(name, []byte("Message-ID")):
-			id = emailID(unfold(value))
+			id = shorten(emailID(unfold(value)))
 		}
 	}
 	return subject, id
@@ -91,6 +95,13 @@ func unfold(value []byte) string {
 		return s
 	}
 	return strings.NewReplacer("\r", "", "\n", "").Replace(s)
+}
+
+func shorten(s string) string {
+	if len(s) <= fieldLimit {
+		return s
+	}
+	return strings.ToValidUTF8(s[:fieldLimit], "")
 }
 
 func decodeSubject(s string) string {

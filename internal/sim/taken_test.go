@@ -18,6 +18,7 @@ func TestSubjectAndID(t *testing.T) {
 		{"not in the body", "From: a\r\n\r\nSubject: no\r\nMessage-ID: <no>\r\n", "", ""},
 		{"the first", "Subject: one\r\nSubject: two\r\n\r\n", "one", ""},
 		{"nearly ours", "Message-ID: <" + id[:len(id)-1] + "@m>\r\n\r\n", "", id[:len(id)-1] + "@m"},
+		{"long", "Subject: " + strings.Repeat("x", 997) + "ß\r\n\r\n", strings.Repeat("x", 997), ""},
 		{"no header", "hello\r\n", "", ""},
 		{"empty", "", "", ""},
 		{"cut", "Subject: ab", "ab", ""},
