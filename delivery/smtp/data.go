@@ -73,8 +73,7 @@ func (s *slot) final(tail []byte) message.Result {
 	c.sent++
 	c.verified = s.p.cfg.Now()
 	c.stale = false
-	// More bytes than one reply: the next reply could be taken for another's.
-	c.broken = r.code == 421 || c.br.Buffered() > 0
+	c.broken = r.code == 421
 	switch r.class() {
 	case 2:
 		return accepted(r)

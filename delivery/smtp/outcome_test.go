@@ -113,20 +113,24 @@ func TestRefusedGroup(t *testing.T) {
 		name    string
 		replies map[string]string
 		want    string
+		broken  bool // the connection is
 	}{
-		{"MAIL decides", map[string]string{"MAIL": "451 mail", "RCPT": "550 rcpt", "DATA": "554 data"}, "451 mail"},
-		{"RCPT decides", map[string]string{"RCPT": "550 rcpt", "DATA": "451 data"}, "550 rcpt"},
-		{"DATA decides", map[string]string{"DATA": "451 data"}, "451 data"},
-		{"354 after RCPT", map[string]string{"RCPT": "550 rcpt", "DATA": "354 go on"}, "550 rcpt"},
-		{"354 after MAIL", map[string]string{"MAIL": "550 mail", "DATA": "354 go on"}, "550 mail"},
-		{"cut after RCPT", map[string]string{"RCPT": "550 rcpt", "DATA": cut}, "550 rcpt"},
-		{"421 in the middle", map[string]string{"RCPT": "421 leaving"}, "421 leaving"},
+		{"MAIL decides", map[string]string{"MAIL": "451 mail", "RCPT": "550 rcpt", "DATA": "554 data"}, "451 mail", false},
+		{"RCPT decides", map[string]string{"RCPT": "550 rcpt", "DATA": "451 data"}, "550 rcpt", false},
+		{"DATA decides", map[string]string{"DATA": "451 data"}, "451 data", false},
+		{"354 after RCPT", map[string]string{"RCPT": "550 rcpt", "DATA": "354 go on"}, "550 rcpt", true},
+		{"354 after MAIL", map[string]string{"MAIL": "550 mail", "DATA": "354 go on"}, "550 mail", true},
+		{"cut after RCPT", map[string]string{"RCPT": "550 rcpt", "DATA": cut}, "550 rcpt", true},
+		{"421 in the middle", map[string]string{"RCPT": "421 leaving"}, "421 leaving", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			srv := startServer(t, script{offers: everything, replies: c.replies})
 			p := newProvider(t, srv, nil)
 			slot := reserve(t, p)
 			r := slot.Send(t.Context(), envelope(1), func() error { t.Error("last was called"); return nil })
+			if broken := slot.(interface{ isBroken() bool }).isBroken(); broken != c.broken {
+				t.Errorf("connection is broken: %v, want %v", broken, c.broken)
+			}
 			slot.Release()
 			if r.Reply != c.want {
 				t.Errorf("reply is %q, want %q", r.Reply, c.want)
@@ -141,6 +145,8 @@ func TestRefusedGroup(t *testing.T) {
 		})
 	}
 }
+
+func (s *slot) isBroken() bool { return s.c.broken }
 
 // Two replies to one final dot: the second must not be read as the next message's.
 func TestReplyTooMany(t *testing.T) {

@@ -80,10 +80,13 @@ func TestDeadIdleConnection(t *testing.T) {
 	p := newProvider(t, srv, func(c *Config) { c.Connections = 1 })
 	send(t, p, envelope(1))
 	srv.dropAll()
-	for i := range 20 {
-		if r := send(t, p, envelope(2+i)); r.Outcome != message.Sent && r.Outcome != message.Deferred {
-			t.Fatalf("%+v", r)
-		}
+	c := <-p.idle
+	for c.quiet() { // until the end of the connection has arrived
+		time.Sleep(time.Millisecond)
+	}
+	p.idle <- c
+	if r := send(t, p, envelope(2)); r.Outcome != message.Sent {
+		t.Fatalf("%+v", r)
 	}
 	if n := srv.connections(); n != 2 {
 		t.Errorf("%d connections", n)

@@ -148,7 +148,7 @@ type session struct {
 	br   *bufio.Reader
 	tls  bool
 	said string // the last reply
-	ok   int    // commands of the envelope that were taken: MAIL and RCPT make 2
+	ok   int    // commands of this envelope that were taken: MAIL and RCPT make 2
 	mail []string
 }
 
@@ -218,7 +218,10 @@ func (x *session) command(verb, line string) bool {
 	case "AUTH":
 		return x.auth(sc, line)
 	case "MAIL":
-		x.mail, x.ok = nil, 0
+		if x.ok > 0 {
+			return x.say("nested MAIL", line, "503 5.5.1 nested MAIL command")
+		}
+		x.mail = nil
 		fallthrough
 	case "RCPT":
 		x.mail = append(x.mail, line)
@@ -232,11 +235,16 @@ func (x *session) command(verb, line string) bool {
 		if x.ok < 2 {
 			def = "503 5.5.1 need MAIL and RCPT"
 		}
-		x.ok = 0
 		if !x.say(verb, line, def) {
 			return false
 		}
-		return !strings.HasPrefix(x.said, "354") || x.data()
+		if strings.HasPrefix(x.said, "354") {
+			x.ok = 0
+			return x.data()
+		}
+		return true
+	case "RSET":
+		x.ok = 0
 	case "QUIT":
 		x.say(verb, line, "221 bye")
 		return false
