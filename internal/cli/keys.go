@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"text/tabwriter"
@@ -9,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/internal/app"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 )
@@ -53,13 +53,16 @@ func (c *command) keysCreate() *cobra.Command {
   stormpost keys create --tenant ops --scope operator`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			var parsed []keyring.Scope
 			for _, s := range scopes {
-				if s != "send" && s != "read" && s != "operator" {
-					return usage("--scope: unknown scope %q: want send, read or operator", s)
+				scope, err := keyring.ParseScope(s)
+				if err != nil {
+					return usage("--scope: %v", err)
 				}
+				parsed = append(parsed, scope)
 			}
 			return c.withLedger(func(l *dedupe.Ledger) error {
-				text, rec, err := CreateKey(cmd.Context(), l, tenant, domains, scopes, test)
+				text, rec, err := app.CreateKey(cmd.Context(), l, tenant, domains, parsed, test)
 				if err != nil {
 					return err
 				}
@@ -78,21 +81,6 @@ func (c *command) keysCreate() *cobra.Command {
 	f.BoolVar(&test, "test", false, "a test key: nothing that it submits reaches a provider")
 	_ = cmd.MarkFlagRequired("tenant")
 	return cmd
-}
-
-// CreateKey makes a key in the ledger. Nil domains leave the tenant's as they are.
-func CreateKey(ctx context.Context, l *dedupe.Ledger, tenant string, domains, scopes []string, test bool) (string, keyring.Record, error) {
-	id, err := l.SetTenant(ctx, tenant, domains)
-	if err != nil {
-		return "", keyring.Record{}, err
-	}
-	text, rec := keyring.Mint(test)
-	rec.Tenant = id
-	for _, s := range scopes {
-		rec.Scopes = append(rec.Scopes, keyring.Scope(s))
-	}
-	rec.ID, err = l.AddKey(ctx, rec)
-	return text, rec, err
 }
 
 func (c *command) keysList() *cobra.Command {

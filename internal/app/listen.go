@@ -1,0 +1,127 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/stormpost/stormpost/ingest/httpapi"
+)
+
+// requestGrace is how long requests under way have at the end.
+const requestGrace = 10 * time.Second
+
+// listener is an HTTP server on an open port.
+type listener struct {
+	name   string
+	scheme string
+	net.Listener
+	server *http.Server
+}
+
+// listen opens the ports of the process's roles.
+func (p *process) listen(ctx context.Context) (all []*listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, l := range all {
+				l.Close()
+			}
+		}
+	}()
+	if p.cfg.MetricsListen != "" {
+		mux := http.NewServeMux()
+		mux.Handle("GET /metrics", p.tel.MetricsHandler())
+		mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+		l, err := p.open(ctx, "metrics", "metrics_listen", p.cfg.MetricsListen, mux)
+		if err != nil {
+			return all, err
+		}
+		all = append(all, l)
+	}
+	if p.cfg.Has("api") {
+		l, err := p.open(ctx, "api", "listen", p.cfg.Listen, p.api())
+		if err != nil {
+			return all, err
+		}
+		if p.cfg.TLS.Cert != "" {
+			cert, err := tls.LoadX509KeyPair(p.cfg.TLS.Cert, p.cfg.TLS.Key)
+			if err != nil {
+				l.Close()
+				return all, fmt.Errorf("tls: %w", err)
+			}
+			l.scheme = "https"
+			l.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+func (p *process) open(ctx context.Context, name, key, addr string, h http.Handler) (*listener, error) {
+	nl, err := listen(ctx, key, addr)
+	if err != nil {
+		return nil, err
+	}
+	return &listener{name: name, scheme: "http", Listener: nl, server: &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+	}}, nil
+}
+
+func (p *process) api() http.Handler {
+	return httpapi.New(httpapi.Config{
+		Service: p.service, Ledger: p.ledger, Keyring: p.ring, Ready: p.ready,
+		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version,
+		Limits: httpapi.Limits{Request: p.cfg.Accept.Timeout},
+	})
+}
+
+// serve answers until ctx ends, and then finishes what is under way.
+func (l *listener) serve(ctx context.Context) error {
+	done := make(chan error, 1)
+	go func() {
+		if l.scheme == "https" {
+			done <- l.server.ServeTLS(l.Listener, "", "")
+			return
+		}
+		done <- l.server.Serve(l.Listener)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	sctx, cancel := context.WithTimeout(context.Background(), requestGrace)
+	defer cancel()
+	if err := l.server.Shutdown(sctx); err != nil {
+		l.server.Close() // those left hold nothing but a request without an answer
+	}
+	if err := <-done; !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// url is the base URL under which this machine reaches l.
+func (l *listener) url() string {
+	host, port, _ := net.SplitHostPort(l.Addr().String())
+	if ip := net.ParseIP(host); ip != nil && ip.IsUnspecified() {
+		host = "127.0.0.1"
+	}
+	return l.scheme + "://" + net.JoinHostPort(host, port)
+}
+
+func addresses(all []*listener) (a Addresses) {
+	for _, l := range all {
+		switch l.name {
+		case "api":
+			a.API = l.url()
+		case "metrics":
+			a.Metrics = l.url()
+		}
+	}
+	return a
+}

@@ -1,0 +1,235 @@
+package app
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"time"
+
+	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/internal/broker"
+	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/telemetry"
+)
+
+// Options are what the command line gives Serve beside the configuration.
+type Options struct {
+	Version string
+	Output  io.Writer // for logs
+	// Ready is called once, when every listener of the process's roles answers.
+	Ready func(Addresses)
+}
+
+// Addresses are base URLs, without a trailing slash; empty for what is not there.
+type Addresses struct {
+	API     string
+	Metrics string
+}
+
+// process is one process, as it is built up and taken down.
+type process struct {
+	cfg       config.Config
+	opt       Options
+	tel       *telemetry.Telemetry
+	log       *slog.Logger
+	ledger    *dedupe.Ledger
+	ring      *keyring.Ring
+	kafka     *broker.Broker
+	publisher *broker.Publisher
+	service   *ingest.Service
+	worker    *delivery.Worker
+	consumer  *broker.Consumer
+	providers []delivery.Provider
+	loopback  delivery.Provider // instead of the configured ones; the bench's
+	health    health
+	addr      Addresses
+}
+
+// Serve runs a process of cfg's roles until ctx ends, and then stops it in
+// order: no more requests, no more claims, open replies, records, publishing.
+// It returns nil after an orderly stop.
+func Serve(ctx context.Context, cfg config.Config, opt Options) error {
+	return serve(ctx, cfg, opt, nil, make(chan *process, 1))
+}
+
+// serve tells ready, which has room for it, when Options.Ready is called.
+func serve(ctx context.Context, cfg config.Config, opt Options, loopback delivery.Provider, ready chan<- *process) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	tel, err := telemetry.Setup(ctx, telemetry.Options{
+		Service: "stormpost", Version: opt.Version, LogLevel: cfg.Log.Level, LogFormat: cfg.Log.Format, Output: opt.Output,
+	})
+	if err != nil {
+		return err
+	}
+	p := &process{cfg: cfg, opt: opt, tel: tel, log: tel.Logger, loopback: loopback}
+	defer func() {
+		sctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		if err := tel.Shutdown(sctx); err != nil {
+			p.log.Warn("telemetry was cut short", "error", err)
+		}
+	}()
+	if err := p.build(); err != nil {
+		p.teardown()
+		return err
+	}
+	err = p.run(ctx, ready)
+	p.teardown()
+	return err
+}
+
+// build makes every part. None of them needs a store to answer yet.
+func (p *process) build() (err error) {
+	dsn := p.cfg.DSN.Reveal()
+	p.ledger, err = dedupe.Open(dedupe.Config{
+		DSN: dsn, MaxConns: int32(p.cfg.Ledger.MaxConns), Batch: p.cfg.Ledger.Batch, Flushers: p.cfg.Ledger.Flushers,
+		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
+		return err
+	}
+	if p.cfg.Has("api") {
+		if err := p.buildAPI(); err != nil {
+			return err
+		}
+	}
+	if p.cfg.Has("worker") {
+		return p.buildWorker()
+	}
+	return nil
+}
+
+func (p *process) buildAPI() (err error) {
+	p.ring = keyring.Open(filepath.Join(p.cfg.DataDir, "keys.json"), p.ledger, p.log, time.Now)
+	if p.publisher, err = p.kafka.NewPublisher(); err != nil {
+		return err
+	}
+	p.service = ingest.New(p.ledger, p.publisher, ingest.Config{
+		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
+		PushCheck: checkPush, Finder: p.ledger,
+	})
+	return nil
+}
+
+// giveUp is how long after its claim an attempt of this process may still end
+// by itself.
+func (p *process) giveUp() time.Duration {
+	return p.cfg.Delivery.ClaimValid + max(p.cfg.SMTP.ReplyLimit, p.cfg.FCM.ReplyLimit)
+}
+
+// run serves until ctx ends or a part fails for good.
+func (p *process) run(ctx context.Context, ready chan<- *process) error {
+	listeners, err := p.listen(ctx)
+	if err != nil {
+		return err
+	}
+	// Housekeeping outlives the requests and the worker, whose heartbeats and
+	// records it serves.
+	house, endHouse := context.WithCancel(context.WithoutCancel(ctx))
+	back := newGroup()
+	back.run("ledger", func() error { return p.ledger.Run(house, p.worker == nil) })
+	back.run("retention", func() error { p.retain(house); return nil })
+	back.run("kafka", func() error { p.health.watchKafka(house, p.kafka, p.log); return nil })
+	if p.ring != nil {
+		back.run("keys", func() error { p.ring.Run(house); return nil })
+	}
+
+	front := newGroup()
+	fctx, endFront := context.WithCancel(ctx)
+	defer endFront()
+	for _, l := range listeners {
+		front.run(l.name, func() error { return l.serve(fctx) })
+	}
+	if p.worker != nil {
+		front.run("worker", func() error { return p.worker.Run(fctx) })
+		front.run("consumer", func() error { return p.consumer.Run(fctx, consumed{p.worker, p.ledger}) })
+	}
+	p.addr = addresses(listeners)
+	p.log.Info("ready", "api", p.addr.API, "metrics", p.addr.Metrics, "roles", p.cfg.Roles, "version", p.opt.Version)
+	if p.opt.Ready != nil {
+		p.opt.Ready(p.addr)
+	}
+	ready <- p
+	select {
+	case <-ctx.Done():
+		p.log.Info("stopping", "grace", p.cfg.Delivery.ShutdownGrace)
+	case err = <-front.failed:
+	}
+	endFront()
+	err = errors.Join(err, front.wait())
+	if p.publisher != nil {
+		pctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		if perr := p.publisher.Close(pctx); perr != nil {
+			// What is not published is found by the lanes' cursors.
+			p.log.Warn("publishing was cut short", "error", perr)
+		}
+		cancel()
+	}
+	endHouse()
+	return errors.Join(err, back.wait())
+}
+
+// teardown ends what build made, in reverse.
+func (p *process) teardown() {
+	if p.ledger != nil {
+		p.ledger.Close()
+	}
+	if p.worker != nil {
+		p.worker.Wait()
+	}
+	for _, pr := range p.providers {
+		if err := pr.Close(); err != nil {
+			p.log.Warn("provider did not close", "provider", pr.Name(), "error", err)
+		}
+	}
+}
+
+// retain drops what is past its age, once an hour.
+func (p *process) retain(ctx context.Context) {
+	tick := time.NewTicker(time.Hour)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		r := dedupe.Retention{Content: p.cfg.Retention.Content, Messages: p.cfg.Retention.Messages}
+		if err := p.ledger.Retain(ctx, r); err != nil && ctx.Err() == nil {
+			p.log.Warn("retention failed; it is tried again in an hour", "error", err)
+		}
+	}
+}
+
+func listen(ctx context.Context, key, addr string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return l, nil
+}
+
+func (p *process) brokerConfig() broker.Config {
+	k := p.cfg.Kafka
+	c := broker.Config{
+		Brokers: p.cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
+		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(), Logger: p.log, Meters: p.tel.MeterProvider,
+	}
+	if k.TLS {
+		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	return c
+}

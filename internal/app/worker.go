@@ -1,0 +1,153 @@
+package app
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+
+	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/delivery/fcm"
+	"github.com/stormpost/stormpost/delivery/smtp"
+	"github.com/stormpost/stormpost/internal/broker"
+	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// checkPush is a provider's judgement at the door.
+func checkPush(push *message.Push) error {
+	if push.Platform != "fcm" {
+		return nil
+	}
+	return fcm.Check(push)
+}
+
+func (p *process) buildWorker() (err error) {
+	routes := make(map[message.Channel][]delivery.Route)
+	add := func(pr delivery.Provider, slots int, err error) error {
+		if err != nil {
+			return err
+		}
+		p.providers = append(p.providers, pr)
+		routes[pr.Channel()] = append(routes[pr.Channel()], delivery.Route{Provider: pr, Slots: slots})
+		return nil
+	}
+	if p.loopback != nil {
+		_ = add(p.loopback, 0, nil)
+		p.cfg.SMTP.Addr, p.cfg.FCM.ServiceAccount = "", ""
+	}
+	if p.cfg.SMTP.Addr != "" {
+		pr, err := p.smtp()
+		if err := add(pr, p.cfg.SMTP.Connections, err); err != nil {
+			return fmt.Errorf("smtp: %w", err)
+		}
+	}
+	if p.cfg.FCM.ServiceAccount != "" {
+		pr, err := fcm.New(fcm.Config{
+			Name: "fcm", ServiceAccount: []byte(p.cfg.FCM.ServiceAccount.Reveal()), BaseURL: p.cfg.FCM.BaseURL, TokenURL: p.cfg.FCM.TokenURL,
+			Concurrency: p.cfg.FCM.Concurrency, ReplyLimit: p.cfg.FCM.ReplyLimit, Logger: p.log,
+		})
+		if err := add(pr, p.cfg.FCM.Concurrency, err); err != nil {
+			return fmt.Errorf("fcm: %w", err)
+		}
+	}
+	if p.consumer, err = p.kafka.NewConsumer(); err != nil {
+		return err
+	}
+	cfg, err := p.deliveryConfig(routes)
+	if err != nil {
+		return err
+	}
+	p.worker, err = delivery.New(cfg)
+	return err
+}
+
+func (p *process) deliveryConfig(routes map[message.Channel][]delivery.Route) (delivery.Config, error) {
+	d := p.cfg.Delivery
+	senders := make(map[message.Lane]int)
+	for name, n := range d.Senders {
+		l, err := message.ParseLane(name)
+		if err != nil {
+			return delivery.Config{}, err
+		}
+		senders[l] = n
+	}
+	doubts := make(map[message.Lane]delivery.DoubtPolicy)
+	for name, policy := range d.Doubts {
+		l, err := message.ParseLane(name)
+		if err != nil {
+			return delivery.Config{}, err
+		}
+		doubts[l] = delivery.DoubtPolicy(policy)
+	}
+	return delivery.Config{
+		Ledger: p.ledger, Routes: routes, Senders: senders, Doubts: doubts,
+		Retry:      delivery.Schedule{Base: d.RetryBase, Max: d.RetryMax},
+		ClaimValid: d.ClaimValid, ShutdownGrace: d.ShutdownGrace, BeatEvery: p.cfg.Ledger.BeatEvery,
+		KafkaAway: p.health.kafkaAway,
+		Log:       p.log, Meters: p.tel.MeterProvider, Tracers: p.tel.TracerProvider,
+	}, nil
+}
+
+func (p *process) smtp() (*smtp.Provider, error) {
+	c := p.cfg.SMTP
+	keys, err := dkimKeys(c.DKIM)
+	if err != nil {
+		return nil, err
+	}
+	return smtp.New(smtp.Config{
+		Name: "smtp", Addr: c.Addr, Username: c.Username, Password: c.Password.Reveal(),
+		TLS: smtp.TLSMode(c.TLS), ServerName: c.ServerName, LocalName: c.LocalName,
+		Connections: c.Connections, ReplyLimit: c.ReplyLimit, DKIM: keys, Logger: p.log,
+	})
+}
+
+func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {
+	var keys []smtp.DKIMKey
+	for i, d := range configured {
+		block, _ := pem.Decode([]byte(d.Key.Reveal()))
+		if block == nil {
+			return nil, fmt.Errorf("dkim[%d].key: not a PEM file", i)
+		}
+		var key any
+		var err error
+		if block.Type == "RSA PRIVATE KEY" {
+			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+		} else {
+			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+		}
+		if err != nil { // x509's errors hold no key material
+			return nil, fmt.Errorf("dkim[%d].key: %w", i, err)
+		}
+		signer, ok := key.(crypto.Signer)
+		if !ok {
+			return nil, fmt.Errorf("dkim[%d].key: want an RSA or Ed25519 private key", i)
+		}
+		keys = append(keys, smtp.DKIMKey{Domain: d.Domain, Selector: d.Selector, Key: signer})
+	}
+	return keys, nil
+}
+
+// consumed hands what Kafka brings to the worker.
+type consumed struct {
+	worker *delivery.Worker
+	ledger *dedupe.Ledger
+}
+
+var _ broker.Handler = consumed{}
+
+func (c consumed) Handle(ctx context.Context, lane message.Lane, r *broker.Record) {
+	err := c.worker.Offer(ctx, lane, r.Item, r.Finish)
+	if err != nil && ctx.Err() == nil && !errors.Is(err, delivery.ErrStopping) {
+		// It can't be: the broker checked the lane. Unfinished, it comes again.
+		panic(err)
+	}
+}
+
+func (c consumed) Park(ctx context.Context, poison broker.Poison) error {
+	source := fmt.Sprintf("%s/%d/%d", poison.Topic, poison.Partition, poison.Offset)
+	return c.ledger.Park(ctx, source, poison.Value, poison.Reason)
+}

@@ -1,0 +1,103 @@
+package promise
+
+import (
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/sim"
+)
+
+// SIGSTOP PostgreSQL for 20 s amid claims, and let it go on: nothing stranded,
+// nothing doubled. A stopped server commits what it had begun when it goes on.
+func TestFreezePostgres(t *testing.T) {
+	s, pg := newStageWithPostgres(t)
+	api := s.start("api").api
+	s.start("worker")
+	s.start("worker")
+	c := newClient(t, s.key, func() string { return api })
+	stop := c.flow(80, mixed("freeze"))
+	for range scaled(20) {
+		waitAccepted(t, c, 60)
+		if err := pg.Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second) // the time is what is tested
+		if err := pg.Signal(syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop()
+	if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt, although no worker died and every provider answered", len(v.doubts))
+	}
+}
+
+// SIGSTOP a worker between claim and hand-over for a minute, while its doubts
+// are decided: when it goes on, it gives back what it may no longer send.
+func TestFreezeWorkerWhileItsDoubtsAreDecided(t *testing.T) {
+	s := newStage(t)
+	api := s.start("api").api
+	frozen := s.start("worker")
+	c := newClient(t, s.key, func() string { return api })
+	stop := c.flow(60, mixed("stopped"))
+	waitAccepted(t, c, 60)
+	// Held up before they answer MAIL and before they read a push's request:
+	// claimed, and not handed over.
+	held := make(chan struct{}, 1000)
+	release := make(chan struct{})
+	hold := func(sim.Event) {
+		held <- struct{}{}
+		<-release
+	}
+	if err := s.sims.SMTP.AddFault(sim.Fault{Step: sim.StepMail, Do: sim.Slow, Times: 4, Hook: hold}); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		<-held
+	}
+	frozen.signal(syscall.SIGSTOP)
+	close(release)
+	stop()
+	s.start("worker") // another one carries on
+	resume := time.AfterFunc(60*time.Second, func() { frozen.signal(syscall.SIGCONT) })
+	defer resume.Stop()
+	// Decided by what the provider has, while the worker sleeps.
+	decided := 0
+	for deadline := time.Now().Add(50 * time.Second); time.Now().Before(deadline); {
+		taken := s.taken()
+		for name, d := range s.doubts(api) {
+			decision := "resend"
+			if taken[name] > 0 {
+				decision = "sent"
+			}
+			s.decide(api, d, decision)
+			decided++
+		}
+		if decided > 0 && s.quiet(api) && len(s.doubts(api)) == 0 {
+			break
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+	if decided < 4 {
+		t.Errorf("%d doubts were decided while the worker slept, want at least the 4 that were held", decided)
+	}
+	waitFor(t, resumeAt(60*time.Second), "the worker to go on")
+	s.settle(c, c.urls, time.Minute)
+}
+
+// resumeAt is a channel that is closed after d.
+func resumeAt(d time.Duration) <-chan struct{} {
+	c := make(chan struct{})
+	time.AfterFunc(d, func() { close(c) })
+	return c
+}
+
+func waitFor(t *testing.T, c <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(3 * time.Minute):
+		t.Fatalf("waited too long for %s", what)
+	}
+}

@@ -1,0 +1,281 @@
+package promise
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/sim"
+)
+
+// killPoint has workers killed exactly at one point of a hand-over. Nothing of
+// it is in the program: the simulators kill when they see the step, or a lock
+// in the database holds the worker where it is to die.
+type killPoint struct {
+	name string
+	// kill has a worker killed at the point, once, and returns when it is dead.
+	kill func(t *testing.T, s *stage, worker *slot)
+	// noDoubt: nothing can be in doubt, since nothing was claimed.
+	noDoubt bool
+}
+
+// onStep kills the worker when a simulator gets to a step.
+func onStep(smtp, fcm sim.Step) func(t *testing.T, s *stage, worker *slot) {
+	return func(t *testing.T, s *stage, worker *slot) {
+		t.Helper()
+		dead := make(chan struct{})
+		var once sync.Once
+		hook := func(sim.Event) {
+			once.Do(func() {
+				worker.current().kill()
+				close(dead)
+			})
+		}
+		for _, f := range []struct {
+			faults *sim.Faults
+			step   sim.Step
+		}{{&s.sims.SMTP.Faults, smtp}, {&s.sims.FCM.Faults, fcm}} {
+			if f.step == "" {
+				continue
+			}
+			if err := f.faults.AddFault(sim.Fault{Step: f.step, Do: sim.Slow, Times: 1, Hook: hook}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		select {
+		case <-dead:
+		case <-time.After(30 * time.Second):
+			t.Fatal("no message came to the step")
+		}
+		s.sims.SMTP.ClearFaults()
+		s.sims.FCM.ClearFaults()
+	}
+}
+
+// underLock kills the worker while a table is locked, after it has had time to
+// be held up there by many messages.
+func underLock(table string) func(t *testing.T, s *stage, worker *slot) {
+	return func(t *testing.T, s *stage, worker *slot) {
+		t.Helper()
+		ctx := context.Background()
+		conn := s.conn()
+		defer conn.Close(ctx)
+		if _, err := conn.Exec(ctx, `begin; lock table `+table+` in share mode`); err != nil {
+			t.Fatal(err)
+		}
+		// Held up: a statement that waits for the lock.
+		watch := s.conn()
+		defer watch.Close(ctx)
+		for deadline := time.Now().Add(20 * time.Second); ; {
+			var waiting int
+			if err := watch.QueryRow(ctx, `select count(*) from pg_locks l join pg_class c on c.oid = l.relation where not l.granted and c.relname = $1`, table).Scan(&waiting); err != nil {
+				t.Fatal(err)
+			}
+			if waiting > 0 {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("nothing waits for the lock")
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+		worker.current().kill()
+		// What waits for the lock is of a dead worker: it must not commit after it.
+		if _, err := conn.Exec(ctx, `select pg_terminate_backend(l.pid) from pg_locks l join pg_class c on c.oid = l.relation where not l.granted and c.relname = $1`, table); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(ctx, `rollback`); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// kill -9 of a worker at each point of a hand-over, over a running flow of
+// email and push: nothing lost, nothing doubled, and in doubt only what was
+// claimed and has no outcome.
+func TestKillWorkers(t *testing.T) {
+	for _, p := range []killPoint{
+		{name: "before the attempt row", kill: underLock("attempt"), noDoubt: true},
+		{name: "after the attempt row", kill: onStep(sim.StepMail, sim.StepHeaders)},
+		{name: "in the middle of DATA", kill: onStep(sim.StepMidData, sim.StepBody)},
+		{name: "after the final dot, before the reply", kill: onStep(sim.StepReply, sim.StepReply)},
+		{name: "after the reply, before the record", kill: underLock("outcome")},
+	} {
+		t.Run(p.name, func(t *testing.T) {
+			s := newStage(t)
+			api := s.start("api").api
+			workers := []*slot{s.slot("worker"), s.slot("worker")}
+			c := newClient(t, s.key, func() string { return api })
+			stop := c.flow(60, mixed("kill"))
+			for i := range scaled(40) {
+				w := workers[i%2]
+				p.kill(t, s, w)
+				w.restart(t)
+			}
+			stop()
+			v := s.settle(c, c.urls, 2*time.Minute)
+			if p.noDoubt && len(v.doubts) > 0 {
+				t.Errorf("%d in doubt, although nothing was claimed when the workers died", len(v.doubts))
+			}
+			s.onlyOpenClaims(v)
+		})
+	}
+}
+
+// onlyOpenClaims checks that each message in doubt was claimed, and that its
+// attempt had no outcome.
+func (s *stage) onlyOpenClaims(v verdict) {
+	s.t.Helper()
+	c := s.conn()
+	for name, d := range v.doubts {
+		var open bool
+		if err := c.QueryRow(s.t.Context(), `
+			select exists (select from attempt a join message m on m.n = a.n
+				left join outcome o on o.n = a.n and o.no = a.no
+				where m.recipient in ($1, $2) and a.kind = 1 and (o.kind is null or o.kind = 4))`,
+			name+"@example.net", "device-token-"+name).Scan(&open); err != nil {
+			s.t.Fatal(err)
+		}
+		if !open {
+			s.t.Errorf("%s (%s) was in doubt, although every claim of it has an outcome", name, d.Cause)
+		}
+	}
+}
+
+// kill -9 of API processes between commit and publish, and of Kafka: every
+// message that was answered 202 is sent, once.
+func TestKillBetweenCommitAndPublish(t *testing.T) {
+	s, kafka := newStageWithKafka(t)
+	apis := []*slot{s.slot("api"), s.slot("api")}
+	s.start("worker")
+	var turn int
+	var mu sync.Mutex
+	c := newClient(t, s.key, func() string {
+		mu.Lock()
+		defer mu.Unlock()
+		turn++
+		return apis[turn%2].current().api
+	})
+	stop := c.flow(80, mixed("publish"))
+	for i := range scaled(40) {
+		switch i % 4 {
+		case 3:
+			if err := kafka.Kill(0); err != nil {
+				t.Fatal(err)
+			}
+			// With Kafka gone, whatever is accepted is unpublished: killing the
+			// API now loses all that it has buffered.
+			waitAccepted(t, c, 30)
+			apis[i%2].replace(t)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			err := kafka.Restart(ctx, 0)
+			cancel()
+			if err != nil {
+				t.Fatal(err)
+			}
+		default:
+			waitAccepted(t, c, 10)
+			apis[i%2].replace(t)
+		}
+	}
+	stop()
+	if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt, although no worker died", len(v.doubts))
+	}
+}
+
+// waitAccepted waits until n more messages were accepted.
+func waitAccepted(t *testing.T, c *client, n int64) {
+	t.Helper()
+	want := c.count.Load() + n
+	for deadline := time.Now().Add(30 * time.Second); c.count.Load() < want; {
+		if time.Now().After(deadline) {
+			t.Fatal("accepting has stopped")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// SIGTERM under load: no doubts, nothing lost, nothing doubled.
+func TestRollingRestartLeavesNoDoubt(t *testing.T) {
+	s := newStage(t)
+	api := s.start("api").api
+	workers := []*slot{s.slot("worker"), s.slot("worker")}
+	c := newClient(t, s.key, func() string { return api })
+	stop := c.flow(150, mixed("term"))
+	for i := range scaled(40) {
+		w := workers[i%2]
+		waitAccepted(t, c, 50)
+		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+		err := w.current().stop(ctx)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.restart(t)
+	}
+	stop()
+	if v := s.settle(c, c.urls, time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt after SIGTERM", len(v.doubts))
+	}
+}
+
+// Workers joining and leaving every 2 s for a minute under load: nothing
+// doubled, nothing lost, and no lane stops for more than 10 s.
+func TestWorkersJoinAndLeave(t *testing.T) {
+	s := newStage(t)
+	api := s.start("api").api
+	s.start("worker") // one stays
+	c := newClient(t, s.key, func() string { return api })
+	stop := c.flow(100, mixed("churn"))
+	pauses := s.longestPause()
+	coming := s.slot("worker")
+	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); {
+		time.Sleep(2 * time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
+		err := coming.current().stop(ctx)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		coming.restart(t)
+	}
+	longest := pauses()
+	stop()
+	if v := s.settle(c, c.urls, time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt, although every worker stopped in order", len(v.doubts))
+	}
+	for channel, pause := range longest {
+		t.Logf("%s: longest pause %s", channel, pause.Round(time.Millisecond))
+		if pause > 10*time.Second {
+			t.Errorf("%s stopped for %s", channel, pause)
+		}
+	}
+}
+
+// longestPause measures, by channel, the longest time in which a provider got
+// nothing, until the function that it returns is called.
+func (s *stage) longestPause() func() map[string]time.Duration {
+	from := time.Now()
+	return func() map[string]time.Duration {
+		s.t.Helper()
+		until := time.Now()
+		last := map[string]time.Time{"email": from, "push": from}
+		longest := make(map[string]time.Duration)
+		if err := s.sims.Store.All(func(m sim.Taken) error {
+			if m.ReceivedAt.After(from) && m.ReceivedAt.Before(until) {
+				longest[m.Channel] = max(longest[m.Channel], m.ReceivedAt.Sub(last[m.Channel]))
+				last[m.Channel] = m.ReceivedAt
+			}
+			return nil
+		}); err != nil {
+			s.t.Fatal(err)
+		}
+		for channel, at := range last {
+			longest[channel] = max(longest[channel], until.Sub(at))
+		}
+		return longest
+	}
+}
