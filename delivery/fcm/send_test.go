@@ -3,6 +3,7 @@ package fcm
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -224,32 +225,66 @@ func TestContextEnds(t *testing.T) {
 	})
 }
 
+// No answer, or half of one, in time: nobody knows. The connection may be dead,
+// so it is closed and takes no more messages.
 func TestNoAnswerInTime(t *testing.T) {
-	protocols(t, func(t *testing.T, secure bool) {
-		release := make(chan struct{})
-		s := server{reply: func(w http.ResponseWriter, n int, _ hit) {
-			if n == 1 {
+	for name, begin := range map[string]string{"silence": "", "half an answer": `{"name":"projects/p1/m`} {
+		protocols(t, func(t *testing.T, secure bool) {
+			release := make(chan struct{})
+			s := server{reply: func(w http.ResponseWriter, n int, _ hit) {
+				if n > 1 {
+					taken(w, n)
+					return
+				}
+				if begin != "" {
+					_, _ = io.WriteString(w, begin)
+					_ = http.NewResponseController(w).Flush()
+				}
 				<-release
+			}}
+			s.start(t, secure)
+			defer close(release)
+			p := s.provider(t, func(c *Config) { c.ReplyLimit = 200 * time.Millisecond })
+			unused, err := p.Reserve(t.Context())
+			if err != nil {
+				t.Fatal(err)
 			}
-			taken(w, n)
-		}}
-		s.start(t, secure)
-		p := s.provider(t, func(c *Config) { c.ReplyLimit = 200 * time.Millisecond })
-		if p.ReplyLimit() != 200*time.Millisecond {
-			t.Errorf("ReplyLimit = %v", p.ReplyLimit())
+			first := unused.(*slot).conn
+			unused.Release()
+			if res := send(t, p); res.Outcome != message.Unknown {
+				t.Errorf("%s: %+v", name, res)
+			}
+			waitClosed(t, first)
+			if res := send(t, p); res.Outcome != message.Sent {
+				t.Errorf("the next one: %+v", res)
+			}
+		})
+	}
+}
+
+// The worker stops while the token is replaced: the message was certainly not
+// taken, and goes back.
+func TestContextEndsBetweenTries(t *testing.T) {
+	asked := make(chan struct{})
+	s := server{
+		reply: func(w http.ResponseWriter, _ int, _ hit) { fail(w, 401, "UNAUTHENTICATED") },
+	}
+	release := make(chan struct{})
+	s.token = func(w http.ResponseWriter, n int) {
+		if n > 1 {
+			close(asked)
+			<-release
 		}
-		if res := send(t, p); res.Outcome != message.Unknown {
-			t.Errorf("result %+v", res)
-		}
-		close(release)
-		_, _, before := s.counts()
-		if res := send(t, p); res.Outcome != message.Sent {
-			t.Errorf("the next one: %+v", res)
-		}
-		if _, _, after := s.counts(); after != before+1 {
-			t.Error("the connection that gave no answer was used again")
-		}
-	})
+		_, _ = io.WriteString(w, `{"access_token":"CANARY-1","token_type":"Bearer","expires_in":3600}`)
+	}
+	s.start(t, false)
+	defer close(release)
+	p := s.provider(t, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-asked; cancel() }()
+	if res, lasts := sendWith(ctx, t, p, func() error { return nil }); res.Outcome != message.Returned || lasts != 1 {
+		t.Errorf("result %+v, last called %d times", res, lasts)
+	}
 }
 
 func TestConcurrency(t *testing.T) {
