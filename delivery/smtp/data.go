@@ -34,7 +34,7 @@ func (s *slot) data(ctx context.Context, last func() error) message.Result {
 		c.broken = true // the server is left in the middle of a message
 		return message.Result{Outcome: message.Returned, Reply: printable(err.Error())}
 	}
-	return s.final(tail)
+	return s.final(ctx, tail)
 }
 
 // tooSoon reads what a server said before it had the whole message: it has not
@@ -51,10 +51,10 @@ func (s *slot) tooSoon(ctx context.Context, err error) message.Result {
 
 // final makes the irrevocable write and waits for the answer. One limit is for
 // both, and for all lines of the reply.
-func (s *slot) final(tail []byte) message.Result {
+func (s *slot) final(ctx context.Context, tail []byte) message.Result {
 	c := s.c
 	if err := c.arm(s.p.cfg.ReplyLimit); err != nil {
-		return s.unknown(err)
+		return s.early(ctx, err) // ctx ended within last: nothing was written
 	}
 	_, writeErr := c.nc.Write(tail)
 	if writeErr != nil {

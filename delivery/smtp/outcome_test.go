@@ -1,6 +1,7 @@
 package smtp
 
 import (
+	"context"
 	"net"
 	"strings"
 	"syscall"
@@ -10,72 +11,74 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-// TestOutcomes is every kind of reply, at every step, with and without
-// PIPELINING.
-func TestOutcomes(t *testing.T) {
-	const sent, deferred, rejected, unknown = message.Sent, message.Deferred, message.Rejected, message.Unknown
-	early, final := []string{"MAIL", "RCPT", "DATA"}, []string{"dot"}
-	for _, c := range []struct {
-		steps []string
-		reply string
-		want  message.Outcome
-		code  string
-		lives bool // the connection is used again
-	}{
-		{early, "421 4.3.2 closing", deferred, "421", false},
-		{early, "450 4.2.1 later", deferred, "450", true},
-		{early, "451 4.7.1 greylisted", deferred, "451", true},
-		{early, "452 4.2.2 full", deferred, "452", true},
-		{early, "499 who knows", deferred, "499", true},
-		{early, "500 5.5.2 what", rejected, "500", true},
-		{early, "501 5.1.3 bad address", rejected, "501", true},
-		{early, "503 5.5.1 AUTH first", deferred, "503", true},
-		{early, "530 5.7.0 Authentication required", deferred, "530", false},
-		{early, "535 5.7.8 signed out", deferred, "535", false},
-		{early, "538 5.7.11 encrypt", deferred, "538", false},
-		{early, "521 no mail here", deferred, "521", false},
-		{early, "550 5.1.1 unknown", rejected, "550", true},
-		{early, "550-5.1.1 un\r\n550 5.1.1 known", rejected, "550", true},
-		{early, "550 5.7.8 signed out", deferred, "550", false},
-		{early, "552 5.3.4 too big", rejected, "552", true},
-		{early, "554 5.7.1 spam", rejected, "554", true},
-		{early, "599 who knows", rejected, "599", true},
-		{early, "150 what", deferred, "", false},
-		{early, "600 what", deferred, "", false},
-		{early, "hello", deferred, "", false},
-		{early, "25", deferred, "", false},
-		{early, "550-a\r\n551 b", deferred, "", false},
-		{early, strings.Repeat("550-x\r\n", 200) + "550 x", deferred, "", false},
-		{early, "550 " + strings.Repeat("x", 5000), deferred, "", false},
-		{early, cut, deferred, "", false},
-		{early, partial, deferred, "", false},
-		{[]string{"MAIL", "RCPT"}, "354 go on", deferred, "", false},
-		{[]string{"MAIL", "RCPT"}, "251 will forward", sent, "250", true},
-		{[]string{"DATA"}, "250 ok", deferred, "", false},
-		{[]string{"body"}, cut, unknown, "", false},
+var beforeDot, atDot = []string{"MAIL", "RCPT", "DATA"}, []string{"dot"}
 
-		{final, "250 ok", sent, "250", true},
-		{final, "250", sent, "250", true},
-		{final, "250-o\r\n250 k", sent, "250", true},
-		{final, "252 so be it", sent, "252", true},
-		{final, "421 4.3.2 closing", deferred, "421", false},
-		{final, "450 4.2.1 later", deferred, "450", true},
-		{final, "451 4.3.0 later", deferred, "451", true},
-		{final, "452 4.3.1 full", deferred, "452", true},
-		{final, "550 5.7.1 spam", rejected, "550", true},
-		{final, "552 5.3.4 too big", rejected, "552", true},
-		{final, "554 5.6.0 no", rejected, "554", true},
-		{final, "354 go on", unknown, "", false},
-		{final, "150 what", unknown, "", false},
-		{final, "600 what", unknown, "", false},
-		{final, "200x", unknown, "", false},
-		{final, "hello", unknown, "", false},
-		{final, "250-ok\r\n451 no", unknown, "", false},
-		{final, strings.Repeat("250-x\r\n", 200) + "250 x", unknown, "", false},
-		{final, "250 " + strings.Repeat("x", 5000), unknown, "", false},
-		{final, cut, unknown, "", false},
-		{final, partial, unknown, "", false},
-	} {
+// outcomeTable is every kind of reply, at every step.
+var outcomeTable = []struct {
+	steps []string
+	reply string
+	want  message.Outcome
+	code  string
+	lives bool // the connection is used again
+}{
+	{beforeDot, "421 4.3.2 closing", message.Deferred, "421", false},
+	{beforeDot, "450 4.2.1 later", message.Deferred, "450", true},
+	{beforeDot, "451 4.7.1 greylisted", message.Deferred, "451", true},
+	{beforeDot, "452 4.2.2 full", message.Deferred, "452", true},
+	{beforeDot, "499 who knows", message.Deferred, "499", true},
+	{beforeDot, "500 5.5.2 what", message.Rejected, "500", true},
+	{beforeDot, "501 5.1.3 bad address", message.Rejected, "501", true},
+	{beforeDot, "503 5.5.1 AUTH first", message.Deferred, "503", true},
+	{beforeDot, "530 5.7.0 Authentication required", message.Deferred, "530", false},
+	{beforeDot, "535 5.7.8 signed out", message.Deferred, "535", false},
+	{beforeDot, "538 5.7.11 encrypt", message.Deferred, "538", false},
+	{beforeDot, "521 no mail here", message.Deferred, "521", false},
+	{beforeDot, "550 5.1.1 unknown", message.Rejected, "550", true},
+	{beforeDot, "550-5.1.1 un\r\n550 5.1.1 known", message.Rejected, "550", true},
+	{beforeDot, "550 5.7.8 signed out", message.Deferred, "550", false},
+	{beforeDot, "552 5.3.4 too big", message.Rejected, "552", true},
+	{beforeDot, "554 5.7.1 spam", message.Rejected, "554", true},
+	{beforeDot, "599 who knows", message.Rejected, "599", true},
+	{beforeDot, "150 what", message.Deferred, "", false},
+	{beforeDot, "600 what", message.Deferred, "", false},
+	{beforeDot, "hello", message.Deferred, "", false},
+	{beforeDot, "25", message.Deferred, "", false},
+	{beforeDot, "550-a\r\n551 b", message.Deferred, "", false},
+	{beforeDot, strings.Repeat("550-x\r\n", 200) + "550 x", message.Deferred, "", false},
+	{beforeDot, "550 " + strings.Repeat("x", 5000), message.Deferred, "", false},
+	{beforeDot, cut, message.Deferred, "", false},
+	{beforeDot, partial, message.Deferred, "", false},
+	{[]string{"MAIL", "RCPT"}, "354 go on", message.Deferred, "", false},
+	{[]string{"MAIL", "RCPT"}, "251 will forward", message.Sent, "250", true},
+	{[]string{"DATA"}, "250 ok", message.Deferred, "", false},
+	{[]string{"body"}, cut, message.Unknown, "", false},
+
+	{atDot, "250 ok", message.Sent, "250", true},
+	{atDot, "250", message.Sent, "250", true},
+	{atDot, "250-o\r\n250 k", message.Sent, "250", true},
+	{atDot, "252 so be it", message.Sent, "252", true},
+	{atDot, "421 4.3.2 closing", message.Deferred, "421", false},
+	{atDot, "450 4.2.1 later", message.Deferred, "450", true},
+	{atDot, "451 4.3.0 later", message.Deferred, "451", true},
+	{atDot, "452 4.3.1 full", message.Deferred, "452", true},
+	{atDot, "550 5.7.1 spam", message.Rejected, "550", true},
+	{atDot, "552 5.3.4 too big", message.Rejected, "552", true},
+	{atDot, "554 5.6.0 no", message.Rejected, "554", true},
+	{atDot, "354 go on", message.Unknown, "", false},
+	{atDot, "150 what", message.Unknown, "", false},
+	{atDot, "600 what", message.Unknown, "", false},
+	{atDot, "200x", message.Unknown, "", false},
+	{atDot, "hello", message.Unknown, "", false},
+	{atDot, "250-ok\r\n451 no", message.Unknown, "", false},
+	{atDot, strings.Repeat("250-x\r\n", 200) + "250 x", message.Unknown, "", false},
+	{atDot, "250 " + strings.Repeat("x", 5000), message.Unknown, "", false},
+	{atDot, cut, message.Unknown, "", false},
+	{atDot, partial, message.Unknown, "", false},
+}
+
+// TestOutcomes is outcomeTable with and without PIPELINING.
+func TestOutcomes(t *testing.T) {
+	for _, c := range outcomeTable {
 		for _, step := range c.steps {
 			for _, offers := range [][]string{nil, everything} {
 				name := step + "/" + printable(strings.Trim(c.reply, "\x00"))[:min(24, len(printable(strings.Trim(c.reply, "\x00"))))]
@@ -181,9 +184,33 @@ func TestFinalWriteFails(t *testing.T) {
 		"":                            message.Unknown,
 	} {
 		s := slot{p: &Provider{cfg: Config{}.withDefaults()}, c: newConn(brokenPipe{left: strings.NewReader(left)})}
-		if r := s.final([]byte(finalDot)); r.Outcome != want || !s.c.broken {
+		if r := s.final(t.Context(), []byte(finalDot)); r.Outcome != want || !s.c.broken {
 			t.Errorf("%q: %+v, broken %v", left, r, s.c.broken)
 		}
+	}
+}
+
+// When ctx ends before the final write has begun, nothing is in doubt.
+func TestContextEndsWithinLast(t *testing.T) {
+	srv := startServer(t, script{offers: everything})
+	p := newProvider(t, srv, nil)
+	s := reserve(t, p).(*slot)
+	ctx, cancel := context.WithCancel(t.Context())
+	r := s.Send(ctx, envelope(1), func() error {
+		cancel()
+		s.c.interrupt() // as the end of ctx does, but in time
+		return nil
+	})
+	s.Release()
+	if r.Outcome != message.Returned {
+		t.Errorf("%+v", r)
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+	srv.Close()
+	if n := len(srv.got()); n > 0 {
+		t.Errorf("server got %d messages", n)
 	}
 }
 

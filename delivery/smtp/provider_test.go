@@ -143,9 +143,9 @@ func TestConformance(t *testing.T) {
 	}{
 		{"pipelined", script{offers: everything}, 0},
 		{"plain", script{}, 0},
-		{"large", script{offers: everything}, 100 << 10},
+		{"large", script{offers: everything}, 40 << 10},
 		{"STARTTLS", script{offers: append([]string{"STARTTLS"}, everything...), cert: cert}, 0},
-		{"TLS, large", script{offers: everything, cert: cert, implicit: true}, 100 << 10},
+		{"TLS, large", script{offers: everything, cert: cert, implicit: true}, 40 << 10},
 	} {
 		t.Run(mode.name, func(t *testing.T) {
 			providertest.Run(t, providertest.Subject{

@@ -312,6 +312,9 @@ func (x *session) data() bool {
 			return false
 		}
 		b = append(b, c)
+		if c != '\n' && c != '\r' {
+			continue
+		}
 		for _, end := range ends {
 			if bytes.HasSuffix(b, []byte(end)) {
 				if next, _ := x.br.Peek(min(1, x.br.Buffered())); c == '\r' && string(next) == "\n" {
