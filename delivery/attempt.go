@@ -15,10 +15,10 @@ import (
 
 // Why the last check gives a message back. A provider passes none of them on.
 var (
-	errTooOld   = errors.New("the claim is too old")
-	errExpired  = errors.New("the message has expired")
-	errStopping = errors.New("the worker is stopping")
-	errAsked    = errors.New("the last check was made already")
+	errTooOld  = errors.New("the claim is too old")
+	errExpired = errors.New("the message has expired")
+	errStopped = errors.New("the worker is stopping")
+	errAsked   = errors.New("the last check was made already")
 )
 
 // The states of an attempt's last check.
@@ -47,18 +47,23 @@ type attempt struct {
 	verdict uint32       // what check was when Send returned
 }
 
-// last is the last check, as Slot.Send asks for it.
-func (a *attempt) last() error {
-	verdict, err := granted, error(nil)
-	now := a.clock()
+// judge says whether the message may be handed over now, or why not.
+func (a *attempt) judge(now Instant) (uint32, error) {
 	switch age := now.Since(a.begun); {
 	case a.soft.Err() != nil:
-		verdict, err = stopped, errStopping
+		return stopped, errStopped
 	case age > a.cfg.ClaimValid:
-		verdict, err = tooOld, errTooOld
+		return tooOld, errTooOld
 	case age >= a.life:
-		verdict, err = expired, errExpired
+		return expired, errExpired
 	}
+	return granted, nil
+}
+
+// last is the last check, as Slot.Send asks for it.
+func (a *attempt) last() error {
+	now := a.clock()
+	verdict, err := a.judge(now)
 	a.checked.CompareAndSwap(0, int64(now.Mono))
 	if !a.check.CompareAndSwap(unasked, verdict) {
 		a.log.Error("provider asked for the last check again", "lane", a.lane.name, "position", a.env.Position)

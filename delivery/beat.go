@@ -29,7 +29,7 @@ func (w *Worker) beat(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		w.note("beat", err)
+		w.note(opBeat, err)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

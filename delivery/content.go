@@ -33,7 +33,7 @@ func (l *lane) misfit(it *message.Item) string {
 func (s *sender) read(o *offer) (reading, error) {
 	raw, carried := o.item.Content, o.item.Content != nil
 	if !carried {
-		err := s.insist(s.soft, "content", func() (err error) {
+		err := s.insist(s.soft, opContent, func() (err error) {
 			if raw, err = s.cfg.Ledger.Content(s.soft, o.item.Position); errors.Is(err, message.ErrNotFound) {
 				return nil
 			}

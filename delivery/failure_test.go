@@ -122,6 +122,35 @@ func TestStopped(t *testing.T) {
 	}
 }
 
+// A claim that took too long isn't even begun to be handed over.
+func TestSlowClaim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		it := l.accept(transactional, time.Hour)
+		sends, slow := 0, true
+		r := start(t, l, func(r *running, c *Config) {
+			c.FeedAge = time.Hour
+			r.process.fault = func(op string) error {
+				if op == "claim" && slow {
+					slow = false
+					time.Sleep(31 * time.Second)
+				}
+				return nil
+			}
+			r.provider.send = func(_ context.Context, env *message.Envelope, last func() error) message.Result {
+				sends++
+				return r.provider.take(env, last)
+			}
+		})
+		r.mustOffer(it)
+		idle(33 * time.Second)
+		r.want(it, "sent", 2, 1)
+		if sends != 1 {
+			t.Errorf("%d sends", sends)
+		}
+	})
+}
+
 // The message's life ends between the claim and the last check.
 func TestExpiresInHand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -136,6 +165,9 @@ func TestExpiresInHand(t *testing.T) {
 		r.mustOffer(it)
 		idle(20 * time.Second)
 		r.want(it, "expire", 2, 0)
+		if first := l.messages[it.Position].attempts[0].report; first.Outcome != message.Returned || first.Code != "expired" || first.RetryIn != lapse {
+			t.Errorf("the first attempt: %+v", first)
+		}
 		late := l.accept(transactional, time.Second)
 		idle(2 * time.Second)
 		r.mustOffer(late)

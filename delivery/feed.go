@@ -43,7 +43,7 @@ func (f *feeder) run() {
 		if f.soft.Err() != nil {
 			return
 		}
-		if f.note("feed", err); err != nil {
+		if f.note(opFeed, err); err != nil {
 			f.wait = failures.NextBackOff()
 		} else {
 			failures.Reset()

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"math/rand/v2"
 	"sync"
@@ -166,6 +167,39 @@ func TestGateProbes(t *testing.T) {
 	})
 }
 
+// Whoever gives up leaves no place taken, not even when its turn comes at that
+// very moment, nor while Reserve is at work.
+func TestGateGivesUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakeProvider{channel: message.ChannelEmail}
+		g := testGate(p, 1)
+		for range 100 {
+			first, err := g.reserve(t.Context(), message.Trigger, time.Time{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			go func() {
+				l, _ := g.reserve(ctx, message.Trigger, time.Time{})
+				l.release()
+			}()
+			synctest.Wait()
+			cancel() // and before it has noticed:
+			first.release()
+			synctest.Wait()
+			if g.total != 0 || p.held.Load() != 0 {
+				t.Fatalf("%d places, %d slots are still held", g.total, p.held.Load())
+			}
+		}
+		p.reserve = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := g.reserve(ctx, message.Trigger, time.Time{}); !errors.Is(err, context.DeadlineExceeded) || g.total != 0 || g.state.Load() != gateOpen {
+			t.Errorf("%v, %d places are still held, state %d", err, g.total, g.state.Load())
+		}
+	})
+}
+
 // A provider that panics in Reserve, or reserves nothing, is one that is down.
 func TestGateGuards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -187,5 +221,17 @@ func TestGateGuards(t *testing.T) {
 		if p.held.Load() != 0 {
 			t.Error("not released")
 		}
+
+		empty := newGate(Route{Provider: slotless{p}}, slog.New(slog.DiscardHandler))
+		defer empty.stop()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := empty.reserve(ctx, message.Trigger, time.Time{}); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("no slot at all: %v", err)
+		}
 	})
 }
+
+type slotless struct{ *fakeProvider }
+
+func (slotless) Reserve(context.Context) (Slot, error) { return nil, nil }

@@ -32,6 +32,12 @@ func (a *attempt) handOver(held lease) {
 		box := sandbox{a.lane.lane.Channel}
 		provider, slot = box, box
 	}
+	if verdict, _ := a.judge(a.clock()); verdict != granted { // no need to begin
+		held.release()
+		a.verdict = verdict
+		a.settle(provider.Name(), message.Result{Outcome: message.Returned, Code: refusals[verdict]})
+		return
+	}
 	ctx, span := a.watch.send(a.leash.hold(), a.span, provider.Name())
 	r := a.send(ctx, slot, provider.Name())
 	span.End()

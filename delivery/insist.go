@@ -7,9 +7,27 @@ import (
 	"github.com/cenkalti/backoff/v4"
 )
 
+// operation is one thing that the ledger is asked for.
+type operation uint8
+
+const (
+	opClaim operation = iota
+	opRecord
+	opHold
+	opPark
+	opContent
+	opFeed
+	opBeat
+	operations
+)
+
+func (o operation) String() string {
+	return [...]string{"claim", "record", "hold", "park", "content", "feed", "beat"}[o]
+}
+
 // insist repeats do, with growing pauses, until it succeeds or ctx ends; then
 // it returns ctx's error.
-func (w *Worker) insist(ctx context.Context, op string, do func() error) error {
+func (w *Worker) insist(ctx context.Context, op operation, do func() error) error {
 	var pauses *backoff.ExponentialBackOff
 	for {
 		err := do()
@@ -48,14 +66,16 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// note logs when the ledger begins to fail, and when it answers again.
-func (w *Worker) note(op string, err error) {
+// note logs when an operation of the ledger begins to fail, and when it works
+// again.
+func (w *Worker) note(op operation, err error) {
+	down := &w.ledgerDown[op]
 	switch {
 	case err == nil:
-		if w.ledgerDown.Load() && w.ledgerDown.CompareAndSwap(true, false) {
+		if down.Load() && down.CompareAndSwap(true, false) {
 			w.log.Info("the ledger answers again", "operation", op)
 		}
-	case w.ledgerDown.CompareAndSwap(false, true):
+	case down.CompareAndSwap(false, true):
 		w.log.Warn("the ledger does not answer", "operation", op, "error", err)
 	}
 }

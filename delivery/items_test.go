@@ -147,6 +147,48 @@ func TestFeed(t *testing.T) {
 	}
 }
 
+// The feed leaves out what is in hand, and looks beyond it.
+func TestFeedLeavesOutWhatIsInHand(t *testing.T) {
+	l := newLedger(t)
+	w, err := New(Config{Ledger: l.process(), KafkaAway: func() bool { return true }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 200 {
+		it := l.accept(transactional, time.Hour)
+		if m := l.messages[it.Position]; i < 100 {
+			m.attempts, m.waiting = []*fakeAttempt{{kind: "send", outcome: message.Deferred}}, 2
+		}
+	}
+	lane := w.lanes[message.Transactional][message.ChannelEmail]
+	f := &feeder{Worker: w, lane: lane, share: feedShare}
+	round := func() (due, unclaimed int) {
+		if err := f.round(); err != nil {
+			t.Fatal(err)
+		}
+		for range len(lane.feed) {
+			o := <-lane.feed
+			if o.item.Attempt == 2 {
+				due++
+			} else {
+				unclaimed++
+			}
+		}
+		return due, unclaimed
+	}
+	for range 3 { // all of it stays in hand, and nothing comes twice
+		if due, unclaimed := round(); due != 32 || unclaimed != 32 {
+			t.Errorf("%d due, %d unclaimed", due, unclaimed)
+		}
+	}
+	if due, unclaimed := round(); due != 4 || unclaimed != 4 {
+		t.Errorf("at last %d due, %d unclaimed", due, unclaimed)
+	}
+	if ready, _ := lane.hand.counts(); ready != 200 {
+		t.Errorf("%d in hand", ready)
+	}
+}
+
 // The feed has its share although Kafka has more than the senders can do.
 func TestFeedShare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

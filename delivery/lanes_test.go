@@ -98,6 +98,40 @@ func TestProviderDown(t *testing.T) {
 	})
 }
 
+// Offer waits for room until its context or the worker ends, and leaves nothing
+// behind then.
+func TestOfferWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		r := start(t, l, func(r *running, c *Config) {
+			c.FeedAge = time.Hour
+			r.provider.reserve = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+		})
+		for range 8 + 64 {
+			r.mustOffer(l.accept(trigger, time.Hour))
+			synctest.Wait()
+		}
+		ready := func() int {
+			n, _ := r.lanes[message.Trigger][message.ChannelEmail].hand.counts()
+			return n
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := r.Offer(ctx, trigger, l.accept(trigger, time.Hour), nil); !errors.Is(err, context.DeadlineExceeded) || ready() != 72 {
+			t.Errorf("%v, %d in hand", err, ready())
+		}
+		result := make(chan error)
+		go func() { result <- r.offer(l.accept(trigger, time.Hour)) }()
+		synctest.Wait()
+		if err := r.stop(); err != nil {
+			t.Error(err)
+		}
+		if err := <-result; !errors.Is(err, ErrStopping) || ready() != 64 {
+			t.Errorf("%v, %d in hand", err, ready())
+		}
+	})
+}
+
 // A channel without a provider keeps its messages.
 func TestNoProvider(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -109,7 +109,7 @@ func TestLeash(t *testing.T) {
 		r := start(t, l, func(r *running, c *Config) {
 			c.Senders[transactional] = 1
 			r.provider.send = func(ctx context.Context, env *message.Envelope, last func() error) message.Result {
-				if env.Position.Submission() == 1 {
+				if env.Position.Submission() == 2 {
 					_ = last()
 					<-ctx.Done()
 					return message.Result{Outcome: message.Unknown}
@@ -120,6 +120,8 @@ func TestLeash(t *testing.T) {
 				return r.provider.take(env, last)
 			}
 		})
+		r.mustOffer(l.accept(transactional, time.Hour)) // the leash has been used before
+		idle(time.Minute)
 		hung, next := l.accept(transactional, time.Hour), l.accept(transactional, time.Hour)
 		r.mustOffer(hung, next)
 		idle(10*time.Minute + 34*time.Second)

@@ -92,7 +92,7 @@ func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) 
 		s.lane.hand.unask(o.key())
 		c.lease.release()
 		if s.soft.Err() == nil {
-			s.note("claim", err)
+			s.note(opClaim, err)
 		}
 		if pauses == nil {
 			pauses = newLedgerBackoff()
@@ -102,7 +102,7 @@ func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) 
 			return claimed{}, false
 		}
 	}
-	s.note("claim", nil)
+	s.note(opClaim, nil)
 	s.lane.meter.claimed(c.Verdict, s.clock().Mono-c.begun.Mono)
 	if c.Verdict == message.Claimed {
 		if o.fed() {
@@ -134,7 +134,7 @@ func (s *sender) park(o *offer, why string) {
 		return
 	}
 	s.log.Warn("record is no message of ours; it is parked", "source", source, "reason", why)
-	if s.insist(s.soft, "park", func() error { return s.cfg.Ledger.Park(s.soft, source, o.item.Content, why) }) == nil {
+	if s.insist(s.soft, opPark, func() error { return s.cfg.Ledger.Park(s.soft, source, o.item.Content, why) }) == nil {
 		s.lane.finish(o)
 	}
 }

@@ -25,13 +25,13 @@ func (a *attempt) settle(provider string, r message.Result) {
 	var err error
 	if r.Poison {
 		reason := cmp.Or(r.Reply, r.Code, "the provider can't handle it")
-		err = a.insist(a.final, "hold", func() error { return a.cfg.Ledger.Hold(a.final, key, reason) })
+		err = a.insist(a.final, opHold, func() error { return a.cfg.Ledger.Hold(a.final, key, reason) })
 		if err == nil {
 			a.log.Warn("message is held", "lane", a.lane.name, "position", a.env.Position, "provider", provider, "code", r.Code)
 		}
 	} else {
 		report := a.report(provider, r)
-		err = a.insist(a.final, "record", func() error { return a.cfg.Ledger.Record(a.final, report) })
+		err = a.insist(a.final, opRecord, func() error { return a.cfg.Ledger.Record(a.final, report) })
 		if err == nil && report.RetryIn == 0 && r.Outcome == message.Returned {
 			a.lane.wake() // it is due at once
 		}

@@ -35,7 +35,7 @@ type Worker struct {
 	endSoft, endHard, endFinal context.CancelFunc
 	running                    atomic.Bool
 	senders, helpers           sync.WaitGroup
-	ledgerDown                 atomic.Bool
+	ledgerDown                 [operations]atomic.Bool
 }
 
 // New makes a worker. It starts with Run.

@@ -18,7 +18,6 @@ func TestOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger(t)
 		r := start(t, l, func(r *running, c *Config) { c.FeedAge = time.Millisecond })
-		r.provider.send = nil
 		offered := 0
 		for i := range 1000 {
 			it := l.accept(message.Lanes()[i%6], time.Hour)

@@ -2,6 +2,7 @@ package fcm
 
 import (
 	"crypto/x509"
+	"errors"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -71,9 +72,11 @@ func (c Config) check() (settings, error) {
 		add("base_url", problem)
 	}
 	account, err := credential.ParseServiceAccount(c.ServiceAccount)
-	if fields, ok := err.(message.FieldErrors); ok {
+	var fields message.FieldErrors
+	switch {
+	case errors.As(err, &fields):
 		errs = append(errs, fields...)
-	} else if err != nil {
+	case err != nil:
 		add("service_account", err.Error())
 	}
 	tokenField := "token_url"
@@ -144,13 +147,12 @@ func isLoopback(host string) bool {
 // hostPort is where to connect for u.
 func hostPort(u *url.URL) string {
 	port := u.Port()
-	if port == "" {
-		port = u.Scheme // a service's name that net resolves
-		if u.Scheme == "https" {
-			port = "443"
-		} else {
-			port = "80"
-		}
+	switch {
+	case port != "":
+	case u.Scheme == "https":
+		port = "443"
+	default:
+		port = "80"
 	}
 	return net.JoinHostPort(u.Hostname(), port)
 }

@@ -42,9 +42,9 @@ type subject struct {
 	release chan struct{}
 	once    sync.Once
 
-	mine    sync.Mutex // guards the rest
-	fault   providertest.Fault
-	got     []int
+	mine  sync.Mutex // guards the rest
+	fault providertest.Fault
+	got   []int
 }
 
 func (s *subject) Misbehave(f providertest.Fault) {

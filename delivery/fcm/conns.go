@@ -81,22 +81,16 @@ func (p *conns) take() (*conn, error) {
 	p.open = slices.DeleteFunc(p.open, func(c *conn) bool {
 		switch {
 		case c.Err() != nil, c.users == 0 && now.Sub(c.lastUsed) > idleLimit:
-		case found != nil:
-			return false
-		case c.Reserve() == nil:
+			c.retired = true
+			if c.users == 0 {
+				useless = append(useless, c)
+			}
+			return true
+		case found == nil && c.Reserve() == nil: // else it is full, or told to go away
 			c.users++
 			found = c
-			return false
-		case c.users > 0: // full
-			return false
 		}
-		// Closed, forgotten or, since it has no room though nobody uses it,
-		// told to go away.
-		c.retired = true
-		if c.users == 0 {
-			useless = append(useless, c)
-		}
-		return true
+		return false
 	})
 	p.mu.Unlock()
 	for _, c := range useless {

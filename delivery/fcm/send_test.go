@@ -262,6 +262,30 @@ func TestNoAnswerInTime(t *testing.T) {
 	}
 }
 
+// A connection that is given up is not torn away from those who still use it.
+func TestOthersFinishOnGivenUpConnection(t *testing.T) {
+	arrived, release := make(chan struct{}), make(chan struct{})
+	s := server{reply: func(w http.ResponseWriter, n int, _ hit) {
+		arrived <- struct{}{}
+		<-release
+		taken(w, n)
+	}}
+	s.start(t, true)
+	p := s.provider(t, nil)
+	other := make(chan message.Result, 1)
+	go func() { other <- send(t, p) }()
+	<-arrived
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() { <-arrived; cancel() }()
+	if res, _ := sendWith(ctx, t, p, func() error { return nil }); res.Outcome != message.Unknown {
+		t.Errorf("result %+v", res)
+	}
+	close(release)
+	if res := <-other; res.Outcome != message.Sent {
+		t.Errorf("the other: %+v", res)
+	}
+}
+
 // The worker stops while the token is replaced: the message was certainly not
 // taken, and goes back.
 func TestContextEndsBetweenTries(t *testing.T) {

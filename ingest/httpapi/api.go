@@ -27,7 +27,8 @@ import (
 	"github.com/stormpost/stormpost/internal/keyring"
 )
 
-// Verifier tells who an API key stands for; any error means 401.
+// Verifier tells who an API key stands for. message.ErrUnavailable means that it
+// can't tell yet, which is 503; any other error means 401.
 type Verifier interface {
 	Verify(text string) (*keyring.Principal, error)
 }

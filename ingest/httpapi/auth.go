@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strings"
 
@@ -39,6 +40,9 @@ func scopesOf(op *huma.Operation) []keyring.Scope {
 // they may. The 401 is the same whatever is wrong with the key.
 func (a *api) signIn(r *http.Request, allowed []keyring.Scope) *Problem {
 	principal, err := a.Keyring.Verify(bearer(r))
+	if errors.Is(err, message.ErrUnavailable) {
+		return unavailable("The API keys are not loaded yet.")
+	}
 	if err != nil {
 		return newProblem(http.StatusUnauthorized, "unauthorized", "A valid API key is needed.").
 			with("WWW-Authenticate", `Bearer realm="stormpost"`)

@@ -157,6 +157,15 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 		front.run("worker", func() error { return p.worker.Run(fctx) })
 		front.run("consumer", func() error { return p.consumer.Run(fctx, consumed{p.worker, p.ledger}) })
 	}
+	if p.ring != nil && p.ring.Ready() != nil {
+		// The first answers should know the keys. With the ledger away, they
+		// come when it comes.
+		rctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+		if err := p.ring.Refresh(rctx); err != nil {
+			p.log.Warn("API keys are not loaded yet", "error", err)
+		}
+		cancel()
+	}
 	p.addr = addresses(listeners)
 	p.log.Info("ready", "api", p.addr.API, "metrics", p.addr.Metrics, "roles", p.cfg.Roles, "version", p.opt.Version)
 	if p.opt.Ready != nil {

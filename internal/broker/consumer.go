@@ -69,6 +69,8 @@ type Consumer struct {
 	lanes  map[string]message.Lane
 	read   metric.Int64Counter
 	failed atomic.Bool
+	once   sync.Once
+	joined chan struct{} // closed by the first generation
 }
 
 // NewConsumer makes a consumer.
@@ -77,7 +79,17 @@ func (b *Broker) NewConsumer() (*Consumer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consumer: %w", err)
 	}
-	return &Consumer{broker: b, log: b.log, lanes: b.topics(), read: read}, nil
+	return &Consumer{broker: b, log: b.log, lanes: b.topics(), read: read, joined: make(chan struct{})}, nil
+}
+
+// Joined waits until the consumer has been given partitions for the first time.
+func (c *Consumer) Joined(ctx context.Context) error {
+	select {
+	case <-c.joined:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("join: %w", ctx.Err())
+	}
 }
 
 // Run reads until ctx ends, through rebalances, restarts and absences of
@@ -160,6 +172,7 @@ func (c *Consumer) generation(gen *kafka.Generation, h Handler) {
 	for _, p := range g.partitions {
 		gen.Start(func(ctx context.Context) { g.consume(ctx, p) })
 	}
+	c.once.Do(func() { close(c.joined) })
 	gen.Start(g.commitLoop)
 	gen.Start(g.auditLoop)
 }

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -57,15 +56,9 @@ func (g *generation) fetch(ctx context.Context, p *partition) error {
 // start is where to begin: at the committed offset if it is one of this log,
 // else at the beginning. To read again is harmless.
 func (g *generation) start(ctx context.Context, p *partition) (int64, error) {
-	bctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	all, err := g.broker.bounds(bctx, []*partition{p})
+	b, err := g.bounds(ctx, p)
 	if err != nil {
 		return 0, err
-	}
-	b := all[p]
-	if !b.known {
-		return 0, errors.New("its offsets are not known")
 	}
 	at := p.position.Load()
 	if at >= b.first && at <= b.last {
@@ -77,6 +70,26 @@ func (g *generation) start(ctx context.Context, p *partition) (int64, error) {
 	}
 	p.position.Store(b.first)
 	return b.first, nil
+}
+
+// bounds asks until it is told: the leader of a topic that was just made, or of
+// a node that just died, answers for a while that it isn't one.
+func (g *generation) bounds(ctx context.Context, p *partition) (bounds, error) {
+	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
+		bctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		all, err := g.broker.bounds(bctx, []*partition{p})
+		cancel()
+		if b := all[p]; err == nil && b.known {
+			return b, nil
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return bounds{}, fmt.Errorf("list offsets: %w", ctx.Err())
+		}
+	}
 }
 
 // handle hands a record out, or parks it. Its position counts as read when it

@@ -87,6 +87,22 @@ func (b *Broker) create(ctx context.Context, names []string) error {
 	})
 }
 
+// RemoveTopics removes the lanes' topics with all that is in them.
+func (b *Broker) RemoveTopics(ctx context.Context) error {
+	return b.withClient(func(c *kafka.Client) error {
+		resp, err := c.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: slices.Sorted(maps.Keys(b.topics()))})
+		if err != nil {
+			return fmt.Errorf("remove topics: %w", err)
+		}
+		for name, err := range resp.Errors {
+			if err != nil && !errors.Is(err, kafka.UnknownTopicOrPartition) {
+				return fmt.Errorf("remove topic %s: %w", name, err)
+			}
+		}
+		return nil
+	})
+}
+
 // Cluster is what Probe found.
 type Cluster struct {
 	ID      string

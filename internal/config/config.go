@@ -94,7 +94,7 @@ type SMTP struct {
 	Addr        string        `koanf:"addr"`
 	Username    string        `koanf:"username"`
 	Password    Secret        `koanf:"password"`
-	TLS         string        `koanf:"tls"` // if-offered, required or implicit
+	TLS         string        `koanf:"tls"` // starttls-if-offered, starttls-required or implicit
 	ServerName  string        `koanf:"server_name"`
 	LocalName   string        `koanf:"local_name"`
 	Connections int           `koanf:"connections"`
@@ -135,7 +135,7 @@ func Default() Config {
 			RetryBase: 30 * time.Second, RetryMax: time.Hour,
 		},
 		Retention: Retain{Content: 14 * 24 * time.Hour, Messages: 180 * 24 * time.Hour},
-		SMTP:      SMTP{TLS: "if-offered", Connections: 16, ReplyLimit: 10 * time.Minute},
+		SMTP:      SMTP{TLS: "starttls-if-offered", Connections: 16, ReplyLimit: 10 * time.Minute},
 		FCM:       FCM{Concurrency: 100, ReplyLimit: time.Minute},
 	}
 }
@@ -180,8 +180,8 @@ func (c *Config) Validate() error {
 	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
 		bad("tls", "want both cert and key, or neither")
 	}
-	if !slices.Contains([]string{"if-offered", "required", "implicit"}, c.SMTP.TLS) {
-		bad("smtp.tls", "want if-offered, required or implicit, not %q", c.SMTP.TLS)
+	if !slices.Contains([]string{"starttls-if-offered", "starttls-required", "implicit"}, c.SMTP.TLS) {
+		bad("smtp.tls", "want starttls-if-offered, starttls-required or implicit, not %q", c.SMTP.TLS)
 	}
 	c.validateNumbers(bad)
 	return errors.Join(errs...)

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 const (
@@ -148,16 +150,18 @@ func (r *Ring) Ready() error {
 }
 
 // Verify answers who text stands for, or ErrUnauthorized. It takes the same
-// steps whether the prefix is known or not.
+// steps whether the prefix is known or not. A ring that never had keys can't
+// tell a good one from a bad one: that is message.ErrUnavailable.
 func (r *Ring) Verify(text string) (*Principal, error) {
 	prefix, wellFormed := prefixOf(text)
 	if !wellFormed {
 		return nil, ErrUnauthorized
 	}
-	var known entry
-	if k := r.keys.Load(); k != nil {
-		known = k.byPrefix[prefix]
+	keys := r.keys.Load()
+	if keys == nil {
+		return nil, fmt.Errorf("%w: %w", message.ErrUnavailable, errNoKeys)
 	}
+	known := keys.byPrefix[prefix]
 	hash := sha256.Sum256([]byte(text))
 	same := subtle.ConstantTimeCompare(hash[:], known.hash[:]) == 1
 	if !same || known.principal == nil {

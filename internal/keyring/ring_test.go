@@ -3,6 +3,7 @@ package keyring
 import (
 	"context"
 	"errors"
+	"github.com/stormpost/stormpost/internal/message"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -197,7 +198,7 @@ func TestBadSnapshots(t *testing.T) {
 			t.Fatal(err)
 		}
 		r := open(t, path, s)
-		if _, err := r.Verify(text); err != ErrUnauthorized || r.Ready() == nil {
+		if _, err := r.Verify(text); !errors.Is(err, message.ErrUnavailable) || r.Ready() == nil {
 			t.Errorf("%s: used, %v", name, err)
 		}
 		if err := r.Refresh(context.Background()); err != nil {

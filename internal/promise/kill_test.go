@@ -35,7 +35,7 @@ func onStep(smtp, fcm sim.Step) func(t *testing.T, s *stage, worker *slot) {
 		for _, f := range []struct {
 			faults *sim.Faults
 			step   sim.Step
-		}{{&s.sims.SMTP.Faults, smtp}, {&s.sims.FCM.Faults, fcm}} {
+		}{{s.sims.SMTP.Faults, smtp}, {s.sims.FCM.Faults, fcm}} {
 			if f.step == "" {
 				continue
 			}

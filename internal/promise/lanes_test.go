@@ -47,7 +47,7 @@ func TestCampaignDelaysNobody(t *testing.T) {
 	c := newClient(t, s.key, func() string { return api })
 	backlog := scaled(100_000)
 	// A provider slow enough that the backlog is there all the time.
-	for _, faults := range []*sim.Faults{&s.sims.SMTP.Faults, &s.sims.FCM.Faults} {
+	for _, faults := range []*sim.Faults{s.sims.SMTP.Faults, s.sims.FCM.Faults} {
 		step := sim.StepReply
 		if err := faults.AddFault(sim.Fault{Step: step, Do: sim.Slow, Delay: 15 * time.Millisecond}); err != nil {
 			t.Fatal(err)
@@ -155,8 +155,8 @@ func TestProviderRecovers(t *testing.T) {
 		faults *sim.Faults
 		fault  sim.Fault
 	}{
-		{&s.sims.SMTP.Faults, sim.Fault{Step: sim.StepRcpt, Do: sim.Answer, Code: 451, For: sick}},
-		{&s.sims.FCM.Faults, sim.Fault{Step: sim.StepBody, Do: sim.Answer, Error: "QUOTA_EXCEEDED", For: sick}},
+		{s.sims.SMTP.Faults, sim.Fault{Step: sim.StepRcpt, Do: sim.Answer, Code: 451, For: sick}},
+		{s.sims.FCM.Faults, sim.Fault{Step: sim.StepBody, Do: sim.Answer, Error: "QUOTA_EXCEEDED", For: sick}},
 	} {
 		if err := f.faults.AddFault(f.fault); err != nil {
 			t.Fatal(err)
