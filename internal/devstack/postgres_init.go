@@ -38,26 +38,51 @@ func (p *Postgres) prepare(ctx context.Context) error {
 	if version == nil {
 		return p.initdb(ctx)
 	}
-	return endServers(ctx, p.data(), "postgres", []step{
+	if err := endServers(ctx, p.data(), "postgres", []step{
 		{syscall.SIGINT, p.postmaster, 15 * time.Second}, // fast shutdown
 		{syscall.SIGQUIT, nil, 5 * time.Second},          // immediate shutdown
 		{syscall.SIGKILL, nil, 5 * time.Second},
-	})
+	}); err != nil {
+		return err
+	}
+	return p.forgetStranger()
+}
+
+// forgetStranger removes a postmaster.pid whose number belongs to some other
+// process by now, as after a reboot or in a container. PostgreSQL would take
+// that one for a server and refuse to start. No server works in the folder: the
+// lock is held, and those that were found have ended. A file whose process is
+// gone is left to PostgreSQL, which also checks the shared memory it names.
+func (p *Postgres) forgetStranger() error {
+	pid := p.recordedPid()
+	if pid <= 0 || syscall.Kill(pid, 0) != nil {
+		return nil
+	}
+	p.log.Warn("postmaster.pid names a process that is no server of this folder, removing it", "pid", pid, "dir", p.dir)
+	if err := os.Remove(filepath.Join(p.data(), "postmaster.pid")); err != nil {
+		return fmt.Errorf("remove a stale postmaster.pid: %w", err)
+	}
+	return nil
+}
+
+// recordedPid is the number in postmaster.pid, 0 if there is none.
+func (p *Postgres) recordedPid() int {
+	b, err := os.ReadFile(filepath.Join(p.data(), "postmaster.pid"))
+	if err != nil {
+		return 0
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	pid, _ := strconv.Atoi(line) // nonsense is 0
+	return pid
 }
 
 // postmaster is the one of pids that the data folder names as the head of the
 // server. The others follow it, and by themselves when it is gone.
 func (p *Postgres) postmaster(pids []int) []int {
-	b, err := os.ReadFile(filepath.Join(p.data(), "postmaster.pid"))
-	if err != nil {
-		return nil
+	if pid := p.recordedPid(); slices.Contains(pids, pid) {
+		return []int{pid}
 	}
-	line, _, _ := strings.Cut(string(b), "\n")
-	pid, err := strconv.Atoi(line)
-	if err != nil || !slices.Contains(pids, pid) {
-		return nil
-	}
-	return []int{pid}
+	return nil
 }
 
 // initdb makes the cluster in a folder beside its place and moves it there when

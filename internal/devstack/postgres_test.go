@@ -251,7 +251,8 @@ func waitConnect(t *testing.T, dsn string, ended <-chan error) error {
 	}
 }
 
-// A process that merely works in the data folder is none of ours.
+// A process that merely works in the data folder is none of ours, even if a
+// stale postmaster.pid has its number; nor does it keep the server from starting.
 func TestPostgresLeavesStrangersAlone(t *testing.T) {
 	dir := t.TempDir()
 	p := startPostgres(t, dir)
@@ -267,21 +268,14 @@ func TestPostgresLeavesStrangersAlone(t *testing.T) {
 	if err := cat.Start(); err != nil {
 		t.Fatal(err)
 	}
-	// A stale postmaster.pid that names the stranger must not harm it.
 	pidFile := []byte(strings.Join([]string{strconv.Itoa(cat.Process.Pid), p.data(), "0", "0", "", "", ""}, "\n"))
 	if err := os.WriteFile(filepath.Join(p.data(), "postmaster.pid"), pidFile, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	startErr := func() error {
-		q, err := StartPostgres(testContext(t), PostgresConfig{Dir: dir, Settings: small})
-		if err != nil {
-			return err
-		}
-		return q.Stop(testContext(t))
-	}()
+	startPostgres(t, dir)
 	stdin.Close()
 	if err := cat.Wait(); err != nil {
-		t.Errorf("the stranger was hurt: %v (start: %v)", err, startErr)
+		t.Errorf("the stranger was hurt: %v", err)
 	}
 }
 
