@@ -48,7 +48,7 @@
 //  6. Lanes share no queue, no sender and no feed. Of a provider that they share,
 //     each keeps a part that the others can't take (see Route).
 //  7. Memory is bounded: a lane has in hand at most its senders, its queue and
-//     its feed's queue, and queues keep no content above 64 KiB.
+//     its feed's queue, of which 16 may have content above 64 KiB.
 //
 // # Where a failure lands
 //

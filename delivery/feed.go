@@ -121,7 +121,9 @@ func (l *lane) fill(items []message.Item, most int, now time.Duration) (n int) {
 		if !l.hand.take(o.key(), true) {
 			continue
 		}
-		o.strip()
+		if o.great() {
+			o.item.Content = nil
+		}
 		l.fed.Add(1)
 		select {
 		case l.feed <- o:

@@ -93,13 +93,12 @@ func TestContentFromTheLedger(t *testing.T) {
 		c := &message.Content{Email: &message.Email{From: "a@b.example", To: []string{"c@d.example"}, Text: strings.Repeat("x", 1<<20)}}
 		raw, _ := c.Encode()
 		great := l.replace(l.accept(transactional, time.Hour), raw)
-		o := offer{item: great}
-		if o.strip(); o.item.Content != nil {
-			t.Error("a queue keeps 1 MiB")
-		}
 		r.mustOffer(great)
 		synctest.Wait()
 		r.want(great, "sent", 1, 1)
+		fed := l.replace(l.accept(transactional, time.Hour), raw)
+		idle(3 * time.Second)
+		r.want(fed, "sent", 1, 1)
 		if size != 1<<20 {
 			t.Errorf("sent %d bytes", size)
 		}
@@ -109,6 +108,49 @@ func TestContentFromTheLedger(t *testing.T) {
 		r.mustOffer(gone)
 		synctest.Wait()
 		r.want(gone, "hold", 2, 0)
+	})
+}
+
+// Queues keep little great content, and lose none: the ledger might not know
+// the record.
+func TestGreatContent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		raw := bytes.Repeat([]byte{'x'}, 1<<20)
+		var down trouble
+		down.on.Store(true)
+		r := start(t, l, func(r *running, c *Config) {
+			c.FeedAge = time.Hour
+			r.provider.reserve = func(context.Context) error { return down.err() }
+		})
+		small := make([]message.Item, 8)
+		for i := range small { // every sender has one
+			small[i] = l.accept(transactional, time.Hour)
+		}
+		r.mustOffer(small...)
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		n := 0
+		for ; ; n++ {
+			it := message.Item{Position: message.PositionOf(transactional, int64(1000+n), 0), Attempt: 1, Content: raw}
+			it.ID = message.SubmissionID(message.KeyHash{}, message.FingerprintOf(raw)).Message(0)
+			if err := r.Offer(ctx, transactional, it, nil); err != nil {
+				break
+			}
+		}
+		if n != maxGreat {
+			t.Errorf("%d great items queued", n)
+		}
+		r.mustOffer(l.accept(transactional, time.Hour)) // there is room for others
+		down.on.Store(false)
+		idle(time.Minute)
+		if len(l.parked) != n || !strings.HasSuffix(l.parked[0], ": 1048576 bytes") {
+			t.Errorf("%d parked", len(l.parked))
+		}
+		if s := l.states(); s["sent"] != 9 || len(r.lanes[message.Transactional][message.ChannelEmail].great) != 0 {
+			t.Errorf("states: %v", s)
+		}
 	})
 }
 

@@ -13,9 +13,13 @@ import (
 // what only the ledger knows has its share while Kafka has more than enough.
 const feedTurn = 16
 
-// maxQueuedContent is how many bytes of content a queue keeps with its item.
-// Greater content is read from the ledger when its turn has come.
-const maxQueuedContent = 64 << 10
+// Content of more than great bytes is kept in a queue for maxGreat of Kafka's
+// items, which the ledger might not know, and for none of the feed's, which is
+// read from the ledger again when its turn has come.
+const (
+	great    = 64 << 10
+	maxGreat = 16
+)
 
 // offer is an item on its way to a sender.
 type offer struct {
@@ -30,12 +34,7 @@ func (o *offer) key() message.AttemptKey {
 
 func (o *offer) fed() bool { return o.finish == nil }
 
-// strip leaves great content to be read from the ledger.
-func (o *offer) strip() {
-	if len(o.item.Content) > maxQueuedContent {
-		o.item.Content = nil
-	}
-}
+func (o *offer) great() bool { return len(o.item.Content) > great }
 
 // lane is everything that one lane has for itself.
 type lane struct {
@@ -47,6 +46,7 @@ type lane struct {
 	meter   *laneMeter
 
 	kafka chan offer
+	great chan struct{} // one for each great item in kafka
 	feed  chan offer
 	hand  *hand
 
@@ -61,29 +61,46 @@ func newLane(l message.Lane, senders int, g *gate, policy DoubtPolicy) *lane {
 	queue := max(64, senders)
 	return &lane{
 		lane: l, name: l.String(), senders: senders, gate: g, policy: policy,
-		kafka: make(chan offer, queue), feed: make(chan offer, queue), hand: newHand(), hungry: make(chan struct{}, 1),
+		kafka: make(chan offer, queue), great: make(chan struct{}, maxGreat), feed: make(chan offer, queue),
+		hand: newHand(), hungry: make(chan struct{}, 1),
 	}
 }
 
 // offer queues o, waiting for room until ctx or the worker ends.
 func (l *lane) offer(ctx context.Context, o offer, stopping <-chan struct{}) error {
-	key := o.key()
-	l.hand.take(key, false)
+	l.hand.take(o.key(), false)
+	if o.great() {
+		select {
+		case l.great <- struct{}{}:
+		case <-stopping:
+			return l.refuse(&o, ErrStopping)
+		case <-ctx.Done():
+			return l.refuse(&o, ctx.Err())
+		}
+	}
 	select {
 	case l.kafka <- o:
 		return nil
 	default:
 	}
+	var err error
 	select {
 	case l.kafka <- o:
 		return nil
 	case <-stopping:
-		l.hand.drop(key)
-		return ErrStopping
+		err = ErrStopping
 	case <-ctx.Done():
-		l.hand.drop(key)
-		return fmt.Errorf("offer: %w", ctx.Err())
+		err = ctx.Err()
 	}
+	if o.great() {
+		<-l.great
+	}
+	return l.refuse(&o, err)
+}
+
+func (l *lane) refuse(o *offer, err error) error {
+	l.hand.drop(o.key())
+	return fmt.Errorf("offer: %w", err)
 }
 
 // next puts into o what comes first, or of what is there Kafka's, or with
@@ -107,6 +124,9 @@ func (l *lane) next(o *offer, stopping <-chan struct{}, feedFirst bool) bool {
 		case <-stopping:
 			return false
 		}
+	}
+	if o.great() && !o.fed() {
+		<-l.great
 	}
 	if o.fed() && len(l.feed) <= cap(l.feed)/2 && l.more.CompareAndSwap(true, false) {
 		l.wake()

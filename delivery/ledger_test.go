@@ -260,7 +260,7 @@ func (p *fakeProcess) Park(ctx context.Context, source string, raw []byte, reaso
 	}
 	p.ledger.mu.Lock()
 	defer p.ledger.mu.Unlock()
-	p.ledger.parked = append(p.ledger.parked, source+": "+reason)
+	p.ledger.parked = append(p.ledger.parked, fmt.Sprintf("%s: %s: %d bytes", source, reason, len(raw)))
 	return nil
 }
 

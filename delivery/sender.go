@@ -127,7 +127,7 @@ func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) 
 // park keeps a record that is no message of ours and finishes it. What the feed
 // brought is in the ledger as it is, and only reported.
 func (s *sender) park(o *offer, why string) {
-	source := "lane " + s.lane.name + ", position " + o.item.Position.String()
+	source := "lane " + s.lane.name + ", position " + o.item.Position.String() + ", " + o.item.ID.String()
 	if o.fed() {
 		s.log.Error("the ledger fed what it doesn't know", "source", source, "reason", why)
 		s.lane.finish(o)

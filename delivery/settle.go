@@ -52,10 +52,6 @@ func (a *attempt) report(provider string, r message.Result) message.Report {
 		if a.verdict == tooOld || a.soft.Err() != nil {
 			return report // at once
 		}
-		if a.verdict == expired {
-			report.RetryIn = lapse
-			return report
-		}
 	case message.Unknown:
 		if a.lane.policy != ResendDoubts {
 			return report

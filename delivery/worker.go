@@ -101,6 +101,5 @@ func (w *Worker) Offer(ctx context.Context, l message.Lane, it message.Item, fin
 		finish = func() {}
 	}
 	o := offer{item: it, finish: finish, at: w.clock().Mono}
-	o.strip()
 	return w.lanes[l.Class][l.Channel].offer(ctx, o, w.soft.Done())
 }
