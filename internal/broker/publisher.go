@@ -194,5 +194,7 @@ func (p *Publisher) Close(ctx context.Context) error {
 		<-done
 	}
 	p.end()
-	return errors.Join(err, p.writer.Close())
+	err = errors.Join(err, p.writer.Close())
+	p.writer.Transport.(*kafka.Transport).CloseIdleConnections()
+	return err
 }

@@ -75,7 +75,7 @@ func TestVerify(t *testing.T) {
 	if r.Ready() == nil {
 		t.Error("ready without keys")
 	}
-	if _, err := r.Verify(live); !errors.Is(err, ErrUnauthorized) {
+	if _, err := r.Verify(live); !errors.Is(err, message.ErrUnavailable) {
 		t.Errorf("before any refresh: %v", err)
 	}
 	if err := r.Refresh(context.Background()); err != nil {

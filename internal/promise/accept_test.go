@@ -1,3 +1,5 @@
+//go:build linux
+
 package promise
 
 import (
@@ -141,6 +143,10 @@ func TestCancelOrSent(t *testing.T) {
 	api := s.start("api").api
 	s.start("worker")
 	c := newClient(t, s.key, func() string { return api })
+	submitAll(t, c, 20, mixed("warm")) // until the worker has its partitions
+	if err := s.sims.Store.Wait(t.Context(), 20); err != nil {
+		t.Fatal(err)
+	}
 	total := scaled(2000)
 	canceled := make([]atomic.Bool, total)
 	var next atomic.Int64

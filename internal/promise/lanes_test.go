@@ -1,3 +1,5 @@
+//go:build linux
+
 package promise
 
 import (
@@ -177,7 +179,9 @@ func TestPoisonIsParked(t *testing.T) {
 	s.start("worker")
 	c := newClient(t, s.key, func() string { return api })
 	submitAll(t, c, 20, mixed("before"))
-	w := &kafka.Writer{Addr: kafka.TCP(s.brokers...), Topic: s.prefix + ".transactional.email", RequiredAcks: kafka.RequireAll, BatchTimeout: time.Millisecond}
+	transport := &kafka.Transport{}
+	defer transport.CloseIdleConnections()
+	w := &kafka.Writer{Addr: kafka.TCP(s.brokers...), Topic: s.prefix + ".transactional.email", RequiredAcks: kafka.RequireAll, BatchTimeout: time.Millisecond, Transport: transport}
 	defer w.Close()
 	poison := []kafka.Message{
 		{Value: []byte("not a record")},

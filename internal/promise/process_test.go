@@ -1,3 +1,5 @@
+//go:build linux
+
 package promise
 
 import (
@@ -86,7 +88,7 @@ func (s *stage) tryStart(roles string, extra ...string) (*process, error) {
 	}
 	cmd := exec.Command(path, "serve", "--roles", roles)
 	cmd.Env = append(append(os.Environ(), s.env...), extra...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, err

@@ -1,3 +1,5 @@
+//go:build linux
+
 package promise
 
 import (
@@ -180,15 +182,14 @@ func (s *stage) taken() map[string]int {
 
 // doubt is what the API says of a message in doubt.
 type doubt struct {
-	ID      string `json:"id"`
-	Cause   string `json:"cause"`
-	Subject string
-	To      string `json:"to"`
+	ID      string
+	Cause   string
+	Message struct{ To string }
 }
 
 // name is the order's name in a doubt's recipient.
 func (d doubt) name() string {
-	n := strings.TrimPrefix(d.To, "device-token-")
+	n := strings.TrimPrefix(d.Message.To, "device-token-")
 	n, _, _ = strings.Cut(n, "@")
 	return n
 }
@@ -298,6 +299,11 @@ func (s *stage) settle(c *client, api func() string, patience time.Duration) ver
 		}
 		if time.Now().After(deadline) {
 			slices.Sort(open)
+			for _, name := range open[:min(3, len(open))] {
+				var page json.RawMessage
+				s.get(api()+"/v1/messages?limit=5&to="+name+"@example.net", &page)
+				s.t.Logf("%s: %s", name, page)
+			}
 			s.t.Fatalf("lost: %d of %d accepted messages are neither with a provider nor in doubt: %s", len(open), len(accepted), strings.Join(open[:min(5, len(open))], ", "))
 		}
 		select {

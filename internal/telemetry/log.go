@@ -25,11 +25,13 @@ func newLogger(o Options) (*slog.Logger, error) {
 	return nil, fmt.Errorf("log.format: want json or text, not %q", o.LogFormat)
 }
 
-// traced adds the ids of the span that a line was logged in.
+// traced adds the ids of the span that a line was logged in. In a logger with a
+// group they stand in that group.
 type traced struct{ slog.Handler }
 
 func (h traced) Handle(ctx context.Context, r slog.Record) error {
 	if s := trace.SpanContextFromContext(ctx); s.IsValid() {
+		r = r.Clone() // copies of a record share their attributes
 		r.AddAttrs(slog.String("trace_id", s.TraceID().String()), slog.String("span_id", s.SpanID().String()))
 	}
 	return h.Handler.Handle(ctx, r)

@@ -2,9 +2,19 @@
 // of the OpenTelemetry SDK; all other packages use the API, through what Setup
 // gives them.
 //
-// Export is configured by the standard OTEL_* variables alone. Without an
-// endpoint nothing is traced, which costs nothing, and W3C trace context that
-// comes with a request is still passed on. No exporter ever holds anything up.
+// Export is configured by the standard OTEL_* variables alone:
+//
+//   - Metrics are always there for Prometheus, by MetricsHandler.
+//   - OTLP over HTTP (http/protobuf) carries a signal when it has an endpoint,
+//     OTEL_EXPORTER_OTLP_ENDPOINT or the signal's own, or when
+//     OTEL_TRACES_EXPORTER or OTEL_METRICS_EXPORTER says otlp.
+//   - OTEL_SDK_DISABLED=true and an exporter of none turn it off.
+//   - OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES, OTEL_TRACES_SAMPLER, OTEL_BSP_*
+//     and the rest are the SDK's own.
+//
+// Without OTLP nothing is traced, which costs nothing, and the W3C trace context
+// that comes with a request is still passed on. Exporters have bounded queues
+// and drop what doesn't fit: none ever holds up or fails the work.
 package telemetry
 
 import (
@@ -13,19 +23,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/http"
 	"os"
-	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/exporters/otlp/otlpmetric/otlpmetrichttp"
 	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
-	otelprom "go.opentelemetry.io/otel/exporters/prometheus"
 	"go.opentelemetry.io/otel/metric"
-	sdkmetric "go.opentelemetry.io/otel/sdk/metric"
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
@@ -34,16 +37,17 @@ import (
 
 // Options name the process, and say how it logs.
 type Options struct {
-	Service   string // default of OTEL_SERVICE_NAME
-	Version   string
-	LogLevel  string // debug, info, warn or error
-	LogFormat string // json or text
-	Output    io.Writer
+	Service   string    // service.name, unless OTEL_SERVICE_NAME says otherwise
+	Version   string    // service.version
+	LogLevel  string    // debug, info (the default), warn or error
+	LogFormat string    // json (the default) or text
+	Output    io.Writer // where logs go; os.Stderr by default
 }
 
-// Telemetry is what a process hands to its parts.
+// Telemetry is what a process hands to its parts. All of it is safe for
+// concurrent use.
 type Telemetry struct {
-	Logger         *slog.Logger
+	Logger         *slog.Logger // adds trace_id and span_id from the context
 	TracerProvider trace.TracerProvider
 	MeterProvider  metric.MeterProvider
 
@@ -51,97 +55,74 @@ type Telemetry struct {
 	closers  []func(context.Context) error
 }
 
-// Setup makes the providers. An error names the setting that is wrong.
+// Setup makes the providers. An error names the setting that is wrong; a
+// collector that can't be reached is none, and is logged when an export fails.
+//
+// The SDK reports its own failures only to a process-wide handler, so Setup
+// replaces that: with several in one process, the last one's Logger has them.
 func Setup(ctx context.Context, o Options) (*Telemetry, error) {
+	if o.Output == nil {
+		o.Output = os.Stderr
+	}
 	log, err := newLogger(o)
 	if err != nil {
 		return nil, err
 	}
-	t := &Telemetry{Logger: log, TracerProvider: noop.NewTracerProvider(), registry: prometheus.NewRegistry()}
-	t.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	res, err := resource.New(ctx,
-		resource.WithAttributes(attribute.String("service.name", o.Service), attribute.String("service.version", o.Version)),
-		resource.WithFromEnv(), resource.WithTelemetrySDK(), resource.WithHost(), resource.WithProcessPID())
-	if err != nil && !errors.Is(err, resource.ErrPartialResource) {
-		return nil, fmt.Errorf("telemetry: %w", err)
-	}
-	export, err := exports()
+	traces, err := exports("TRACES")
 	if err != nil {
 		return nil, err
 	}
-	if err := t.setupMetrics(ctx, res, export["METRICS"]); err != nil {
+	metrics, err := exports("METRICS")
+	if err != nil {
+		return nil, err
+	}
+	reportTo(log)
+
+	t := &Telemetry{Logger: log, TracerProvider: noop.NewTracerProvider(), registry: prometheus.NewRegistry()}
+	res := describe(ctx, o, log)
+	if err := t.setupMetrics(ctx, res, metrics); err != nil {
 		return nil, fmt.Errorf("telemetry: metrics: %w", err)
 	}
-	if export["TRACES"] {
-		exp, err := otlptracehttp.New(ctx)
+	if traces {
+		exporter, err := otlptracehttp.New(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("telemetry: traces: %w", err)
+			return nil, errors.Join(fmt.Errorf("telemetry: traces: %w", err), t.Shutdown(ctx))
 		}
-		// The batcher drops spans when its queue is full, and never blocks.
-		tp := sdktrace.NewTracerProvider(sdktrace.WithResource(res), sdktrace.WithBatcher(exp))
+		tp := sdktrace.NewTracerProvider(sdktrace.WithResource(res), sdktrace.WithBatcher(exporter))
 		t.TracerProvider = tp
 		t.closers = append(t.closers, tp.Shutdown)
 	}
 	return t, nil
 }
 
-func (t *Telemetry) setupMetrics(ctx context.Context, res *resource.Resource, push bool) error {
-	prom, err := otelprom.New(otelprom.WithRegisterer(t.registry), otelprom.WithoutScopeInfo())
+// describe says who emits. What the environment says wins, and what can't be
+// found out is left out.
+func describe(ctx context.Context, o Options, log *slog.Logger) *resource.Resource {
+	res, err := resource.New(ctx,
+		// WithService names the instance, which keeps replicas' metrics apart.
+		resource.WithService(), resource.WithTelemetrySDK(), resource.WithHost(), resource.WithProcessPID(),
+		resource.WithAttributes(attribute.String("service.name", o.Service), attribute.String("service.version", o.Version)),
+		resource.WithFromEnv())
 	if err != nil {
-		return err
+		log.WarnContext(ctx, "telemetry's resource is incomplete", "error", err)
 	}
-	opts := []sdkmetric.Option{sdkmetric.WithResource(res), sdkmetric.WithReader(prom)}
-	if push {
-		exp, err := otlpmetrichttp.New(ctx)
-		if err != nil {
-			return err
-		}
-		opts = append(opts, sdkmetric.WithReader(sdkmetric.NewPeriodicReader(exp)))
-	}
-	mp := sdkmetric.NewMeterProvider(opts...)
-	t.MeterProvider = mp
-	t.closers = append(t.closers, mp.Shutdown)
-	return nil
+	return res
 }
 
-// exports says which signals are pushed by OTLP: those with an endpoint, unless
-// they are turned off.
-func exports() (map[string]bool, error) {
-	on := make(map[string]bool)
-	if strings.EqualFold(os.Getenv("OTEL_SDK_DISABLED"), "true") {
-		return on, nil
-	}
-	for _, signal := range []string{"TRACES", "METRICS"} {
-		if os.Getenv("OTEL_EXPORTER_OTLP_ENDPOINT") == "" && os.Getenv("OTEL_EXPORTER_OTLP_"+signal+"_ENDPOINT") == "" {
-			continue
-		}
-		switch exporter := os.Getenv("OTEL_" + signal + "_EXPORTER"); exporter {
-		case "", "otlp":
-		case "none":
-			continue
-		default:
-			return nil, fmt.Errorf("telemetry: OTEL_%s_EXPORTER: want otlp or none, not %q", signal, exporter)
-		}
-		for _, name := range []string{"OTEL_EXPORTER_OTLP_" + signal + "_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"} {
-			if p := os.Getenv(name); p != "" && p != "http/protobuf" {
-				return nil, fmt.Errorf("telemetry: %s: only http/protobuf is built in, not %q", name, p)
-			}
-		}
-		on[signal] = true
-	}
-	return on, nil
-}
-
-// MetricsHandler answers with all metrics in Prometheus' text format.
-func (t *Telemetry) MetricsHandler() http.Handler {
-	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{Registry: t.registry})
-}
-
-// Shutdown exports what is left, until ctx ends.
+// Shutdown exports what is left, until ctx ends. The providers give out only
+// no-ops afterwards.
 func (t *Telemetry) Shutdown(ctx context.Context) error {
-	var errs []error
+	// At the same time, so that no signal spends the time of another one.
+	results := make(chan error, len(t.closers))
 	for _, closer := range t.closers {
-		errs = append(errs, closer(ctx))
+		go func() { results <- closer(ctx) }()
 	}
-	return errors.Join(errs...)
+	var err error
+	for range t.closers {
+		err = errors.Join(err, <-results)
+	}
+	if err != nil {
+		return fmt.Errorf("telemetry: shut down: %w", err)
+	}
+	return nil
 }
