@@ -2,6 +2,7 @@ package app
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -10,11 +11,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"strings"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/ingest"
@@ -148,11 +148,12 @@ func submitByHTTP(base, key string, parallel int) bench.Submit {
 	}
 }
 
-// storeAddresses is where the stores listen, as host:port.
+// storeAddresses is where the stores listen, as host:port. A DSN that isn't a
+// URL doesn't tell: then PostgreSQL's CPU is not told apart.
 func storeAddresses(cfg config.Config) []string {
 	var all []string
-	if pc, err := pgconn.ParseConfig(cfg.DSN.Reveal()); err == nil {
-		all = append(all, net.JoinHostPort(pc.Host, fmt.Sprint(pc.Port)))
+	if u, err := url.Parse(cfg.DSN.Reveal()); err == nil && u.Hostname() != "" {
+		all = append(all, net.JoinHostPort(u.Hostname(), cmp.Or(u.Port(), "5432")))
 	}
 	return append(all, cfg.Brokers...)
 }
