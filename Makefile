@@ -17,7 +17,7 @@ TEST_FLAGS := -p 2 -timeout 20m
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-race build test race quick torture bench lint generate verify clean
+.PHONY: help deps deps-race build test race quick torture bench compare lint generate verify clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ torture: deps ## all tests at full counts, up to an hour or so
 
 bench: build deps ## messages/s and latencies through the whole pipe; BENCH='--rate 500 …'
 	$(WITH_STORES) sh -c 'bin/stormpost bench --dsn "$$STORMPOST_TEST_DSN" --brokers "$$STORMPOST_TEST_KAFKA" $(BENCH)'
+
+compare: build deps ## bench beside the programs in FLOOR=DIR, alternated; MODE=peak or steady
+	$(WITH_STORES) deploy/compare.sh $(FLOOR)
 
 lint: ## gofmt, go vet and staticcheck (staticcheck.conf explains its exceptions)
 	@unformatted=$$(gofmt -l $$($(GO) list -f '{{.Dir}}' ./...)); \
