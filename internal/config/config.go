@@ -2,6 +2,8 @@
 // Config. A setting that nobody knows is an error that names it.
 package config
 
+//go:generate go test -run TestSettingsDocument . -update
+
 import (
 	"errors"
 	"fmt"
@@ -17,12 +19,12 @@ import (
 // as smtp.addr; its variable is the same in capitals, as STORMPOST_SMTP_ADDR.
 type Config struct {
 	Listen        string   `koanf:"listen"`         // host:port of the API
-	MetricsListen string   `koanf:"metrics_listen"` // host:port of /metrics; empty: none
+	MetricsListen string   `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
 	TLS           TLSFiles `koanf:"tls"`            // of the API's listener
-	Roles         []string `koanf:"roles"`          // of api and worker
-	DSN           Secret   `koanf:"dsn"`            // PostgreSQL, the writer
+	Roles         []string `koanf:"roles"`          // what the process does: api, worker or both
+	DSN           Secret   `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
 	Brokers       []string `koanf:"brokers"`        // Kafka, host:port each
-	DataDir       string   `koanf:"data_dir"`       // for the snapshot of the keys
+	DataDir       string   `koanf:"data_dir"`       // folder of the API keys' snapshot
 	Log           Log      `koanf:"log"`
 	Kafka         Kafka    `koanf:"kafka"`
 	Ledger        Ledger   `koanf:"ledger"`
@@ -35,87 +37,87 @@ type Config struct {
 
 // TLSFiles are PEM files; both or neither.
 type TLSFiles struct {
-	Cert string `koanf:"cert"`
-	Key  string `koanf:"key"`
+	Cert string `koanf:"cert"` // certificate chain of the API's listener, a PEM file; read at start
+	Key  string `koanf:"key"`  // its private key, a PEM file
 }
 
 // Log says what is logged: level debug, info, warn or error; format json or text.
 type Log struct {
-	Level  string `koanf:"level"`
-	Format string `koanf:"format"`
+	Level  string `koanf:"level"`  // debug, info, warn or error
+	Format string `koanf:"format"` // json or text
 }
 
 // Kafka is how topics are made and brokers are spoken to.
 type Kafka struct {
-	Prefix      string `koanf:"prefix"`
-	Partitions  int    `koanf:"partitions"`  // of each lane's topic
-	Replication int    `koanf:"replication"` // 0: the lesser of 3 and the number of brokers
-	TLS         bool   `koanf:"tls"`
-	Mechanism   string `koanf:"sasl_mechanism"` // PLAIN, SCRAM-SHA-256, SCRAM-SHA-512; empty: none
-	Username    string `koanf:"sasl_username"`
-	Password    Secret `koanf:"sasl_password"`
+	Prefix      string `koanf:"prefix"`         // of the topics' names and the consumer group's
+	Partitions  int    `koanf:"partitions"`     // of each lane's topic, when it is made
+	Replication int    `koanf:"replication"`    // of each topic, when it is made; 0: the lesser of 3 and the number of brokers
+	TLS         bool   `koanf:"tls"`            // speak TLS with the brokers
+	Mechanism   string `koanf:"sasl_mechanism"` // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty: none
+	Username    string `koanf:"sasl_username"`  // for SASL
+	Password    Secret `koanf:"sasl_password"`  // for SASL
 }
 
 // Ledger is how PostgreSQL is used.
 type Ledger struct {
-	MaxConns  int           `koanf:"max_conns"`
+	MaxConns  int           `koanf:"max_conns"`  // connections to PostgreSQL of one process
 	Batch     int           `koanf:"batch"`      // rows a batch at most
-	Flushers  int           `koanf:"flushers"`   // batches under way at once, of each kind
-	Deadline  time.Duration `koanf:"deadline"`   // after which an operation's fate is unknown
-	BeatEvery time.Duration `koanf:"beat_every"` // heartbeat
+	Flushers  int           `koanf:"flushers"`   // batches under way at once, of each kind and class
+	Deadline  time.Duration `koanf:"deadline"`   // after which an operation's fate is unknown; the server gives up at four fifths of it
+	BeatEvery time.Duration `koanf:"beat_every"` // heartbeat; a process is gone after three missed ones
 }
 
 // Accept is what the API takes.
 type Accept struct {
-	Timeout     time.Duration `koanf:"timeout"`      // of a request
-	EmailLife   time.Duration `koanf:"email_life"`   // without expires_at
-	PushLife    time.Duration `koanf:"push_life"`    // without expires_at
+	Timeout     time.Duration `koanf:"timeout"`      // until a request is answered
+	EmailLife   time.Duration `koanf:"email_life"`   // life of an email without expires_at
+	PushLife    time.Duration `koanf:"push_life"`    // life of a push without expires_at
 	MaxSchedule time.Duration `koanf:"max_schedule"` // how far ahead send_at may be
 }
 
 // Delivery is how messages are handed over.
 type Delivery struct {
-	Senders       map[string]int    `koanf:"senders"`        // by lane, as transactional.email
-	ClaimValid    time.Duration     `koanf:"claim_valid"`    // the last check's limit
-	ShutdownGrace time.Duration     `koanf:"shutdown_grace"` // for open replies on SIGTERM
-	RetryBase     time.Duration     `koanf:"retry_base"`     // upper bound of the first wait
-	RetryMax      time.Duration     `koanf:"retry_max"`      // upper bound of every wait
-	Doubts        map[string]string `koanf:"doubts"`         // by lane: hold or resend
+	Senders       map[string]int    `koanf:"senders"`        // attempts that a lane may have open in one process: LANE=N,…; else 64 for transactional, 32 for the others
+	ClaimValid    time.Duration     `koanf:"claim_valid"`    // how old a claim may be at the last check before the hand-over
+	ShutdownGrace time.Duration     `koanf:"shutdown_grace"` // how long open replies are waited for on SIGTERM
+	RetryBase     time.Duration     `koanf:"retry_base"`     // upper bound of the first wait before a retry; doubles with each
+	RetryMax      time.Duration     `koanf:"retry_max"`      // upper bound of every such wait
+	Doubts        map[string]string `koanf:"doubts"`         // what becomes of a message whose provider's answer was lost: LANE=hold or LANE=resend,…; else hold
 }
 
 // Retain is how long things are kept, by age.
 type Retain struct {
-	Content  time.Duration `koanf:"content"`
-	Messages time.Duration `koanf:"messages"`
+	Content  time.Duration `koanf:"content"`  // how long content is kept after its era has ended; 0: for ever
+	Messages time.Duration `koanf:"messages"` // how long all else is kept, numbers and idempotency keys too; 0: for ever
 }
 
 // SMTP is the relay for email; an empty Addr means none.
 type SMTP struct {
-	Addr        string        `koanf:"addr"`
-	Username    string        `koanf:"username"`
-	Password    Secret        `koanf:"password"`
-	TLS         string        `koanf:"tls"` // starttls-if-offered, starttls-required or implicit
-	ServerName  string        `koanf:"server_name"`
-	LocalName   string        `koanf:"local_name"`
-	Connections int           `koanf:"connections"`
-	ReplyLimit  time.Duration `koanf:"reply_limit"`
-	DKIM        []DKIM        `koanf:"dkim"`
+	Addr        string        `koanf:"addr"`        // host:port of the relay for email; empty: none, and email waits
+	Username    string        `koanf:"username"`    // for AUTH; empty: none
+	Password    Secret        `koanf:"password"`    // for AUTH
+	TLS         string        `koanf:"tls"`         // starttls-if-offered, starttls-required or implicit
+	ServerName  string        `koanf:"server_name"` // name in the relay's certificate, if it isn't that of addr
+	LocalName   string        `koanf:"local_name"`  // name given in EHLO
+	Connections int           `koanf:"connections"` // to the relay, of one process
+	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long the reply to the final dot is waited for (RFC 5321 §4.5.3.2.6)
+	DKIM        []DKIM        `koanf:"dkim"`        // keys that sign mail, in the file only: a list of domain, selector, key
 }
 
 // DKIM is the key that signs mail from a domain.
 type DKIM struct {
-	Domain   string `koanf:"domain"`
-	Selector string `koanf:"selector"`
-	Key      Secret `koanf:"key"` // PEM
+	Domain   string `koanf:"domain"`   // of the From address
+	Selector string `koanf:"selector"` // of the key in DNS
+	Key      Secret `koanf:"key"`      // private key, PEM
 }
 
 // FCM is Firebase Cloud Messaging; an empty ServiceAccount means none.
 type FCM struct {
-	ServiceAccount Secret        `koanf:"service_account"` // the JSON file's content
-	BaseURL        string        `koanf:"base_url"`
-	TokenURL       string        `koanf:"token_url"`
-	Concurrency    int           `koanf:"concurrency"`
-	ReplyLimit     time.Duration `koanf:"reply_limit"`
+	ServiceAccount Secret        `koanf:"service_account"` // content of the service account's JSON file; empty: none, and pushes wait
+	BaseURL        string        `koanf:"base_url"`        // another base URL than FCM's
+	TokenURL       string        `koanf:"token_url"`       // another token endpoint than the account's
+	Concurrency    int           `koanf:"concurrency"`     // requests under way at once, of one process
+	ReplyLimit     time.Duration `koanf:"reply_limit"`     // how long an answer is waited for
 }
 
 // Default is what holds where nothing is set.
