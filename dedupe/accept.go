@@ -83,7 +83,11 @@ func (l *Ledger) enter(calls []*acceptCall) (known []*acceptCall) {
 		half := len(calls) / 2
 		return append(l.enter(calls[:half]), l.enter(calls[half:])...)
 	case blameFor(err) == blameRow:
-		calls[0].fail(rowError("accept", err))
+		err = rowError("accept", err)
+		if errors.Is(err, ErrNumbering) { // its caller only hears 503
+			l.log.Error("numbering is broken", "error", err)
+		}
+		calls[0].fail(err)
 	default:
 		for _, c := range calls {
 			c.fail(unavailable("accept", err))
