@@ -1,6 +1,8 @@
 // Package cli is the command line: one file for each command.
 package cli
 
+//go:generate go test -run TestReference . -update
+
 import (
 	"context"
 	"encoding/json"
@@ -20,7 +22,7 @@ const (
 	exitFailed      = 1 // it didn't work
 	exitUsage       = 2 // the command line or the configuration is wrong
 	exitRefused     = 3 // the API refused the request
-	exitUnavailable = 4 // the API can't be reached or can't take it now: try again
+	exitUnavailable = 4 // the API or the ledger can't be reached or can't take it now: try again
 )
 
 // Env is what a command gets of the process that it runs in.
@@ -52,11 +54,31 @@ type command struct {
 	Env
 	configPath string
 	json       bool
+	began      bool // a command was found, and its arguments were right
 }
 
 // Run runs a command line and returns its exit code.
 func Run(ctx context.Context, args []string, env Env) int {
 	c := &command{Env: env}
+	root := c.root()
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return exitOK
+	}
+	fmt.Fprintln(env.Err, "stormpost:", err)
+	var e *exitError
+	switch {
+	case errors.As(err, &e):
+		return e.code
+	case !c.began: // cobra itself refused the command line
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// root makes all commands.
+func (c *command) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "stormpost",
 		Short: "Hand over transactional email and push messages: kept once accepted, sent once, numbered",
@@ -68,30 +90,35 @@ loss of a store.
   stormpost serve                  API and worker on your PostgreSQL and Kafka
 
 Exit codes: 0 it worked; 1 it didn't; 2 the command line or the configuration
-is wrong; 3 the API refused the request; 4 the API can't be reached or can't
-take it now, so try again.`,
+is wrong; 3 the API refused the request; 4 the API (or for keys the ledger)
+can't be reached or can't take it now, so try again.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.SetArgs(args)
-	root.SetIn(env.In)
-	root.SetOut(env.Out)
-	root.SetErr(env.Err)
+	root.SetIn(c.In)
+	root.SetOut(c.Out)
+	root.SetErr(c.Err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
-	root.PersistentFlags().StringVar(&c.configPath, "config", env.get("STORMPOST_CONFIG"), "settings file, stormpost.yaml (or $STORMPOST_CONFIG)")
+	root.PersistentFlags().StringVar(&c.configPath, "config", c.get("STORMPOST_CONFIG"), "settings file, stormpost.yaml (or $STORMPOST_CONFIG)")
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "answer in JSON")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(c.dev(), c.serve(), c.migrate(), c.keys(), c.send(), c.messages(), c.bench(), c.version())
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return exitOK
+	c.note(root)
+	return root
+}
+
+// note has every command note that it began: until then an error is about the
+// command line.
+func (c *command) note(cmd *cobra.Command) {
+	if run := cmd.RunE; run != nil {
+		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			c.began = true
+			return run(cmd, args)
+		}
 	}
-	fmt.Fprintln(env.Err, "stormpost:", err)
-	var e *exitError
-	if errors.As(err, &e) {
-		return e.code
+	for _, sub := range cmd.Commands() {
+		c.note(sub)
 	}
-	return exitFailed
 }
 
 func (e Env) get(name string) string {

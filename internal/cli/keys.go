@@ -19,6 +19,8 @@ func (c *command) keys() *cobra.Command {
 		Short: "Make, list and revoke API keys",
 		Long: `Make, list and revoke API keys, in the ledger that dsn names. Running API
 processes see a change within about a second.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(c.keysCreate(), c.keysList(), c.keysRevoke())
 	return cmd

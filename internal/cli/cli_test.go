@@ -1,0 +1,241 @@
+package cli
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// result is how a command line ended.
+type result struct {
+	code     int
+	out, err string
+}
+
+// run runs a command line with nothing on standard input.
+func run(t *testing.T, environ []string, args ...string) result {
+	t.Helper()
+	return runWith(t, "", environ, args...)
+}
+
+func runWith(t *testing.T, input string, environ []string, args ...string) result {
+	t.Helper()
+	var out, err bytes.Buffer
+	code := Run(t.Context(), args, Env{In: strings.NewReader(input), Out: &out, Err: &err, Environ: environ})
+	return result{code, out.String(), err.String()}
+}
+
+// fakeAPI answers one status and body, and keeps the last request.
+type fakeAPI struct {
+	*httptest.Server
+	status int
+	body   string
+	last   *http.Request
+	sent   string
+}
+
+func newAPI(t *testing.T, status int, body string) *fakeAPI {
+	t.Helper()
+	a := &fakeAPI{status: status, body: body}
+	a.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, _ := io.ReadAll(r.Body)
+		a.last, a.sent = r, string(b)
+		w.WriteHeader(a.status)
+		_, _ = io.WriteString(w, a.body)
+	}))
+	t.Cleanup(a.Close)
+	return a
+}
+
+func (a *fakeAPI) environ() []string {
+	return []string{"STORMPOST_API=" + a.URL + "/", "STORMPOST_API_KEY=sp_live_k"}
+}
+
+const (
+	receipt = `{"id":"sub_1","messages":[{"id":"msg_1","to":"you@example.com","state":"queued","stream":"default","sequence":7}]}`
+	list    = `{"items":[{"id":"msg_1","state":"sent","stream":"codes","sequence":3,"class":"transactional","channel":"email","to":"you@example.com","accepted_at":"2026-01-02T15:04:05Z"}],"next":"c2"}`
+	one     = `{"id":"msg_1","state":"failed","reason":"dropped","stream":"codes","sequence":3,"class":"trigger","channel":"push","to":"tok","timeline":[{"at":"2026-01-02T15:04:05Z","event":"accepted"}]}`
+	refusal = `{"title":"Unprocessable Entity","status":422,"code":"invalid_request","detail":"The request is not valid.","errors":[{"field":"to[0]","message":"is not one mailbox"}]}`
+)
+
+var email = []string{"send", "--from", "app@example.com", "--to", "you@example.com", "--subject", "Hi", "--text", "Hello"}
+
+func TestExitCodes(t *testing.T) {
+	gone := httptest.NewServer(http.NotFoundHandler())
+	gone.Close()
+	for name, test := range map[string]struct {
+		status int
+		body   string
+		args   []string
+		code   int
+		says   string
+	}{
+		"accepted":         {202, receipt, email, exitOK, ""},
+		"repeated":         {200, receipt, email, exitOK, ""},
+		"unreadable":       {202, `{`, email, exitFailed, "can't be read"},
+		"invalid":          {422, refusal, email, exitRefused, "to[0]: is not one mailbox"},
+		"unauthorized":     {401, `{"detail":"A valid API key is needed."}`, email, exitRefused, "A valid API key"},
+		"too late":         {409, `{"detail":"It was handed over."}`, []string{"messages", "cancel", "msg_1"}, exitRefused, "409"},
+		"not found":        {404, ``, []string{"messages", "msg_1"}, exitRefused, "404 Not Found"},
+		"too many":         {429, ``, email, exitUnavailable, "429"},
+		"unavailable":      {503, `{"detail":"Nothing was promised."}`, email, exitUnavailable, "Nothing was promised"},
+		"not ours":         {500, `<html>`, []string{"messages"}, exitUnavailable, "500"},
+		"unknown flag":     {202, receipt, []string{"send", "--frob"}, exitUsage, "--frob"},
+		"unknown command":  {202, receipt, []string{"frob"}, exitUsage, "frob"},
+		"unknown verb":     {202, receipt, []string{"keys", "frob"}, exitUsage, "frob"},
+		"no argument":      {202, receipt, []string{"messages", "cancel"}, exitUsage, "1 arg"},
+		"an argument more": {202, receipt, []string{"version", "now"}, exitUsage, "now"},
+		"required flag":    {202, receipt, []string{"keys", "create"}, exitUsage, "tenant"},
+		"nothing to send":  {202, receipt, []string{"send"}, exitUsage, "--from"},
+		"bad time":         {202, receipt, append(email[:len(email):len(email)], "--send-at", "soon"), exitUsage, "--send-at"},
+		"bad scope":        {202, receipt, []string{"keys", "create", "--tenant", "a", "--scope", "root"}, exitUsage, "--scope"},
+		"bad address":      {202, receipt, []string{"dev", "--listen", "8080"}, exitUsage, "--listen"},
+		"no file":          {202, receipt, []string{"send", "--file", "/nowhere/x.json"}, exitUsage, "/nowhere/x.json"},
+		"nobody there":     {202, receipt, append(email[:len(email):len(email)], "--api", gone.URL), exitUnavailable, "refused"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := run(t, newAPI(t, test.status, test.body).environ(), test.args...)
+			if r.code != test.code || !strings.Contains(r.err, test.says) {
+				t.Errorf("exit %d, want %d; it says %q, want %q", r.code, test.code, r.err, test.says)
+			}
+			if r.code != exitOK && (!strings.HasPrefix(r.err, "stormpost: ") || r.out != "") {
+				t.Errorf("a failure prints %q and says %q", r.out, r.err)
+			}
+		})
+	}
+}
+
+func TestSettingsAreUsage(t *testing.T) {
+	bad := filepath.Join(t.TempDir(), "stormpost.yaml")
+	if err := os.WriteFile(bad, []byte("lisen: x\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct {
+		environ []string
+		args    []string
+		says    string
+	}{
+		"unknown variable":  {[]string{"STORMPOST_LISEN=x"}, []string{"serve"}, "STORMPOST_LISEN"},
+		"everywhere":        {[]string{"STORMPOST_LISEN=x"}, []string{"migrate"}, "STORMPOST_LISEN"},
+		"not a number":      {[]string{"STORMPOST_DSN=postgres://h/d", "STORMPOST_LEDGER_BATCH=many"}, []string{"serve"}, "ledger.batch"},
+		"out of range":      {[]string{"STORMPOST_DSN=postgres://h/d", "STORMPOST_SMTP_CONNECTIONS=0"}, []string{"serve"}, "smtp.connections"},
+		"no DSN":            {nil, []string{"serve"}, "dsn"},
+		"no DSN for keys":   {nil, []string{"keys", "list"}, "STORMPOST_DSN"},
+		"unknown role":      {[]string{"STORMPOST_DSN=postgres://h/d"}, []string{"serve", "--roles", "cook"}, "cook"},
+		"unknown key":       {nil, []string{"serve", "--config", bad}, "lisen"},
+		"file by variable":  {[]string{"STORMPOST_CONFIG=" + bad}, []string{"serve"}, "lisen"},
+		"no settings file":  {nil, []string{"serve", "--config", bad + "x"}, bad + "x"},
+		"no API configured": {nil, []string{"messages", "--data", t.TempDir()}, "--api"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := run(t, test.environ, test.args...)
+			if r.code != exitUsage || !strings.Contains(r.err, test.says) {
+				t.Errorf("exit %d, says %q, want %d and %q", r.code, r.err, exitUsage, test.says)
+			}
+		})
+	}
+}
+
+func TestSend(t *testing.T) {
+	a := newAPI(t, 202, receipt)
+	r := run(t, a.environ(), append(email, "--key", "order-17", "--class", "trigger", "--expires-at", "2030-01-01T00:00:00Z")...)
+	if r.code != exitOK || r.out != "msg_1  queued  default/7  you@example.com\n" {
+		t.Errorf("%+v", r)
+	}
+	if a.last.Method != http.MethodPost || a.last.URL.Path != "/v1/emails" || a.last.Header.Get("Idempotency-Key") != "order-17" ||
+		a.last.Header.Get("Authorization") != "Bearer sp_live_k" {
+		t.Errorf("%s %s %v", a.last.Method, a.last.URL, a.last.Header)
+	}
+	sameJSON(t, a.sent, `{"from":"app@example.com","to":["you@example.com"],"subject":"Hi","text":"Hello","class":"trigger","expires_at":"2030-01-01T00:00:00Z"}`)
+
+	r = run(t, a.environ(), "send", "--fcm", "tok", "--title", "Hi", "--body", "Hello", "--json")
+	if r.code != exitOK || a.last.URL.Path != "/v1/pushes" || a.last.Header.Get("Idempotency-Key") != "" {
+		t.Errorf("%+v %s", r, a.last.URL)
+	}
+	sameJSON(t, r.out, receipt)
+	sameJSON(t, a.sent, `{"platform":"fcm","to":"tok","notification":{"title":"Hi","body":"Hello"}}`)
+
+	// A file is sent as it is, to where it belongs.
+	for path, body := range map[string]string{"/v1/emails": `{"from":"a@b.c","x":[1]}`, "/v1/pushes": `{"platform":"fcm","to":{"topic":"t"}}`} {
+		if r := runWith(t, body, a.environ(), "send", "--file", "-"); r.code != exitOK || a.last.URL.Path != path {
+			t.Errorf("%+v %s", r, a.last.URL)
+		}
+		sameJSON(t, a.sent, body)
+	}
+}
+
+func TestMessages(t *testing.T) {
+	a := newAPI(t, 200, list)
+	r := run(t, a.environ(), "messages", "--state", "sent", "--to", "you+a@example.com", "--idempotency-key", "k&1", "--limit", "2")
+	if r.code != exitOK || !strings.Contains(r.out, "msg_1") || !strings.Contains(r.out, "codes/3") || !strings.Contains(r.out, "--cursor c2") {
+		t.Errorf("%+v", r)
+	}
+	q := a.last.URL.Query()
+	if q.Get("state") != "sent" || q.Get("to") != "you+a@example.com" || q.Get("idempotency_key") != "k&1" || q.Get("limit") != "2" || len(q) != 4 {
+		t.Errorf("%s", a.last.URL)
+	}
+	r = run(t, a.environ(), "messages", "--json")
+	sameJSON(t, r.out, list)
+
+	a.body = one
+	r = run(t, a.environ(), "messages", "msg_1/../x")
+	if r.code != exitOK || a.last.URL.EscapedPath() != "/v1/messages/msg_1%2F..%2Fx" || !strings.Contains(r.out, "dropped") || !strings.Contains(r.out, "trigger.push") {
+		t.Errorf("%+v %s", r, a.last.URL.EscapedPath())
+	}
+	r = run(t, a.environ(), "--json", "messages", "cancel", "msg_1")
+	if a.last.Method != http.MethodDelete || a.last.URL.Path != "/v1/messages/msg_1" {
+		t.Errorf("%s %s", a.last.Method, a.last.URL)
+	}
+	sameJSON(t, r.out, one)
+}
+
+// TestRunningDev finds the API and the key of a running `stormpost dev`.
+func TestRunningDev(t *testing.T) {
+	a := newAPI(t, 200, list)
+	dir := t.TempDir()
+	b, _ := json.Marshal(map[string]string{"api": a.URL, "api_key": "sp_live_dev"})
+	if err := os.WriteFile(filepath.Join(dir, "dev.json"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := run(t, nil, "messages", "--data", dir); r.code != exitOK || a.last.Header.Get("Authorization") != "Bearer sp_live_dev" {
+		t.Errorf("%+v", r)
+	}
+	// What is given explicitly wins.
+	if r := run(t, []string{"STORMPOST_API_KEY=sp_live_mine"}, "messages", "--data", dir); r.code != exitOK || a.last.Header.Get("Authorization") != "Bearer sp_live_mine" {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	if r := run(t, nil, "version"); r.code != exitOK || !strings.HasPrefix(r.out, "stormpost "+Version+" (go") {
+		t.Errorf("%+v", r)
+	}
+	r := run(t, nil, "version", "--json")
+	var v struct{ Version, Go string }
+	if err := json.Unmarshal([]byte(r.out), &v); err != nil || v.Version != Version || v.Go == "" {
+		t.Errorf("%+v: %v", r, err)
+	}
+}
+
+func sameJSON(t *testing.T, have, want string) {
+	t.Helper()
+	var h, w any
+	if err := json.Unmarshal([]byte(have), &h); err != nil {
+		t.Errorf("%q: %v", have, err)
+		return
+	}
+	if err := json.Unmarshal([]byte(want), &w); err != nil {
+		t.Fatal(err)
+	}
+	hb, _ := json.Marshal(h)
+	wb, _ := json.Marshal(w)
+	if !bytes.Equal(hb, wb) {
+		t.Errorf("have %s\nwant %s", hb, wb)
+	}
+}
