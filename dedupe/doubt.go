@@ -10,20 +10,15 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-// grace is how old an attempt is when the sweep first looks at it: nearly all
-// have their outcome by then.
-const grace = 5 * time.Second
+// slack is by how much a heartbeat's list may be older than its time.
+const slack = 30 * time.Second
 
 // sweep makes doubts of attempts that nobody will end any more.
 func (l *Ledger) sweep(ctx context.Context) error {
-	until := l.horizon.time()
-	if until.IsZero() {
-		return nil
-	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	var fresh int
-	if err := l.pool.QueryRow(ctx, `select sweep_doubts($1, $2, $3)`, until, min(grace, 2*l.cfg.BeatEvery), l.gone()).Scan(&fresh); err != nil {
+	if err := l.pool.QueryRow(ctx, `select sweep_doubts($1, $2)`, l.gone(), slack).Scan(&fresh); err != nil {
 		return unavailable("sweep", err)
 	}
 	if fresh > 0 {

@@ -16,6 +16,8 @@ type pgxParseError = pgconn.ParseConfigError
 const (
 	codeLostCounter = "SP001"
 	codeNoLeave     = "SP002"
+	// SP003, of a process that was given up, is like a store that is away: its
+	// next heartbeat brings it back.
 )
 
 // ErrNumbering is returned when a stream has lost its counter: it cannot

@@ -21,7 +21,7 @@ func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Dura
 		select u.n, 1, u.id, c.body, coalesce(u.trace, '')
 		from u left join lateral (select body from content c where c.n = u.n & ~63::bigint offset 0) c on true
 		where u.accepted_at <= clock_timestamp() - $4::interval
-		order by u.n`, int16(lane.Code()), l.horizon.position(lane), limit, age)
+		order by u.n`, int16(lane.Code()), l.horizon.position(lane, age), limit, age)
 	if err != nil {
 		return nil, unavailable("unclaimed", err)
 	}

@@ -15,23 +15,25 @@ import (
 // appear below others that are visible already. horizon knows up to where that
 // can't happen any more.
 //
-// A probe reads, in this order, the last submission number and the clock, then
+// A probe reads, in this order, the last submission number, then
 // (in a later statement, so in a later snapshot) the next transaction id X.
 // Whoever took a number up to that one had his transaction id by then, since
 // accept_batch gets it first; so it is below X. Once every transaction below X
-// has ended, all those numbers are visible or will never be. The same holds for
-// the clock and the attempts that claim_batch stamps with it.
+// has ended, all those numbers are visible or will never be.
 type horizon struct {
 	mu      sync.Mutex
 	pending []probe
-	safe    probe
+	passed  []probe // safe ones of the last seconds, oldest first
 }
 
 type probe struct {
 	submission int64
-	at         time.Time
+	taken      time.Time
 	xid        int64
 }
+
+// keepPassed is how far back a horizon can be asked for.
+const keepPassed = 5 * time.Second
 
 // mostProbes bounds the probes that wait for a long transaction.
 const mostProbes = 256
@@ -40,9 +42,10 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	var p probe
-	if err := pool.QueryRow(ctx, `select case when is_called then last_value else 0 end, clock_timestamp() from position`).Scan(&p.submission, &p.at); err != nil {
+	if err := pool.QueryRow(ctx, `select case when is_called then last_value else 0 end from position`).Scan(&p.submission); err != nil {
 		return unavailable("probe", err)
 	}
+	p.taken = time.Now()
 	var oldest int64
 	if err := pool.QueryRow(ctx, `select pg_snapshot_xmax(s)::text::bigint, pg_snapshot_xmin(s)::text::bigint from pg_current_snapshot() s`).Scan(&p.xid, &oldest); err != nil {
 		return unavailable("probe", err)
@@ -52,10 +55,13 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 	h.pending = append(h.pending, p)
 	passed := 0
 	for passed < len(h.pending) && h.pending[passed].xid <= oldest {
-		h.safe = h.pending[passed]
+		h.passed = append(h.passed, h.pending[passed])
 		passed++
 	}
 	h.pending = append(h.pending[:0], h.pending[passed:]...)
+	for len(h.passed) > 1 && time.Since(h.passed[1].taken) > keepPassed {
+		h.passed = h.passed[1:]
+	}
 	if len(h.pending) > mostProbes {
 		// Every second one goes: the horizon only gets coarser.
 		kept := h.pending[:0]
@@ -67,19 +73,15 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 	return nil
 }
 
-// position is up to where a lane's messages are all visible.
-func (h *horizon) position(l message.Lane) int64 {
+// position is up to where a lane's messages are all visible, of those that were
+// numbered at least age ago, at most keepPassed.
+func (h *horizon) position(l message.Lane, age time.Duration) int64 {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.safe.submission == 0 {
-		return math.MinInt64
+	for i := len(h.passed) - 1; i >= 0; i-- {
+		if p := h.passed[i]; time.Since(p.taken) >= min(age, keepPassed) && p.submission > 0 {
+			return int64(message.PositionOf(l, p.submission, message.MaxRecipients))
+		}
 	}
-	return int64(message.PositionOf(l, h.safe.submission, message.MaxRecipients))
-}
-
-// time is up to when all attempts are visible.
-func (h *horizon) time() time.Time {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.safe.at
+	return math.MinInt64
 }

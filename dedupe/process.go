@@ -43,7 +43,8 @@ func (l *Ledger) Beat(ctx context.Context, open []message.AttemptKey, giveUp tim
 	}
 	accepted, attempted := l.counts.snapshot()
 	if _, err := l.pool.Exec(ctx, `
-		update process set beat_at = clock_timestamp(), give_up = $2, open_n = $3, open_no = $4, accepted = $5, attempted = $6
+		update process set beat_at = clock_timestamp(), give_up = $2, open_n = $3, open_no = $4, accepted = $5, attempted = $6,
+			given_up_at = null, barrier = null, swept = false
 		where id = $1`, id, giveUp, ns, nos, accepted, attempted); err != nil {
 		return unavailable("beat", err)
 	}

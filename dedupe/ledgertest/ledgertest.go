@@ -4,6 +4,7 @@ package ledgertest
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -29,7 +30,7 @@ func Open(t testing.TB, dsn string) *dedupe.Ledger {
 	if dsn == "" {
 		dsn = DSN(t)
 	}
-	l, err := dedupe.Open(dedupe.Config{DSN: dsn, BeatEvery: 500 * time.Millisecond, GiveUp: time.Second})
+	l, err := dedupe.Open(dedupe.Config{DSN: dsn, BeatEvery: 500 * time.Millisecond, GiveUp: time.Second, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -130,7 +130,7 @@ create table doubt (
 );
 create index doubt_since on doubt (since, n);
 
--- Attempts that were open when the sweep came by: looked at again and again
+-- Attempts that a process had open when it went: looked at again and again
 -- until they have an outcome or become doubts.
 create table silent (
   n      bigint not null,
@@ -140,8 +140,9 @@ create table silent (
   primary key (n, no)
 );
 
-create table sweep (single boolean primary key default true check (single), swept timestamptz not null);
-insert into sweep (swept) values (clock_timestamp());
+-- Its one row is the lock of whoever sweeps for doubts.
+create table sweep (single boolean primary key default true check (single));
+insert into sweep default values;
 
 -- Records that are no message of ours.
 create table parked (
@@ -162,7 +163,11 @@ create table process (
   open_n     bigint[] not null default '{}',
   open_no    smallint[] not null default '{}',
   accepted   bigint[] not null default '{}', -- by lane code, since the start
-  attempted  bigint[] not null default '{}'
+  attempted  bigint[] not null default '{}',
+  -- see sweep_doubts; the next heartbeat sets these back
+  given_up_at timestamptz,
+  barrier     xid8,
+  swept       boolean not null default false
 ) with (fillfactor = 50);
 
 -- When the ledger could be written to: pulse is the last time it was, outage

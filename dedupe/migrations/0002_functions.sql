@@ -32,8 +32,8 @@ begin
   end if;
   return query
   with sub as (
-    select * from unnest(keys, prints, lanes, tenants, streams, counts, bodies, traces, tests, expiries, send_ats)
-      with ordinality as u(key, print, lane, tenant, stream, count, body, trace, test, expires_at, send_at, ord)
+    select * from unnest(keys, prints, lanes, tenants, streams, counts, traces, tests, expiries, send_ats)
+      with ordinality as u(key, print, lane, tenant, stream, count, trace, test, expires_at, send_at, ord)
   ), fresh as (
     insert into identity as i (key, submission, lane, count, print)
     select u.key, nextval('position'), u.lane, u.count, u.print from sub u order by u.key
@@ -41,7 +41,7 @@ begin
     returning i.key, i.submission
   ), num as materialized (
     select u.ord::int, f.submission, (u.lane::bigint << 57) | (f.submission << 6) as n, u.stream, u.count, u.tenant, u.test,
-           u.body, u.trace, u.expires_at, u.send_at, u.lane,
+           u.trace, u.expires_at, u.send_at, u.lane,
            uuid_send(u.key) || substr(u.print, 1, 8) as id,
            (c.last + sum(u.count) over (partition by u.stream order by f.submission) - u.count + 1)::bigint as first,
            coalesce(u.send_at > now_, false) as waits
@@ -51,7 +51,9 @@ begin
     from (select num.stream, max(num.first + num.count - 1) as last from num group by num.stream) x
     where c.stream = x.stream
   ), kept as (
-    insert into content (n, body) select num.n, num.body from num order by num.n
+    -- Bodies go straight to their table, past the steps that sort and keep rows.
+    insert into content (n, body)
+    select num.n, b.body from unnest(bodies) with ordinality as b(body, ord) join num on num.ord = b.ord
   ), entered as (
     insert into message (n, stream, seq, tenant, test, id, recipient, accepted_at, expires_at, trace)
     select num.n | r.index, num.stream, num.first + r.index, num.tenant, num.test, num.id, r.recipient, now_, num.expires_at, num.trace
@@ -84,6 +86,9 @@ declare
   made  int;
 begin
   perform pg_current_xact_id();
+  if exists (select from process p where p.id = worker_ and p.given_up_at is not null) then
+    raise exception 'process % was given up: it must beat before it claims', worker_ using errcode = 'SP003';
+  end if;
   now_ := clock_timestamp();
   -- offset 0 keeps each look-up an index probe, whatever the planner believes.
   return query
@@ -253,34 +258,52 @@ begin
 end $$;
 -- +goose StatementEnd
 
--- sweep_doubts looks at each attempt once, when it is grace old, and keeps
--- looking at those that were open. An attempt that no living process lists
--- becomes a doubt when the time in which the ledger could be written to since
--- its claim exceeds its process's give_up. until is a time before which every
--- attempt is visible. It says how many doubts there are new.
+-- sweep_doubts makes doubts of attempts whose process is gone: its heartbeat is
+-- older than beat. What it may have open is what that heartbeat listed, and what
+-- it claimed since; a list may be some seconds older than its time (slack).
+--
+-- A claim may commit long after it was made, by a process that was only stopped.
+-- So a process is first given up, from which on claim_batch refuses it until it
+-- beats again; and looked at until every transaction has ended that may not have
+-- seen that (barrier). Then nothing of it can come any more.
+--
+-- An attempt is in doubt when no living process lists it, and the time in which
+-- the ledger could be written to since its claim exceeds its process's give_up.
+-- It says how many doubts there are new.
 -- +goose StatementBegin
-create function sweep_doubts(until timestamptz, grace interval, beat interval) returns int
+create function sweep_doubts(beat interval, slack interval) returns int
 language plpgsql
-set enable_seqscan = off set enable_mergejoin = off
+set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
 as $$
 declare
-  mark  timestamptz;
-  upto  timestamptz;
+  gone  process;
+  quiet boolean;
   fresh int;
 begin
-  select swept into mark from sweep for update skip locked;
+  perform from sweep for update skip locked;
   if not found then
     return 0;
   end if;
   perform pulse_now(beat);
-  upto := least(until, clock_timestamp() - grace);
-  if upto > mark then
+  for gone in select * from process where beat_at <= clock_timestamp() - beat and not swept order by beat_at limit 100 loop
+    quiet := coalesce(pg_snapshot_xmin(pg_current_snapshot()) >= gone.barrier, false);
     insert into silent (n, no, worker, at)
     select a.n, a.no, a.worker, a.at from attempt a
-    where a.at > mark and a.at <= upto and a.kind = 1
+    where a.at >= gone.beat_at - slack and a.worker = gone.id and a.kind = 1
+      and not exists (select from outcome o where o.n = a.n and o.no = a.no)
+    union
+    select a.n, a.no, a.worker, a.at from unnest(gone.open_n, gone.open_no) as l(n, no) join attempt a on a.n = l.n and a.no = l.no
+    where a.worker = gone.id and a.kind = 1
       and not exists (select from outcome o where o.n = a.n and o.no = a.no)
     on conflict do nothing;
-    update sweep set swept = upto;
+    update process set
+      barrier = case when gone.given_up_at is not null then coalesce(gone.barrier, pg_snapshot_xmax(pg_current_snapshot())) end,
+      given_up_at = coalesce(gone.given_up_at, clock_timestamp()),
+      swept = quiet
+    where id = gone.id and beat_at = gone.beat_at;
+  end loop;
+  if not exists (select from silent) then
+    return 0;
   end if;
   delete from silent s
   where exists (select from outcome o where o.n = s.n and o.no = s.no)
@@ -292,13 +315,12 @@ begin
       and clock_timestamp() - s.at
         - coalesce((select sum(least(g.until, clock_timestamp()) - greatest(g.since, s.at)) from outage g where g.until > s.at), '0')
         > p.give_up
-  ), gone as (
+  ), done as (
     delete from silent s using lost where s.n = lost.n and s.no = lost.no
   ), made as (
     insert into doubt (n, no, cause) select lost.n, lost.no, 'silent' from lost on conflict do nothing returning 1
   )
   select count(*) into fresh from made;
-  delete from doubt d where exists (select from outcome o where o.n = d.n and o.no = d.no and o.kind <> 4);
   return fresh;
 end $$;
 -- +goose StatementEnd
@@ -328,12 +350,13 @@ end $$;
 
 -- unclaimed is the oldest messages of a lane above its cursor that have
 -- neither an attempt nor a waiting row, at most most. It moves the cursor to
--- just below the first of them, or to the horizon when there is none.
+-- just below the first of them, or to the horizon when there is none. Messages
+-- and attempts are merged in order: each row is passed once.
 -- +goose StatementBegin
 create function unclaimed(lane_ smallint, horizon bigint, most int)
 returns table (n bigint, id bytea, accepted_at timestamptz, trace text)
 language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_sort = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_nestloop = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   from_ bigint;
@@ -344,8 +367,8 @@ begin
   for n, id, accepted_at, trace in
     select m.n, m.id, m.accepted_at, m.trace from message m
     where m.n > from_ and m.n <= horizon
-      and not exists (select from attempt a where a.n = m.n and a.no = 1)
-      and not exists (select from waiting w where w.n = m.n)
+      and not exists (select from attempt a where a.n = m.n and a.no = 1 and a.n > from_ and a.n <= horizon)
+      and not exists (select from waiting w where w.n = m.n and w.n > from_ and w.n <= horizon)
     order by m.n limit most
   loop
     to_ := least(to_, n - 1);
