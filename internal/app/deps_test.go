@@ -39,7 +39,7 @@ var guarded = map[string][]string{
 func offence(from, to string, test bool) string {
 	local, ours := strings.CutPrefix(to, module+"/")
 	if from == "internal/message" && (ours || strings.Contains(strings.Split(to, "/")[0], ".")) {
-		return "internal/message imports the standard library alone"
+		return "internal/message imports the standard library alone (but for decision 7)"
 	}
 	if test {
 		return ""
