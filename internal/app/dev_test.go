@@ -1,0 +1,411 @@
+//go:build linux
+
+package app_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stormpost/stormpost/internal/app"
+)
+
+// TestDev runs `stormpost dev` as a person does: sends, kills it under load,
+// starts it again in the same folder, and stops it.
+func TestDev(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the program and runs PostgreSQL")
+	}
+	d := &devRun{t: t, dir: t.TempDir(), binary: buildProgram(t)}
+	t.Cleanup(d.sweep)
+	d.start()
+	d.submit("first-email", false)
+	d.submit("first-push", true)
+	d.await("both are in the inbox", func() bool {
+		in := d.inbox()
+		return in["first-email"] == 1 && in["first-push"] == 1
+	})
+	before := d.addr
+
+	accepted := d.killUnderLoad()
+	if _, err := os.Stat(filepath.Join(d.dir, "dev.json")); err != nil {
+		t.Errorf("a killed process can't have removed dev.json: %v", err)
+	}
+	d.start()
+	if d.addr.APIKey != before.APIKey || d.addr.OperatorKey != before.OperatorKey {
+		t.Error("the keys changed with the restart")
+	}
+	if d.addr.PID == before.PID {
+		t.Error("dev.json is that of the killed process")
+	}
+	// What had no answer is repeated under its key, and answered now.
+	for name, push := range accepted.unanswered() {
+		d.submit(name, push)
+	}
+	d.account(accepted)
+	d.stop()
+}
+
+// devRun is a data folder and the process that runs in it.
+type devRun struct {
+	t      *testing.T
+	dir    string
+	binary string
+	cmd    *exec.Cmd
+	addr   app.DevAddresses
+	out    lines
+	ended  chan struct{}
+}
+
+func buildProgram(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "stormpost")
+	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, "github.com/stormpost/stormpost/cmd/stormpost").CombinedOutput()
+	if err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	return path
+}
+
+// lines is what a process printed.
+type lines struct {
+	mu   sync.Mutex
+	text []string
+}
+
+func (l *lines) add(s string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.text = append(l.text, s)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Join(l.text[max(0, len(l.text)-30):], "\n")
+}
+
+// start starts the process, and waits until it says that it is ready.
+func (d *devRun) start() {
+	d.t.Helper()
+	d.cmd = exec.Command(d.binary, "dev", "--data", d.dir, "--listen", "127.0.0.1:0")
+	for _, e := range os.Environ() {
+		if !strings.HasPrefix(e, "STORMPOST_") && !strings.HasPrefix(e, "OTEL_") {
+			d.cmd.Env = append(d.cmd.Env, e)
+		}
+	}
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, err := d.cmd.StdoutPipe()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	d.cmd.Stderr = d.cmd.Stdout
+	if err := d.cmd.Start(); err != nil {
+		d.t.Fatal(err)
+	}
+	ready, ended := make(chan struct{}), make(chan struct{})
+	d.ended = ended
+	go func(cmd *exec.Cmd) {
+		defer close(ended)
+		once := sync.OnceFunc(func() { close(ready) })
+		for scan := bufio.NewScanner(out); scan.Scan(); {
+			d.out.add(scan.Text())
+			if scan.Text() == "Stormpost is ready." {
+				once()
+			}
+		}
+		_ = cmd.Wait()
+	}(d.cmd)
+	select {
+	case <-ready:
+	case <-ended:
+		d.t.Fatalf("dev ended:\n%s", &d.out)
+	case <-time.After(time.Minute):
+		d.t.Fatalf("dev isn't ready:\n%s", &d.out)
+	}
+	b, err := os.ReadFile(filepath.Join(d.dir, "dev.json"))
+	if err == nil {
+		err = json.Unmarshal(b, &d.addr)
+	}
+	if err != nil || d.addr.PID != d.cmd.Process.Pid {
+		d.t.Fatalf("dev.json of %d says %s (%v)", d.cmd.Process.Pid, b, err)
+	}
+}
+
+// sweep ends what a failed test left running.
+func (d *devRun) sweep() {
+	if d.cmd != nil && d.cmd.Process != nil {
+		_ = d.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-d.ended:
+		case <-time.After(15 * time.Second):
+			_ = d.cmd.Process.Kill()
+			<-d.ended
+		}
+	}
+}
+
+var client = &http.Client{Timeout: 20 * time.Second}
+
+// call makes a request, and decodes the answer into out.
+func (d *devRun) call(method, url, key string, in, out any) (int, error) {
+	var body bytes.Buffer
+	if in != nil {
+		if err := json.NewEncoder(&body).Encode(in); err != nil {
+			return 0, err
+		}
+	}
+	req, err := http.NewRequest(method, url, &body)
+	if err != nil {
+		return 0, err
+	}
+	req.Header.Set("Authorization", "Bearer "+d.addr.APIKey)
+	req.Header.Set("Content-Type", "application/json")
+	if key != "" {
+		req.Header.Set("Idempotency-Key", key)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	if out != nil {
+		err = json.NewDecoder(resp.Body).Decode(out)
+	}
+	return resp.StatusCode, err
+}
+
+// try submits a message whose subject and key are its name.
+func (d *devRun) try(name string, push bool) error {
+	path, body := "/v1/emails", map[string]any{"from": "app@example.com", "to": []string{name + "@example.net"}, "subject": name, "text": "Hello"}
+	if push {
+		path, body = "/v1/pushes", map[string]any{"platform": "fcm", "to": "token-" + name, "notification": map[string]string{"title": name}}
+	}
+	status, err := d.call(http.MethodPost, d.addr.API+path, name, body, nil)
+	if err == nil && status != http.StatusAccepted && status != http.StatusOK {
+		err = fmt.Errorf("status %d", status)
+	}
+	return err
+}
+
+func (d *devRun) submit(name string, push bool) {
+	d.t.Helper()
+	if err := d.try(name, push); err != nil {
+		d.t.Fatalf("submit %s: %v\n%s", name, err, &d.out)
+	}
+}
+
+// inbox counts how often each subject came.
+func (d *devRun) inbox() map[string]int {
+	d.t.Helper()
+	var list []struct{ Channel, To, Subject string }
+	if status, err := d.call(http.MethodGet, d.addr.Inbox+"/messages", "", nil, &list); err != nil || status != http.StatusOK {
+		d.t.Fatalf("inbox: %d %v", status, err)
+	}
+	counts := make(map[string]int)
+	for _, m := range list {
+		counts[m.Subject]++
+	}
+	return counts
+}
+
+func (d *devRun) await(what string, done func() bool) {
+	d.t.Helper()
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); !done(); <-tick.C {
+		if time.Now().After(deadline) {
+			d.t.Fatalf("not in a minute: %s\n%s", what, &d.out)
+		}
+	}
+}
+
+// load is what was submitted while the process was killed.
+type load struct {
+	mu       sync.Mutex
+	push     map[string]bool // by name: is it a push?
+	answered map[string]bool
+}
+
+func (l *load) unanswered() map[string]bool {
+	left := make(map[string]bool)
+	for name, push := range l.push {
+		if !l.answered[name] {
+			left[name] = push
+		}
+	}
+	return left
+}
+
+// killUnderLoad submits from many goroutines while the providers answer late,
+// and kills the process when hundreds were accepted and some are at a provider.
+func (d *devRun) killUnderLoad() *load {
+	d.t.Helper()
+	for _, server := range []string{"smtp", "fcm"} {
+		fault := map[string]any{"server": server, "faults": []map[string]any{{"step": "reply", "do": "slow", "delay": "300ms"}}}
+		if status, err := d.call(http.MethodPost, d.addr.Inbox+"/faults", "", fault, nil); err != nil || status/100 != 2 {
+			d.t.Fatalf("faults of %s: %d %v", server, status, err)
+		}
+	}
+	l := &load{push: make(map[string]bool), answered: make(map[string]bool)}
+	enough := make(chan struct{})
+	var count atomic.Int64
+	var submitters sync.WaitGroup
+	for w := range 8 {
+		submitters.Go(func() {
+			for i := 0; ; i++ {
+				name, push := fmt.Sprintf("load-%d-%d", w, i), i%2 == 0
+				l.mu.Lock()
+				l.push[name] = push
+				l.mu.Unlock()
+				if d.try(name, push) != nil {
+					return // it is gone
+				}
+				l.mu.Lock()
+				l.answered[name] = true
+				l.mu.Unlock()
+				if count.Add(1) == 400 {
+					close(enough)
+				}
+			}
+		})
+	}
+	select {
+	case <-enough:
+	case <-time.After(time.Minute):
+		d.t.Errorf("only %d accepted in a minute", count.Load())
+	}
+	if err := d.cmd.Process.Kill(); err != nil {
+		d.t.Fatal(err)
+	}
+	<-d.ended
+	submitters.Wait()
+	return l
+}
+
+// account waits until everything that was accepted is in the inbox, or in
+// doubt; and nothing is there twice.
+func (d *devRun) account(l *load) {
+	d.t.Helper()
+	d.forgetKilled()
+	inDoubt := make(map[string]bool)
+	var in map[string]int
+	d.await("all is in the inbox or in doubt", func() bool {
+		in = d.inbox()
+		for name := range l.push {
+			if in[name] == 0 && !inDoubt[name] {
+				inDoubt = d.doubts()
+				return false
+			}
+		}
+		return len(inDoubt) > 0 || len(d.doubts()) > 0
+	})
+	for name := range l.push {
+		if in[name] > 1 {
+			d.t.Errorf("%s came %d times", name, in[name])
+		}
+	}
+	if in["first-email"] != 1 || in["first-push"] != 1 {
+		d.t.Errorf("the first ones came %d and %d times", in["first-email"], in["first-push"])
+	}
+	d.t.Logf("%d accepted, %d in doubt", len(l.push), len(d.doubts()))
+}
+
+// forgetKilled spares the test the ten minutes in which the killed worker might
+// still have had an answer from its relay.
+func (d *devRun) forgetKilled() {
+	d.t.Helper()
+	ctx, cancel := context.WithTimeout(d.t.Context(), 10*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, d.addr.DSN)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	tag, err := conn.Exec(ctx, `update process set give_up = '1s' where id < (select max(id) from process where name like '%:' || $1::text)`, fmt.Sprint(d.addr.PID))
+	if err != nil || tag.RowsAffected() == 0 {
+		d.t.Fatalf("%s %v", tag, err)
+	}
+}
+
+// doubts is the subjects of messages in doubt.
+func (d *devRun) doubts() map[string]bool {
+	d.t.Helper()
+	found := make(map[string]bool)
+	key := d.addr.APIKey
+	d.addr.APIKey = d.addr.OperatorKey
+	defer func() { d.addr.APIKey = key }()
+	for cursor := ""; ; {
+		var page struct {
+			Items []struct{ Message struct{ To string } }
+			Next  string
+		}
+		if status, err := d.call(http.MethodGet, d.addr.API+"/v1/doubts?limit=200&cursor="+cursor, "", nil, &page); err != nil || status != http.StatusOK {
+			d.t.Fatalf("doubts: %d %v", status, err)
+		}
+		for _, item := range page.Items {
+			name := strings.TrimSuffix(strings.TrimPrefix(item.Message.To, "token-"), "@example.net")
+			found[name] = true
+		}
+		if cursor = page.Next; cursor == "" {
+			return found
+		}
+	}
+}
+
+// stop ends the process as ^C does; within 10 s nothing of it is left.
+func (d *devRun) stop() {
+	d.t.Helper()
+	asked := time.Now()
+	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		d.t.Fatal(err)
+	}
+	select {
+	case <-d.ended:
+	case <-time.After(10 * time.Second):
+		d.t.Fatalf("it still runs 10 s after SIGTERM:\n%s", &d.out)
+	}
+	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
+		d.t.Errorf("exit code %d\n%s", code, &d.out)
+	}
+	d.t.Logf("stopped in %s", time.Since(asked).Round(time.Millisecond))
+	if _, err := os.Stat(filepath.Join(d.dir, "dev.json")); !errors.Is(err, fs.ErrNotExist) {
+		d.t.Errorf("dev.json is left (%v)", err)
+	}
+	if left := processesOf(d.t, d.dir); len(left) > 0 {
+		d.t.Errorf("still running:\n%s", strings.Join(left, "\n"))
+	}
+}
+
+// processesOf lists the processes that were started for dir, or work in it.
+func processesOf(t *testing.T, dir string) (found []string) {
+	t.Helper()
+	entries, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil || len(entries) == 0 {
+		t.Fatalf("no processes to look at (%v)", err)
+	}
+	for _, entry := range entries {
+		line, _ := os.ReadFile(filepath.Join(entry, "cmdline")) // it may be gone by now
+		cwd, _ := os.Readlink(filepath.Join(entry, "cwd"))
+		if bytes.Contains(line, []byte(dir)) || strings.HasPrefix(cwd, dir) {
+			found = append(found, fmt.Sprintf("%s %s", filepath.Base(entry), bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
+		}
+	}
+	return found
+}
