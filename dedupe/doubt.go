@@ -17,8 +17,12 @@ const slack = 30 * time.Second
 func (l *Ledger) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
+	resend, policies := []int16{}, []string{}
+	for lane, policy := range l.cfg.Resend {
+		resend, policies = append(resend, int16(lane.Code())), append(policies, policy)
+	}
 	var fresh int
-	if err := l.pool.QueryRow(ctx, `select sweep_doubts($1, $2)`, l.gone(), slack).Scan(&fresh); err != nil {
+	if err := l.pool.QueryRow(ctx, `select sweep_doubts($1, $2, $3, $4)`, l.gone(), slack, resend, policies).Scan(&fresh); err != nil {
 		return unavailable("sweep", err)
 	}
 	if fresh > 0 {

@@ -37,6 +37,10 @@ type Config struct {
 	// a process that has told nothing yet; default 11 min.
 	GiveUp time.Duration
 
+	// Resend names, for lanes whose doubts are not held, the policy that has
+	// them resent, as "policy:trigger.push".
+	Resend map[message.Lane]string
+
 	Name           string // of this process, default host:pid
 	Logger         *slog.Logger
 	TracerProvider trace.TracerProvider // nil: statements are not traced

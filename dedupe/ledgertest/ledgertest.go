@@ -30,7 +30,14 @@ func Open(t testing.TB, dsn string) *dedupe.Ledger {
 	if dsn == "" {
 		dsn = DSN(t)
 	}
-	l, err := dedupe.Open(dedupe.Config{DSN: dsn, BeatEvery: 500 * time.Millisecond, GiveUp: time.Second, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	return OpenWith(t, dedupe.Config{DSN: dsn})
+}
+
+// OpenWith is Open with more settings.
+func OpenWith(t testing.TB, cfg dedupe.Config) *dedupe.Ledger {
+	t.Helper()
+	cfg.BeatEvery, cfg.GiveUp, cfg.Logger = 500*time.Millisecond, time.Second, slog.New(slog.NewTextHandler(t.Output(), nil))
+	l, err := dedupe.Open(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

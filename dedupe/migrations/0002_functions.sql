@@ -269,9 +269,10 @@ end $$;
 --
 -- An attempt is in doubt when no living process lists it, and the time in which
 -- the ledger could be written to since its claim exceeds its process's give_up.
--- It says how many doubts there are new.
+-- Those of the lanes in resend are decided at once, by policy. It says how many
+-- doubts there are new.
 -- +goose StatementBegin
-create function sweep_doubts(beat interval, slack interval) returns int
+create function sweep_doubts(beat interval, slack interval, resend smallint[], policies text[]) returns int
 language plpgsql
 set enable_seqscan = off set enable_mergejoin = off set enable_hashjoin = off
 as $$
@@ -317,8 +318,18 @@ begin
         > p.give_up
   ), done as (
     delete from silent s using lost where s.n = lost.n and s.no = lost.no
+  ), decided as (
+    insert into decision (n, no, kind, by, reason)
+    select lost.n, lost.no, 'resend', r.policy, 'its worker is gone'
+    from lost join unnest(resend, policies) as r(lane, policy) on r.lane = lost.n >> 57
+    on conflict do nothing returning decision.n, decision.no
+  ), leave as (
+    insert into waiting (n, no, lane, due) select d.n, d.no + 1, d.n >> 57, clock_timestamp() from decided d
+    on conflict (n) do update set no = excluded.no, due = excluded.due where waiting.no < excluded.no
   ), made as (
-    insert into doubt (n, no, cause) select lost.n, lost.no, 'silent' from lost on conflict do nothing returning 1
+    insert into doubt (n, no, cause) select lost.n, lost.no, 'silent' from lost
+    where lost.n >> 57 <> all (resend)
+    on conflict do nothing returning 1
   )
   select count(*) into fresh from made;
   return fresh;

@@ -19,6 +19,7 @@ import (
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
 	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
 )
 
@@ -100,7 +101,7 @@ func (p *process) build() (err error) {
 	dsn := p.cfg.DSN.Reveal()
 	p.ledger, err = dedupe.Open(dedupe.Config{
 		DSN: dsn, MaxConns: int32(p.cfg.Ledger.MaxConns), Batch: p.cfg.Ledger.Batch, Flushers: p.cfg.Ledger.Flushers,
-		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Logger: p.log,
+		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Resend: p.resend(), Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -135,6 +136,18 @@ func (p *process) buildAPI() (err error) {
 // by itself.
 func (p *process) giveUp() time.Duration {
 	return p.cfg.Delivery.ClaimValid + max(p.cfg.SMTP.ReplyLimit, p.cfg.FCM.ReplyLimit)
+}
+
+// resend is the lanes whose doubts are resent by policy. Configuration that is
+// wrong is told by Validate.
+func (p *process) resend() map[message.Lane]string {
+	all := make(map[message.Lane]string)
+	for name, policy := range p.cfg.Delivery.Doubts {
+		if l, err := message.ParseLane(name); err == nil && policy == "resend" {
+			all[l] = "policy:" + name
+		}
+	}
+	return all
 }
 
 // run serves until ctx ends or a part fails for good.
