@@ -14,6 +14,10 @@ import (
 // acceptTries bounds how often a batch that lost a race is tried.
 const acceptTries = 4
 
+// errUnsure fails every batch that was under way when a commit, perhaps
+// another's, did not wait for its standby.
+var errUnsure = errors.New("the commit did not wait for its standby")
+
 type acceptCall struct {
 	s       *message.Submission
 	stream  int64
@@ -151,6 +155,7 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
+	unsure := l.unsure.Load()
 	rows, err := l.pool.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)`,
 		a.keys, a.prints, a.lanes, a.tenants, a.streams, a.counts, a.bodies, a.traces, a.tests, a.expiries, a.sendAts, a.owners, a.indexes, a.recipients)
 	if err != nil {
@@ -169,6 +174,9 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 		return nil
 	}); err != nil {
 		return nil, err
+	}
+	if l.unsure.Load() != unsure {
+		return nil, errUnsure
 	}
 	// Only now is the commit known.
 	isFresh := make([]bool, len(calls))

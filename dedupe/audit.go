@@ -19,8 +19,13 @@ const (
 func (l *Ledger) Audit(ctx context.Context, tenant int32, stream string) (*message.Audit, error) {
 	ctx, cancel := context.WithTimeout(ctx, auditDeadline)
 	defer cancel()
+	done, err := l.read(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	a := &message.Audit{Stream: stream, States: make(map[message.State]int64)}
-	err := pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+	err = pgx.BeginTxFunc(ctx, l.pool, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `set local statement_timeout = '5min'`); err != nil {
 			return err
 		}

@@ -31,14 +31,27 @@ func (l *Ledger) Claim(ctx context.Context, it message.Item) (message.Claim, err
 	return c.claim, c.err
 }
 
-// claimBatch asks until it is answered: with the same tokens, so that a claim
+func (l *Ledger) claimBatch(calls []*claimCall) { l.claimAll(l.claimTwins(calls)) }
+
+// claimAll asks until it is answered: with the same tokens, so that a claim
 // which an unknown commit made is found to be its own. Only the ledger's end
-// leaves an attempt to become a doubt.
-func (l *Ledger) claimBatch(calls []*claimCall) {
-	calls = l.claimTwins(calls)
+// leaves an attempt to become a doubt. A batch that fails for one row's fault is
+// halved until that row stands alone.
+func (l *Ledger) claimAll(calls []*claimCall) {
 	err := l.insist(func() error { return l.claimOnce(calls) })
+	if err != nil && blameFor(err) == blameRow && len(calls) > 1 {
+		half := len(calls) / 2
+		l.claimAll(calls[:half])
+		l.claimAll(calls[half:])
+		return
+	}
 	for _, c := range calls {
-		if err != nil {
+		switch {
+		case err == nil:
+		case isCode(err, codeNoLeave): // a leave in waiting that no outcome gave
+			l.log.Error("an attempt has no leave", "position", c.item.Position, "attempt", c.item.Attempt)
+			c.claim.Verdict = message.TooEarly
+		default:
 			c.err = fmt.Errorf("claim: %w", err)
 		}
 		close(c.done)

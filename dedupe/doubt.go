@@ -45,6 +45,11 @@ func (l *Ledger) Doubts(ctx context.Context, cursor string, limit int) (message.
 		}
 		since, n = time.UnixMicro(u), p
 	}
+	done, err := l.read(ctx)
+	if err != nil {
+		return page, err
+	}
+	defer done()
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `

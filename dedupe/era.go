@@ -66,12 +66,19 @@ func (l *Ledger) Retain(ctx context.Context, r Retention) error {
 	if err := l.grow(ctx); err != nil {
 		return err
 	}
-	// The jump leaves numbers out of the positions, never out of a stream.
-	if _, err := l.pool.Exec(ctx, `
+	// The jump leaves numbers out of the positions, never out of a stream. One
+	// process at a time: the second would take back what the first let begin.
+	if err := l.ddl(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `select pg_advisory_xact_lock(hashtext('stormpost era'))`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
 		select setval('position', (e.no::bigint + 1) << $2)
 		from era e, position p
 		where e.no = p.last_value >> $2 and p.is_called and e.began_at < clock_timestamp() - $1::interval
-		  and exists (select from era x where x.no = e.no + 1)`, r.Era, eraBits); err != nil {
+		  and exists (select from era x where x.no = e.no + 1)`, r.Era, eraBits)
+		return err
+	}); err != nil {
 		return unavailable("retain", err)
 	}
 	if err := l.grow(ctx); err != nil {

@@ -20,6 +20,11 @@ const (
 	// next heartbeat brings it back.
 )
 
+const (
+	codeUnique = "23505"
+	codeCheck  = "23514"
+)
+
 // ErrNumbering is returned when a stream has lost its counter: it cannot
 // number, and does not start again at 0.
 var ErrNumbering = errors.New("numbering is broken")
@@ -51,13 +56,19 @@ func blameFor(err error) blame {
 	return blameStore
 }
 
-// rowError is what one row's caller gets for an error that is its own fault.
+// rowError is what one row's caller gets for an error that is its own fault. A
+// number or position that exists already, or has no partition, is ours.
 func rowError(op string, err error) error {
 	var pe *pgconn.PgError
-	if errors.As(err, &pe) && pe.Code == codeLostCounter {
+	if errors.As(err, &pe) && (pe.Code == codeLostCounter || pe.Code == codeUnique || pe.Code == codeCheck) {
 		return fmt.Errorf("%s: %w: %w: %s", op, message.ErrUnavailable, ErrNumbering, pe.Message)
 	}
 	return fmt.Errorf("%s: %w", op, err)
+}
+
+func isCode(err error, code string) bool {
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && pe.Code == code
 }
 
 func unavailable(op string, err error) error {

@@ -48,7 +48,7 @@ type laneSample struct {
 const (
 	rateWindow = time.Minute
 	// mostCounted bounds the count of a backlog; Depth says no more than that.
-	mostCounted = 2_000_000
+	mostCounted = 500_000
 )
 
 // Lanes implements httpapi.Ledger.
@@ -68,12 +68,7 @@ func (l *Ledger) Lanes(ctx context.Context) ([]message.LaneView, error) {
 		select l.code, u.depth, coalesce(extract(epoch from clock_timestamp() - u.oldest), 0)::float8,
 		       w.later, w.due, coalesce(extract(epoch from clock_timestamp() - w.oldest), 0)::float8
 		from lane l
-		cross join lateral (select count(*) as depth, min(accepted_at) as oldest from (
-			select m.accepted_at from message m
-			where m.n > l.cursor and m.n < (l.code + 1)::bigint << 57
-			  and not exists (select from attempt a where a.n = m.n and a.no = 1)
-			  and not exists (select from waiting w where w.n = m.n)
-			limit $1) x) u
+		join lane_depths($1) u on u.lane = l.code
 		cross join lateral (select count(*) filter (where due > clock_timestamp()) as later,
 			count(*) filter (where due <= clock_timestamp()) as due, min(due) filter (where due <= clock_timestamp()) as oldest
 			from waiting where lane = l.code) w`, mostCounted)

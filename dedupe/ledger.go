@@ -8,11 +8,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/exaring/otelpgx"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"go.opentelemetry.io/otel/trace"
 
@@ -97,6 +99,8 @@ type Ledger struct {
 	horizon horizon
 	counts  laneCounts
 	lanes   laneReader
+	unsure  atomic.Int64  // commits that a standby may not have
+	reads   chan struct{} // one for each read that may take long
 }
 
 // Open makes a Ledger. It connects lazily: an error is about the configuration.
@@ -119,11 +123,13 @@ func Open(cfg Config) (*Ledger, error) {
 	if cfg.TracerProvider != nil {
 		pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(cfg.TracerProvider), otelpgx.WithDisableSQLStatementInAttributes())
 	}
+	l := &Ledger{cfg: cfg, log: cfg.Logger, reads: make(chan struct{}, max(1, cfg.MaxConns/4))}
+	pc.ConnConfig.OnNotice = l.notice
 	pool, err := pgxpool.NewWithConfig(context.Background(), pc)
 	if err != nil {
 		return nil, fmt.Errorf("dsn: %w", redactDSN(err))
 	}
-	l := &Ledger{cfg: cfg, pool: pool, log: cfg.Logger}
+	l.pool = pool
 	l.life, l.end = context.WithCancel(context.Background())
 	var seed [8]byte
 	if _, err := rand.Read(seed[:]); err != nil {
@@ -138,6 +144,26 @@ func Open(cfg Config) (*Ledger, error) {
 		l.records[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.recordBatch)
 	}
 	return l, nil
+}
+
+// notice counts the warning that a commit didn't wait for its standby: it is in
+// this server alone, so nobody may promise that it is kept.
+func (l *Ledger) notice(_ *pgconn.PgConn, n *pgconn.Notice) {
+	if strings.Contains(n.Message, "synchronous replication") {
+		l.unsure.Add(1)
+		l.log.Warn("a commit did not wait for its standby", "message", n.Message)
+	}
+}
+
+// read waits for the right to a read that may take long: so those never have
+// all of the connections, which accepting and delivering need.
+func (l *Ledger) read(ctx context.Context) (done func(), err error) {
+	select {
+	case l.reads <- struct{}{}:
+		return func() { <-l.reads }, nil
+	case <-ctx.Done():
+		return nil, unavailable("read", ctx.Err())
+	}
 }
 
 func setDefault(m map[string]string, key, value string) {

@@ -31,6 +31,13 @@ func (l *Ledger) Messages(ctx context.Context, f message.Filter) (message.Page[m
 		}
 		below = c
 	}
+	if f.Key == nil && f.Submission == (message.ID{}) {
+		done, err := l.read(ctx)
+		if err != nil {
+			return page, err
+		}
+		defer done()
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	examine := f.Limit + 1

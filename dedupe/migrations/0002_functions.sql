@@ -83,6 +83,7 @@ as $$
 declare
   now_  timestamptz;
   freed bigint[];
+  used  smallint[];
   made  int;
 begin
   perform pg_current_xact_id();
@@ -109,12 +110,12 @@ begin
   from ins join may on may.n = ins.n and may.token = ins.token;
   get diagnostics made = row_count;
 
-  -- The leave goes with the attempt that used it.
-  select array_agg(w.n) into freed
+  -- The leave goes with the attempt that used it, and no later one.
+  select array_agg(w.n), array_agg(w.no) into freed, used
   from unnest(ns, nos) as a(n, no) join waiting w on w.n = a.n and w.no = a.no
   where exists (select from attempt t where t.n = a.n and t.no = a.no);
   if freed is not null then
-    delete from waiting w where w.n = any (freed);
+    delete from waiting w using unnest(freed, used) as f(n, no) where w.n = f.n and w.no = f.no;
   end if;
   if made = cardinality(ns) then
     return;
@@ -181,7 +182,8 @@ begin
   where u.kind = 4 and not exists (select from decision d where d.n = u.n and d.no = u.no)
   on conflict (n, no) do update set cause = 'unknown';
 
-  -- What was decided, or went on, needs no leave from here.
+  -- What was decided, or went on, needs no leave from here. A row in its place
+  -- can only be a used leave that a race has left.
   insert into waiting (n, no, lane, due)
   select u.n, u.no + 1, u.n >> 57, now_ + make_interval(secs => u.wait)
   from unnest(ns, nos, kinds, waits, policies) as u(n, no, kind, wait, policy)
@@ -189,7 +191,7 @@ begin
       or u.kind = 4 and exists (select from decision d where d.n = u.n and d.no = u.no and d.kind = 'resend' and d.by = u.policy))
     and not exists (select from attempt t where t.n = u.n and t.no = u.no + 1)
   order by u.n
-  on conflict do nothing;
+  on conflict (n) do update set no = excluded.no, due = excluded.due where waiting.no < excluded.no;
 end $$;
 -- +goose StatementEnd
 
@@ -225,9 +227,9 @@ begin
     end if;
     if last.kind = 5 then
       insert into outcome (n, no, kind, at, code) values (n_, last.no, 5, clock_timestamp(), 'released') on conflict do nothing;
-    elsif last.n is not null
-      and not exists (select from outcome o where o.n = n_ and o.no = last.no and o.kind in (2, 5))
-      and not exists (select from decision d where d.n = n_ and d.no = last.no and d.kind = 'resend') then
+    elsif last.n is not null and not coalesce(
+      (select d.kind = 'resend' from decision d where d.n = n_ and d.no = last.no),
+      exists (select from outcome o where o.n = n_ and o.no = last.no and o.kind in (2, 5))) then
       return false;
     end if;
     insert into attempt (n, no, kind, worker, token, at)
@@ -332,6 +334,9 @@ begin
     on conflict do nothing returning 1
   )
   select count(*) into fresh from made;
+  delete from doubt d
+  where exists (select from outcome o where o.n = d.n and o.no = d.no and o.kind <> 4)
+     or exists (select from decision e where e.n = d.n and e.no = d.no);
   return fresh;
 end $$;
 -- +goose StatementEnd
@@ -353,7 +358,8 @@ begin
   end if;
   delete from doubt x where x.n = n_ and x.no = d.no;
   if kind_ = 'resend' then
-    insert into waiting (n, no, lane, due) values (n_, d.no + 1, n_ >> 57, clock_timestamp()) on conflict do nothing;
+    insert into waiting (n, no, lane, due) values (n_, d.no + 1, n_ >> 57, clock_timestamp())
+    on conflict (n) do update set no = excluded.no, due = excluded.due where waiting.no < excluded.no;
   end if;
   return true;
 end $$;
@@ -361,8 +367,9 @@ end $$;
 
 -- unclaimed is the oldest messages of a lane above its cursor that have
 -- neither an attempt nor a waiting row, at most most. It moves the cursor to
--- just below the first of them, or to the horizon when there is none. Messages
--- and attempts are merged in order: each row is passed once.
+-- just below the first of them, or to where it has looked. It looks window by
+-- window, and no longer than about half a second: so however far the cursor lies
+-- behind, each call moves it on; messages and attempts are merged in order. Whoever else moves it is not waited for.
 -- +goose StatementBegin
 create function unclaimed(lane_ smallint, horizon bigint, most int)
 returns table (n bigint, id bytea, accepted_at timestamptz, trace text)
@@ -370,24 +377,59 @@ language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_nestloop = off set plan_cache_mode = force_generic_plan
 as $$
 declare
-  from_ bigint;
+  wide  constant bigint := 4096::bigint << 6;
+  start constant timestamptz := clock_timestamp();
+  was   bigint;
+  at_   bigint;
+  edge  bigint;
   to_   bigint;
+  found_ int := 0;
 begin
-  select l.cursor into from_ from lane l where l.code = lane_;
-  to_ := horizon;
-  for n, id, accepted_at, trace in
-    select m.n, m.id, m.accepted_at, m.trace from message m
-    where m.n > from_ and m.n <= horizon
-      and not exists (select from attempt a where a.n = m.n and a.no = 1 and a.n > from_ and a.n <= horizon)
-      and not exists (select from waiting w where w.n = m.n and w.n > from_ and w.n <= horizon)
-    order by m.n limit most
-  loop
-    to_ := least(to_, n - 1);
+  select l.cursor into was from lane l where l.code = lane_;
+  at_ := was;
+  while at_ < horizon and found_ < most and clock_timestamp() - start < interval '500 ms' loop
+    edge := least(horizon, at_ + wide);
+    for n, id, accepted_at, trace in
+      select m.n, m.id, m.accepted_at, m.trace from message m
+      where m.n > at_ and m.n <= edge
+        and not exists (select from attempt a where a.n = m.n and a.no = 1 and a.n > at_ and a.n <= edge)
+        and not exists (select from waiting w where w.n = m.n and w.n > at_ and w.n <= edge)
+      order by m.n limit most - found_
+    loop
+      to_ := coalesce(to_, n - 1);
+      found_ := found_ + 1;
+      return next;
+    end loop;
+    at_ := edge;
+  end loop;
+  to_ := coalesce(to_, at_);
+  if to_ > was then
+    perform from lane l where l.code = lane_ for update skip locked;
+    if found then
+      update lane l set cursor = to_ where l.code = lane_ and l.cursor < to_;
+    end if;
+  end if;
+end $$;
+-- +goose StatementEnd
+
+-- lane_depths counts what is ready in each lane, up to most, and says since when.
+-- +goose StatementBegin
+create function lane_depths(most bigint) returns table (lane smallint, depth bigint, oldest timestamptz)
+language plpgsql stable
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan
+as $$
+declare
+  lo bigint;
+begin
+  for lane, lo in select l.code, l.cursor from lane l loop
+    select count(*), min(x.accepted_at) into depth, oldest from (
+      select m.accepted_at from message m
+      where m.n > lo and m.n < (lane + 1)::bigint << 57
+        and not exists (select from attempt a where a.n = m.n and a.no = 1)
+        and not exists (select from waiting w where w.n = m.n)
+      order by m.n limit most) x;
     return next;
   end loop;
-  if to_ > from_ then
-    update lane l set cursor = to_ where l.code = lane_ and l.cursor < to_;
-  end if;
 end $$;
 -- +goose StatementEnd
 
@@ -417,4 +459,4 @@ end $$;
 -- +goose StatementEnd
 
 -- +goose Down
-drop function accept_batch, claim_batch, record_batch, hold_message, cancel_message, pulse_now, sweep_doubts, decide_doubt, unclaimed, number_before;
+drop function accept_batch, claim_batch, record_batch, hold_message, cancel_message, pulse_now, sweep_doubts, decide_doubt, unclaimed, lane_depths, number_before;

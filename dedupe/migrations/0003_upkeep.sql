@@ -29,15 +29,20 @@ left join waiting w on w.n = m.n;
 
 -- drop_era drops what an era holds, or with only_content just that, if every
 -- message in it has ended; it says whether it did. The streams keep the mark of
--- what they lost, and a lane refuses claims below its floor.
+-- what they lost, and a lane refuses claims below its floor. What takes long
+-- comes before the locks that everybody else waits for.
 -- +goose StatementBegin
 create function drop_era(w int, only_content boolean) returns boolean language plpgsql as $$
 declare
-  l  int;
-  lo bigint;
-  hi bigint;
+  lanes   constant int[] := '{5,6,7,9,10,11}';
+  l       int;
+  t       text;
+  lo      bigint;
+  hi      bigint;
+  streams bigint[];
+  tops    bigint[];
 begin
-  foreach l in array '{5,6,7,9,10,11}'::int[] loop
+  foreach l in array lanes loop
     lo := (l::bigint << 57) | ((w::bigint << 23) << 6);
     hi := (l::bigint << 57) | (((w::bigint + 1) << 23) << 6);
     if exists (select from message_state s where s.n >= lo and s.n < hi
@@ -45,28 +50,34 @@ begin
       return false;
     end if;
   end loop;
-  foreach l in array '{5,6,7,9,10,11}'::int[] loop
-    execute format('drop table if exists %I', format('content_%s_%s', l, w));
-    if only_content then
-      continue;
-    end if;
+  if only_content then
+    foreach l in array lanes loop
+      execute format('drop table if exists %I', format('content_%s_%s', l, w));
+    end loop;
+    update era set content = false where no = w;
+    return true;
+  end if;
+  foreach l in array lanes loop
     lo := (l::bigint << 57) | ((w::bigint << 23) << 6);
     hi := (l::bigint << 57) | (((w::bigint + 1) << 23) << 6);
-    update counter c set floor = greatest(c.floor, x.top)
-    from (select m.stream, max(m.seq) as top from message m where m.n >= lo and m.n < hi group by m.stream) x
-    where c.stream = x.stream;
-    update lane set floor = greatest(floor, hi - 1), cursor = greatest(cursor, hi - 1) where code = l;
     delete from decision where n >= lo and n < hi;
-    execute format('drop table %I', format('message_%s_%s', l, w));
-    execute format('drop table %I', format('attempt_%s_%s', l, w));
-    execute format('drop table %I', format('outcome_%s_%s', l, w));
+    select streams || array_agg(x.stream), tops || array_agg(x.top) into streams, tops
+    from (select m.stream, max(m.seq) as top from message m where m.n >= lo and m.n < hi group by m.stream) x;
   end loop;
-  if only_content then
-    update era set content = false where no = w;
-  else
-    delete from identity where submission >= (w::bigint << 23) and submission < ((w::bigint + 1) << 23);
-    delete from era where no = w;
-  end if;
+  delete from identity where submission >= (w::bigint << 23) and submission < ((w::bigint + 1) << 23);
+  delete from era where no = w;
+  update lane set floor = greatest(floor, top - 1), cursor = greatest(cursor, top - 1)
+  from (select code as c, (code::bigint << 57) | (((w::bigint + 1) << 23) << 6) as top from lane) x where code = x.c;
+  -- In the order in which accept_batch locks them.
+  perform from counter c where c.stream = any (streams) order by c.stream for update;
+  update counter c set floor = greatest(c.floor, x.top)
+  from (select u.stream, max(u.top) as top from unnest(streams, tops) as u(stream, top) group by u.stream) x
+  where c.stream = x.stream;
+  foreach t in array '{content,message,attempt,outcome}'::text[] loop
+    foreach l in array lanes loop
+      execute format('drop table if exists %I', format('%s_%s_%s', t, l, w));
+    end loop;
+  end loop;
   return true;
 end $$;
 -- +goose StatementEnd

@@ -1,0 +1,191 @@
+package dedupe_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/dedupe/ledgertest"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// lock runs sql in a transaction that lasts until unlock.
+func lock(t *testing.T, dsn, sql string) (unlock func()) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Exec(t.Context(), "begin; "+sql); err != nil {
+		t.Fatal(err)
+	}
+	unlock = sync.OnceFunc(func() { _ = conn.Close(context.Background()) })
+	t.Cleanup(unlock)
+	return unlock
+}
+
+func TestOneClaimWithoutLeaveFailsAlone(t *testing.T) {
+	t.Parallel()
+	l, dsn, bad := one(t)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	var items []message.Item
+	for _, key := range ledgertest.Keys(40) {
+		s := ledgertest.Email(t, tenant, key, "s", "a@example.com")
+		items = append(items, ledgertest.Items(s, accept(t, l, s))[0])
+	}
+	exec(t, dsn, `insert into waiting select n, 3, n >> 57, now() from message where seq = 1`)
+	bad.Attempt = 3
+	unlock := lock(t, dsn, `lock attempt in share row exclusive mode`) // so that a batch gathers
+	var wg sync.WaitGroup
+	for i, it := range append(items, bad) {
+		want := message.Claimed
+		if i == len(items) {
+			want = message.TooEarly
+		}
+		wg.Go(func() {
+			c, err := l.Claim(t.Context(), it)
+			if err != nil || c.Verdict != want {
+				t.Errorf("claim %d: %d %v, want %d", i, c.Verdict, err, want)
+			}
+		})
+	}
+	time.Sleep(300 * time.Millisecond)
+	unlock()
+	wg.Wait()
+}
+
+// A race of two records of one end can leave a leave that was used. It must not
+// keep out, nor take along, the next one.
+func TestUsedLeaveIsInNobodysWay(t *testing.T) {
+	t.Parallel()
+	l, dsn, it := one(t)
+	claim(t, l, it, message.Claimed)
+	record(t, l, it, message.Deferred, 0)
+	it.Attempt = 2
+	claim(t, l, it, message.Claimed)
+	exec(t, dsn, `insert into waiting select n, 2, n >> 57, now() from message`)
+	record(t, l, it, message.Deferred, 0)
+	claim(t, l, it, message.Taken)
+	it.Attempt = 3
+	claim(t, l, it, message.Claimed)
+}
+
+func TestUnclaimedWaitsForNoOtherCursor(t *testing.T) {
+	t.Parallel()
+	l, dsn, it := one(t)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		items, err := l.Unclaimed(t.Context(), it.Position.Lane(), 0, 10)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("unclaimed: %v %v", items, err)
+		}
+		if len(items) == 1 {
+			break
+		}
+	}
+	claim(t, l, it, message.Claimed) // so that the cursor is going to move
+	lock(t, dsn, `select from lane for update`)
+	begun := time.Now()
+	if _, err := l.Unclaimed(t.Context(), it.Position.Lane(), 0, 10); err != nil || time.Since(begun) > 2*time.Second {
+		t.Fatalf("unclaimed with the lane locked: %v after %s", err, time.Since(begun))
+	}
+}
+
+// The cursor goes window by window, and finds what lies in a later one.
+func TestUnclaimedLooksBeyondOneWindow(t *testing.T) {
+	t.Parallel()
+	l, dsn, it := one(t)
+	claim(t, l, it, message.Claimed)
+	exec(t, dsn, `select setval('position', 100000)`)
+	s := ledgertest.Email(t, ledgertest.Tenant(t, l, "acme"), "far", "s", "a@example.com", "b@example.com")
+	far := ledgertest.Items(s, accept(t, l, s))
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		items, err := l.Unclaimed(t.Context(), it.Position.Lane(), 0, 10)
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("unclaimed: %v %v", items, err)
+		}
+		if len(items) > 0 {
+			if len(items) != 2 || items[0].Position != far[0].Position || items[1].Position != far[1].Position {
+				t.Fatalf("unclaimed: %+v", items)
+			}
+			break
+		}
+	}
+	var cursor int64
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if err := conn.QueryRow(t.Context(), `select cursor from lane where code = $1`, it.Position.Lane().Code()).Scan(&cursor); err != nil || cursor != int64(far[0].Position)-1 {
+		t.Fatalf("cursor %d, want %d: %v", cursor, far[0].Position-1, err)
+	}
+}
+
+func TestDecidedAsSentIsNotCanceled(t *testing.T) {
+	t.Parallel()
+	l, dsn, it := one(t)
+	claim(t, l, it, message.Claimed)
+	exec(t, dsn, `insert into doubt (n, no, cause) select n, 1, 'silent' from message`)
+	if err := l.Decide(t.Context(), it.ID, message.DecideSent, "ops", "seen in the relay's log"); err != nil {
+		t.Fatal(err)
+	}
+	record(t, l, it, message.Returned, 0)
+	if _, err := l.Cancel(t.Context(), 0, it.ID); !errors.Is(err, message.ErrTooLate) {
+		t.Fatalf("cancel: %v", err)
+	}
+	state(t, l, it, message.StateSent)
+	exec(t, dsn, `insert into doubt (n, no, cause) select n, 1, 'unknown' from message; delete from outcome`) // as a race can leave it
+	doubts(t, l, 0)
+}
+
+func TestCounterBehindItsDataIsUnavailable(t *testing.T) {
+	t.Parallel()
+	l, dsn, _ := one(t)
+	exec(t, dsn, `update counter set last = 0`)
+	_, err := l.Accept(t.Context(), ledgertest.Email(t, ledgertest.Tenant(t, l, "acme"), "k2", "s", "a@example.com"))
+	if !errors.Is(err, message.ErrUnavailable) || !errors.Is(err, dedupe.ErrNumbering) {
+		t.Fatalf("accept: %v", err)
+	}
+}
+
+func TestCommitWithoutItsStandbyIsNoPromise(t *testing.T) {
+	t.Parallel()
+	l, dsn, _ := one(t)
+	exec(t, dsn, `create function warn() returns trigger language plpgsql as $$ begin
+		raise warning 'canceling wait for synchronous replication due to user request'; return new; end $$;
+		create trigger warn after insert on content for each row execute function warn()`)
+	_, err := l.Accept(t.Context(), ledgertest.Email(t, ledgertest.Tenant(t, l, "acme"), "k2", "s", "a@example.com"))
+	if !errors.Is(err, message.ErrUnavailable) {
+		t.Fatalf("accept: %v", err)
+	}
+}
+
+func TestListsLeaveConnectionsForAccepting(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(l.Close)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	accept(t, l, ledgertest.Email(t, tenant, "1", "s", "a@example.com")) // its stream is known now
+	unlock := lock(t, dsn, `lock stream in access exclusive mode`)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() { _, _ = l.Messages(t.Context(), message.Filter{Tenant: tenant, Limit: 10}) })
+	}
+	time.Sleep(300 * time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	if _, err := l.Accept(ctx, ledgertest.Email(t, tenant, "2", "s", "a@example.com")); err != nil {
+		t.Errorf("accept beside slow lists: %v", err)
+	}
+	unlock()
+	wg.Wait()
+}
