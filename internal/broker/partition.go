@@ -2,11 +2,16 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"github.com/segmentio/kafka-go"
 )
+
+// readAhead is how many records of a partition are read before they are asked
+// for. With content of the greatest size it is what the process holds of them.
+const readAhead = 32
 
 // consume reads one partition until the generation ends. Returning earlier
 // ends the generation.
@@ -26,7 +31,7 @@ func (g *generation) fetch(ctx context.Context, p *partition) error {
 		Brokers: g.broker.cfg.Brokers, Dialer: g.broker.dialer(), Topic: p.topic, Partition: p.id,
 		MinBytes: 1, MaxBytes: 4 << 20,
 		MaxWait:       250 * time.Millisecond, // Close waits for it, and so does a rebalance
-		QueueCapacity: 200, ReadLagInterval: -1, MaxAttempts: 3,
+		QueueCapacity: readAhead, ReadLagInterval: -1, MaxAttempts: 3,
 		ReadBackoffMin: 20 * time.Millisecond, ReadBackoffMax: 500 * time.Millisecond,
 		OffsetOutOfRangeError: true,
 	})
@@ -36,6 +41,9 @@ func (g *generation) fetch(ctx context.Context, p *partition) error {
 	}
 	for {
 		m, err := r.FetchMessage(ctx)
+		if errors.Is(err, kafka.OffsetOutOfRange) {
+			p.tracker.forget()
+		}
 		if err != nil {
 			return fmt.Errorf("fetch: %w", err)
 		}
@@ -67,6 +75,7 @@ func (g *generation) start(ctx context.Context, p *partition) (int64, error) {
 	if at >= 0 {
 		g.log.Warn("the committed offset is not of this log; reading from its beginning",
 			"topic", p.topic, "partition", p.id, "committed", at, "first", b.first, "last", b.last)
+		p.tracker.begin(b.first)
 	}
 	p.position.Store(b.first)
 	return b.first, nil
@@ -76,11 +85,15 @@ func (g *generation) start(ctx context.Context, p *partition) (int64, error) {
 // a node that just died, answers for a while that it isn't one.
 func (g *generation) bounds(ctx context.Context, p *partition) (bounds, error) {
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 2*time.Second) {
-		bctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		all, err := g.broker.bounds(bctx, []*partition{p})
-		cancel()
-		if b := all[p]; err == nil && b.known {
-			return b, nil
+		var all map[place]bounds
+		err := g.broker.withClient(func(c *kafka.Client) (err error) {
+			bctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			defer cancel()
+			all, err = listBounds(bctx, c, []place{p.place})
+			return err
+		})
+		if err == nil {
+			return all[p.place], nil
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -100,7 +113,11 @@ func (g *generation) handle(ctx context.Context, p *partition, m *kafka.Message,
 		g.handler.Handle(ctx, p.lane, &Record{Item: it, tracker: p.tracker, number: number})
 		return nil
 	}
-	poison := Poison{Topic: p.topic, Partition: p.id, Offset: m.Offset, Value: m.Value, Reason: bad.Error()}
+	headers := make(map[string][]byte, len(m.Headers))
+	for _, h := range m.Headers {
+		headers[h.Key] = h.Value
+	}
+	poison := Poison{Topic: p.topic, Partition: p.id, Offset: m.Offset, Key: m.Key, Headers: headers, Value: m.Value, Reason: bad.Error()}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err := g.handler.Park(ctx, poison)
 		if err == nil {

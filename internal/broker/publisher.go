@@ -18,24 +18,32 @@ import (
 )
 
 const (
-	bufferRecords = 20_000
-	bufferBytes   = 64 << 20
-	flushRecords  = 500
-	flushers      = 4
+	// Of one lane, waiting to be written or being written.
+	bufferRecords = 16 << 10
+	bufferBytes   = 16 << 20
+
+	flushRecords = 500
+	flushers     = 2 // of one lane: one encodes while the other waits for Kafka
 	// publishAge is how long a record is tried. Later the lane's cursor has it.
 	publishAge = 10 * time.Second
 )
 
+var (
+	errFull   = errors.New("the lane's buffer is full")
+	errClosed = errors.New("the publisher is closed")
+	errLane   = errors.New("not a lane's position")
+)
+
 // Publisher publishes items without ever blocking whoever accepts them. What
-// its buffer has no room for, and what Kafka doesn't take for some seconds, it
-// drops: the ledger's cursor finds it. It is safe for concurrent use.
+// its buffers have no room for, and what Kafka doesn't take for some seconds,
+// it drops: the lane's cursor in the ledger finds it. Each lane has a buffer of
+// its own, so that a flood in one, or a leader that one waits for, costs the
+// others nothing. It is safe for concurrent use.
 type Publisher struct {
-	broker *Broker
-	topics map[message.Lane]string
-	writer *kafka.Writer
+	writer writer
+	queues map[message.Lane]*queue
 	log    *slog.Logger
-	in     chan kafka.Message
-	bytes  atomic.Int64
+	shut   func() error // of what the writer uses
 
 	life context.Context // ends what is being tried
 	end  context.CancelFunc
@@ -44,38 +52,61 @@ type Publisher struct {
 	mu     sync.RWMutex
 	closed bool
 
-	warned    atomic.Int64 // unix nanoseconds
-	published metric.Int64Counter
-	dropped   metric.Int64Counter
+	warned  atomic.Int64 // unix nanoseconds
+	dropped metric.Int64Counter
+}
+
+// writer is kafka.Writer, or what a test has instead.
+type writer interface {
+	WriteMessages(ctx context.Context, msgs ...kafka.Message) error
+}
+
+// queue is one lane's buffer.
+type queue struct {
+	topic     string
+	in        chan message.Item
+	bytes     atomic.Int64 // of content, until it is written or dropped
+	published func(n int)
 }
 
 // NewPublisher makes a publisher; one for a process.
 func (b *Broker) NewPublisher() (*Publisher, error) {
-	p := &Publisher{broker: b, topics: make(map[message.Lane]string), log: b.log, in: make(chan kafka.Message, bufferRecords)}
-	for topic, lane := range b.topics() {
-		p.topics[lane] = topic
-	}
-	var err1, err2 error
-	p.published, err1 = b.meter.Int64Counter("messaging.client.sent.messages", metric.WithUnit("{message}"), metric.WithDescription("Records that Kafka took."))
-	p.dropped, err2 = b.meter.Int64Counter("stormpost.publish.dropped", metric.WithUnit("{message}"), metric.WithDescription("Records left to the lanes' cursors."))
-	if err := errors.Join(err1, err2); err != nil {
-		return nil, fmt.Errorf("publisher: %w", err)
-	}
-	p.life, p.end = context.WithCancel(context.Background())
-	p.writer = &kafka.Writer{
-		Addr: b.address(), Balancer: kafka.BalancerFunc(balance), Transport: b.transport(),
+	t := b.transport()
+	w := &kafka.Writer{
+		Addr: b.address(), Balancer: kafka.BalancerFunc(balance), Transport: t,
 		RequiredAcks: kafka.RequireAll, // the zero value asks for none
-		BatchTimeout: 2 * time.Millisecond, BatchSize: flushRecords, BatchBytes: 4 << 20,
+		BatchTimeout: 2 * time.Millisecond, BatchSize: flushRecords, BatchBytes: maxBatch,
 		MaxAttempts: 2, WriteBackoffMin: 20 * time.Millisecond, WriteBackoffMax: 100 * time.Millisecond,
 		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
 	}
-	for range flushers {
-		p.wg.Go(p.run)
+	return b.newPublisher(w, func() error {
+		defer t.CloseIdleConnections()
+		return w.Close()
+	})
+}
+
+func (b *Broker) newPublisher(w writer, shut func() error) (*Publisher, error) {
+	published, err1 := b.meter.Int64Counter("messaging.client.sent.messages", metric.WithUnit("{message}"), metric.WithDescription("Records that Kafka took."))
+	dropped, err2 := b.meter.Int64Counter("stormpost.publish.dropped", metric.WithUnit("{message}"), metric.WithDescription("Records left to the lanes' cursors."))
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, fmt.Errorf("publisher: %w", err)
+	}
+	p := &Publisher{writer: w, shut: shut, queues: make(map[message.Lane]*queue), log: b.log, dropped: dropped}
+	p.life, p.end = context.WithCancel(context.Background())
+	for topic, lane := range b.topics() {
+		attrs := metric.WithAttributeSet(attribute.NewSet(attribute.String("messaging.system", "kafka"), attribute.String("messaging.destination.name", topic)))
+		q := &queue{topic: topic, in: make(chan message.Item, bufferRecords), published: func(n int) {
+			published.Add(context.Background(), int64(n), attrs)
+		}}
+		p.queues[lane] = q
+		for range flushers {
+			p.wg.Go(func() { p.run(q) })
+		}
 	}
 	return p, nil
 }
 
-// balance spreads by submission; its last bits are the recipient's index.
+// balance spreads by submission; the last bits are the recipient's index.
 func balance(m kafka.Message, partitions ...int) int {
 	var n uint64
 	for _, c := range m.Key {
@@ -89,25 +120,38 @@ func (p *Publisher) Publish(items []message.Item) {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	for i := range items {
-		m := encode(p.topics[items[i].Position.Lane()], items[i])
-		size := int64(len(m.Value)) + 256
-		if p.closed || p.bytes.Add(size) > bufferBytes {
-			if !p.closed {
-				p.bytes.Add(-size)
-			}
-			p.drop(len(items)-i, errors.New("the buffer is full"))
-			return
-		}
-		select {
-		case p.in <- m:
-		default:
-			p.bytes.Add(-size)
-			p.drop(len(items)-i, errors.New("the buffer is full"))
-			return
+		if err := p.enqueue(items[i]); err != nil {
+			p.drop(1, err)
 		}
 	}
 }
 
+func (p *Publisher) enqueue(it message.Item) error {
+	if p.closed {
+		return errClosed
+	}
+	q := p.queues[it.Position.Lane()]
+	if q == nil {
+		return errLane
+	}
+	if len(it.Content) > maxContent {
+		it.Content = nil // the record refers to it, and the buffer need not hold it
+	}
+	size := int64(len(it.Content))
+	if q.bytes.Add(size) > bufferBytes {
+		q.bytes.Add(-size)
+		return errFull
+	}
+	select {
+	case q.in <- it:
+		return nil
+	default:
+		q.bytes.Add(-size)
+		return errFull
+	}
+}
+
+// drop counts what is left to the cursors, and says so once a second at most.
 func (p *Publisher) drop(n int, err error) {
 	p.dropped.Add(context.Background(), int64(n))
 	now, last := time.Now().UnixNano(), p.warned.Load()
@@ -116,35 +160,34 @@ func (p *Publisher) drop(n int, err error) {
 	}
 }
 
-func (p *Publisher) run() {
+// run writes what comes in batches: what is there, without waiting for more.
+func (p *Publisher) run(q *queue) {
 	batch := make([]kafka.Message, 0, flushRecords)
-	for first := range p.in {
-		batch = append(batch[:0], first)
+	for first := range q.in {
+		batch = append(batch[:0], encode(q.topic, first))
+		size := int64(len(first.Content))
 	fill:
 		for len(batch) < flushRecords {
 			select {
-			case m, ok := <-p.in:
+			case it, ok := <-q.in:
 				if !ok {
 					break fill
 				}
-				batch = append(batch, m)
+				batch = append(batch, encode(q.topic, it))
+				size += int64(len(it.Content))
 			default:
 				break fill
 			}
 		}
-		p.flush(batch)
-		var size int64
-		for i := range batch {
-			size += int64(len(batch[i].Value)) + 256
-		}
-		p.bytes.Add(-size)
+		p.flush(q, batch)
+		q.bytes.Add(-size)
 		clear(batch)
 	}
 }
 
 // flush tries until Kafka has taken the batch, for publishAge. A repeat is
 // harmless: the second record's claim is refused.
-func (p *Publisher) flush(batch []kafka.Message) {
+func (p *Publisher) flush(q *queue, batch []kafka.Message) {
 	ctx, cancel := context.WithTimeout(p.life, publishAge)
 	defer cancel()
 	b := backoff.NewExponentialBackOff()
@@ -152,32 +195,49 @@ func (p *Publisher) flush(batch []kafka.Message) {
 	left := batch
 	err := backoff.Retry(func() error {
 		err := p.writer.WriteMessages(ctx, left...)
-		var each kafka.WriteErrors
-		if errors.As(err, &each) && len(each) == len(left) {
-			rest := make([]kafka.Message, 0, each.Count())
-			for i, e := range each {
-				if e != nil {
-					rest = append(rest, left[i])
-				}
-			}
-			left = rest
+		if left = failed(left, err); len(left) == 0 {
+			return nil
 		}
 		return err
 	}, backoff.WithContext(b, ctx))
-	n := len(batch)
-	if err != nil {
-		n -= len(left)
+	if len(left) > 0 {
 		p.drop(len(left), err)
 	}
-	p.published.Add(context.Background(), int64(n), metric.WithAttributes(attribute.String("messaging.system", "kafka")))
+	q.published(len(batch) - len(left))
 }
 
-// Close publishes what is in the buffer, until ctx ends.
+// failed are those of msgs that err says were not written, or all of them when
+// it doesn't say. What a topic finds too large, made by someone else with a
+// lower limit, shall go as references.
+func failed(msgs []kafka.Message, err error) []kafka.Message {
+	if err == nil {
+		return nil
+	}
+	var each kafka.WriteErrors
+	if !errors.As(err, &each) || len(each) != len(msgs) {
+		return msgs
+	}
+	left := make([]kafka.Message, 0, each.Count())
+	for i, e := range each {
+		if e == nil {
+			continue
+		}
+		if errors.Is(e, kafka.MessageSizeTooLarge) {
+			refer(&msgs[i])
+		}
+		left = append(left, msgs[i])
+	}
+	return left
+}
+
+// Close publishes what is in the buffers, until ctx ends.
 func (p *Publisher) Close(ctx context.Context) error {
 	p.mu.Lock()
 	if !p.closed {
 		p.closed = true
-		close(p.in)
+		for _, q := range p.queues {
+			close(q.in)
+		}
 	}
 	p.mu.Unlock()
 	done := make(chan struct{})
@@ -194,7 +254,5 @@ func (p *Publisher) Close(ctx context.Context) error {
 		<-done
 	}
 	p.end()
-	err = errors.Join(err, p.writer.Close())
-	p.writer.Transport.(*kafka.Transport).CloseIdleConnections()
-	return err
+	return errors.Join(err, p.shut())
 }

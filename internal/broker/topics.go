@@ -6,23 +6,31 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/segmentio/kafka-go"
 )
 
+// maxBatch bounds the records that are written to one partition at once, in
+// bytes. Kafka holds a topic's max.message.bytes against all of them together.
+const (
+	maxBatch        = maxContent + 32<<10
+	maxMessageBytes = maxContent + 64<<10
+)
+
 // EnsureTopics makes the lanes' topics where they are missing, and returns once
-// each of their partitions has a leader. It may be called by many processes at
-// once. Topics are never left to be made by themselves: those would have the
-// cluster's defaults.
+// each of their partitions has a leader. It tries until ctx ends, and may be
+// called by many processes at once. Topics are never left to be made by
+// themselves: those would have the cluster's defaults.
 func (b *Broker) EnsureTopics(ctx context.Context) error {
 	want := slices.Sorted(maps.Keys(b.topics()))
-	for first := true; ; first = false {
+	for {
 		missing, err := b.missing(ctx, want)
 		if err == nil && len(missing) == 0 {
 			return nil
 		}
-		if err == nil && first {
+		if err == nil {
 			err = b.create(ctx, missing)
 		}
 		timer := time.NewTimer(200 * time.Millisecond)
@@ -64,14 +72,13 @@ func (b *Broker) missing(ctx context.Context, want []string) (missing []string, 
 }
 
 func (b *Broker) create(ctx context.Context, names []string) error {
+	entries := []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: strconv.Itoa(maxMessageBytes)}}
+	if b.cfg.Replication >= 3 {
+		entries = append(entries, kafka.ConfigEntry{ConfigName: "min.insync.replicas", ConfigValue: "2"})
+	}
 	configs := make([]kafka.TopicConfig, len(names))
 	for i, name := range names {
-		configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: b.cfg.Partitions, ReplicationFactor: b.cfg.Replication, ConfigEntries: []kafka.ConfigEntry{
-			{ConfigName: "max.message.bytes", ConfigValue: fmt.Sprint(maxContent + 64<<10)},
-		}}
-		if b.cfg.Replication >= 3 {
-			configs[i].ConfigEntries = append(configs[i].ConfigEntries, kafka.ConfigEntry{ConfigName: "min.insync.replicas", ConfigValue: "2"})
-		}
+		configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: b.cfg.Partitions, ReplicationFactor: b.cfg.Replication, ConfigEntries: entries}
 	}
 	return b.withClient(func(c *kafka.Client) error {
 		resp, err := c.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: configs})
@@ -101,39 +108,4 @@ func (b *Broker) RemoveTopics(ctx context.Context) error {
 		}
 		return nil
 	})
-}
-
-// Cluster is what Probe found.
-type Cluster struct {
-	ID      string
-	Brokers int
-}
-
-// Probe asks the cluster how it is, by a connection of its own: a client that
-// is connected already believes in a dead cluster for seconds. An error means
-// that it doesn't answer, or that a lane's topic can't be written to.
-func (b *Broker) Probe(ctx context.Context) (c Cluster, err error) {
-	want := slices.Sorted(maps.Keys(b.topics()))
-	err = b.withClient(func(client *kafka.Client) error {
-		meta, err := client.Metadata(ctx, &kafka.MetadataRequest{Topics: want})
-		if err != nil {
-			return err
-		}
-		c = Cluster{ID: meta.ClusterID, Brokers: len(meta.Brokers)}
-		for _, t := range meta.Topics {
-			if t.Error != nil {
-				return fmt.Errorf("topic %s: %w", t.Name, t.Error)
-			}
-			for _, p := range t.Partitions {
-				if p.Error != nil {
-					return fmt.Errorf("topic %s, partition %d: %w", t.Name, p.ID, p.Error)
-				}
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return c, fmt.Errorf("probe: %w", err)
-	}
-	return c, nil
 }

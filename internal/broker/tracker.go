@@ -18,6 +18,7 @@ type tracker struct {
 	window []tracked
 	bytes  int
 	commit int64 // the offset to commit, or -1
+	void   bool
 	room   chan struct{}
 }
 
@@ -63,7 +64,9 @@ func (t *tracker) finish(n uint64) {
 	t.bytes -= w.bytes
 	passed := 0
 	for passed < len(t.window) && t.window[passed].done {
-		t.commit = t.window[passed].offset + 1
+		if !t.void {
+			t.commit = t.window[passed].offset + 1
+		}
 		passed++
 	}
 	if passed > 0 {
@@ -85,4 +88,21 @@ func (t *tracker) committable() int64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.commit
+}
+
+// begin says that records come from offset on, whatever was committed before:
+// that was of another log.
+func (t *tracker) begin(offset int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.commit = offset
+}
+
+// forget makes 0 the offset to commit, for good: the offsets that were added
+// are of a log that is gone, and the one that took its name is to be read from
+// its beginning.
+func (t *tracker) forget() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.commit, t.void = 0, true
 }

@@ -1,0 +1,186 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// Cluster is what Probe found.
+type Cluster struct {
+	ID      string
+	Brokers int
+}
+
+// place is one partition of a topic.
+type place struct {
+	topic string
+	id    int
+}
+
+// bounds are a partition's first offset and its end.
+type bounds struct{ first, last int64 }
+
+// Probe asks the cluster how it is, by connections of its own: a client that is
+// connected already believes in a dead cluster for seconds. Each partition's
+// leader is asked, since the others speak well of one that hangs. An error
+// means that a lane's topic is missing, or a leader away.
+func (b *Broker) Probe(ctx context.Context) (c Cluster, err error) {
+	err = b.withClient(func(client *kafka.Client) error {
+		meta, places, err := b.places(ctx, client)
+		if err != nil {
+			return err
+		}
+		c = Cluster{ID: meta.ClusterID, Brokers: len(meta.Brokers)}
+		_, err = listBounds(ctx, client, places)
+		return err
+	})
+	if err != nil {
+		return c, fmt.Errorf("probe: %w", err)
+	}
+	return c, nil
+}
+
+// Backlog counts each lane's records that are not committed yet, as Kafka has
+// it now. Those that are gone by retention don't count.
+func (b *Broker) Backlog(ctx context.Context) (map[message.Lane]int64, error) {
+	lanes := b.topics()
+	backlog := make(map[message.Lane]int64, len(lanes))
+	err := b.withClient(func(client *kafka.Client) error {
+		_, places, err := b.places(ctx, client)
+		if err != nil {
+			return err
+		}
+		ends, err := listBounds(ctx, client, places)
+		if err != nil {
+			return err
+		}
+		committed, err := b.committed(ctx, client, places)
+		if err != nil {
+			return err
+		}
+		for _, p := range places {
+			backlog[lanes[p.topic]] += max(0, ends[p].last-max(committed[p], ends[p].first))
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("backlog: %w", err)
+	}
+	return backlog, nil
+}
+
+// places are all partitions of the lanes' topics, each with a leader.
+func (b *Broker) places(ctx context.Context, c *kafka.Client) (*kafka.MetadataResponse, []place, error) {
+	meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: slices.Sorted(maps.Keys(b.topics()))})
+	if err != nil {
+		return nil, nil, err
+	}
+	var places []place
+	for _, t := range meta.Topics {
+		if t.Error != nil {
+			return nil, nil, fmt.Errorf("topic %s: %w", t.Name, t.Error)
+		}
+		for _, p := range t.Partitions {
+			if p.Error != nil {
+				return nil, nil, fmt.Errorf("topic %s, partition %d: %w", t.Name, p.ID, p.Error)
+			}
+			places = append(places, place{t.Name, p.ID})
+		}
+	}
+	return meta, places, nil
+}
+
+// listBounds asks the leaders. Where some don't answer, it returns an error
+// beside what the others say.
+func listBounds(ctx context.Context, c *kafka.Client, places []place) (map[place]bounds, error) {
+	all := make(map[place]bounds, len(places))
+	if len(places) == 0 {
+		return all, nil
+	}
+	req := &kafka.ListOffsetsRequest{Topics: make(map[string][]kafka.OffsetRequest)}
+	for _, p := range places {
+		req.Topics[p.topic] = append(req.Topics[p.topic], kafka.FirstOffsetOf(p.id), kafka.LastOffsetOf(p.id))
+	}
+	resp, err := c.ListOffsets(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("list offsets: %w", err)
+	}
+	for topic, partitions := range resp.Topics {
+		for _, o := range partitions {
+			switch {
+			case o.Error != nil:
+				err = fmt.Errorf("list offsets: topic %s, partition %d: %w", topic, o.Partition, o.Error)
+			case o.FirstOffset < 0 || o.LastOffset < o.FirstOffset:
+				err = fmt.Errorf("list offsets: topic %s, partition %d: no answer", topic, o.Partition)
+			default:
+				all[place{topic, o.Partition}] = bounds{o.FirstOffset, o.LastOffset}
+			}
+		}
+	}
+	return all, err
+}
+
+// committed are the group's offsets, -1 where there is none.
+func (b *Broker) committed(ctx context.Context, c *kafka.Client, places []place) (map[place]int64, error) {
+	req := &kafka.OffsetFetchRequest{GroupID: b.group(), Topics: make(map[string][]int)}
+	for _, p := range places {
+		req.Topics[p.topic] = append(req.Topics[p.topic], p.id)
+	}
+	resp, err := c.OffsetFetch(ctx, req)
+	if err == nil {
+		err = resp.Error
+	}
+	if err != nil {
+		return nil, fmt.Errorf("fetch offsets: %w", err)
+	}
+	all := make(map[place]int64, len(places))
+	for topic, partitions := range resp.Topics {
+		for _, o := range partitions {
+			if o.Error != nil {
+				return nil, fmt.Errorf("fetch offsets: topic %s, partition %d: %w", topic, o.Partition, o.Error)
+			}
+			all[place{topic, o.Partition}] = o.CommittedOffset
+		}
+	}
+	return all, nil
+}
+
+// unowned finds a partition that no member of the group reads, although the
+// group has settled: one that was added, or whose topic was made anew, after
+// the members had joined. A missing topic is an error.
+func (b *Broker) unowned(ctx context.Context) (found *place, err error) {
+	err = b.withClient(func(c *kafka.Client) error {
+		_, places, err := b.places(ctx, c)
+		if err != nil {
+			return err
+		}
+		resp, err := c.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{b.group()}})
+		if err != nil {
+			return fmt.Errorf("describe group: %w", err)
+		}
+		owned := make(map[place]bool)
+		for _, g := range resp.Groups {
+			if g.Error != nil || g.GroupState != "Stable" {
+				return g.Error
+			}
+			for _, m := range g.Members {
+				for _, t := range m.MemberAssignments.Topics {
+					for _, id := range t.Partitions {
+						owned[place{t.Topic, id}] = true
+					}
+				}
+			}
+		}
+		if i := slices.IndexFunc(places, func(p place) bool { return !owned[p] }); i >= 0 {
+			found = &places[i]
+		}
+		return nil
+	})
+	return found, err
+}
