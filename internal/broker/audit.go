@@ -32,9 +32,10 @@ func (g *generation) auditLoop(ctx context.Context) {
 func (g *generation) audit(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	places := make([]place, len(g.partitions))
+	// Positions are read before the ends are asked for: records keep coming.
+	places, at := make([]place, len(g.partitions)), make([]int64, len(g.partitions))
 	for i, p := range g.partitions {
-		places[i] = p.place
+		places[i], at[i] = p.place, p.position.Load()
 	}
 	var ends map[place]bounds
 	_ = g.broker.withClient(func(c *kafka.Client) (err error) {
@@ -42,9 +43,9 @@ func (g *generation) audit(ctx context.Context) error {
 		return err
 	})
 	now := time.Now()
-	for _, p := range g.partitions {
+	for i, p := range g.partitions {
 		if b, ok := ends[p.place]; ok {
-			if err := p.audit(b, now); err != nil {
+			if err := p.audit(at[i], b, now); err != nil {
 				return fmt.Errorf("topic %s, partition %d: %w", p.topic, p.id, err)
 			}
 		}
@@ -60,12 +61,12 @@ func (g *generation) audit(ctx context.Context) error {
 	return nil
 }
 
-// audit judges one partition. A log whose end went back, or lies before the
+// audit judges one partition, whose position was at before its bounds were
+// asked for. A log whose end went back, or lies before the
 // position, is another one, made anew under the same name, or was cut off. Its
 // reader would wait until the end has passed its position, and then skip all
 // before; so the offset to commit goes back to the beginning.
-func (p *partition) audit(b bounds, now time.Time) error {
-	at := p.position.Load()
+func (p *partition) audit(at int64, b bounds, now time.Time) error {
 	switch {
 	case at > b.last || b.last < p.end:
 		p.tracker.forget()

@@ -43,11 +43,11 @@ func TestAuditOfAPartition(t *testing.T) {
 		p.position.Store(at)
 		return p
 	}
-	if err := fresh(7, 7).audit(bounds{0, 9}, start); err != nil {
+	if err := fresh(7, 7).audit(7, bounds{0, 9}, start); err != nil {
 		t.Errorf("a log that grows: %v", err)
 	}
 	for name, p := range map[string]*partition{"before the position": fresh(7, 0), "before an earlier end": fresh(3, 9)} {
-		if p.audit(bounds{0, 5}, start) == nil {
+		if p.audit(p.position.Load(), bounds{0, 5}, start) == nil {
 			t.Errorf("an end %s passed", name)
 		}
 		if at := p.tracker.committable(); at != 0 {
@@ -57,20 +57,20 @@ func TestAuditOfAPartition(t *testing.T) {
 
 	stuck := fresh(3, 0)
 	for s := time.Duration(0); s <= stuckAfter; s += auditEvery {
-		if err := stuck.audit(bounds{0, 9}, start.Add(s)); err != nil {
+		if err := stuck.audit(stuck.position.Load(), bounds{0, 9}, start.Add(s)); err != nil {
 			t.Fatalf("after %s: %v", s, err)
 		}
 	}
 	late := start.Add(stuckAfter + auditEvery)
 	stuck.blocked.Store(true) // by the handler, which may
-	if err := stuck.audit(bounds{0, 9}, late); err != nil {
+	if err := stuck.audit(stuck.position.Load(), bounds{0, 9}, late); err != nil {
 		t.Errorf("a blocked handler: %v", err)
 	}
 	stuck.blocked.Store(false)
-	if err := stuck.audit(bounds{0, 9}, late.Add(stuckAfter/2)); err != nil {
+	if err := stuck.audit(stuck.position.Load(), bounds{0, 9}, late.Add(stuckAfter/2)); err != nil {
 		t.Errorf("only just released: %v", err)
 	}
-	if stuck.audit(bounds{0, 9}, late.Add(2*stuckAfter)) == nil {
+	if stuck.audit(stuck.position.Load(), bounds{0, 9}, late.Add(2*stuckAfter)) == nil {
 		t.Error("a reader that brings nothing passed")
 	}
 }
