@@ -242,7 +242,7 @@ func TestGoodEmails(t *testing.T) {
 			e.Subject = strings.Repeat("ü", 499)
 			e.Headers = map[string]string{"X-A": strings.Repeat("a", 998-len("X-A: "))}
 			e.SendAt, e.ExpiresAt = now.Add(30*24*time.Hour), now.Add(90*24*time.Hour)
-			e.Stream, e.SupersedeKey = strings.Repeat("s", 64), strings.Repeat("k", 255)
+			e.Stream = strings.Repeat("s", 64)
 			e.Tags = slices.Repeat([]string{"a.b_c-d:e=f"}, 20)
 		},
 		"past send_at": func(e *message.Email) { e.SendAt = now.Add(-time.Hour) },

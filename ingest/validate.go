@@ -13,13 +13,12 @@ import (
 
 // Limits of a request, in bytes where nothing else is said.
 const (
-	MaxProblems     = 50 // that one answer names
-	MaxContent      = 10 << 20
-	maxKey          = 255
-	maxStream       = 64
-	maxSupersedeKey = 255
-	maxTags         = 20
-	maxTag          = 64
+	MaxProblems = 50 // that one answer names
+	MaxContent  = 10 << 20
+	maxKey      = 255
+	maxStream   = 64
+	maxTags     = 20
+	maxTag      = 64
 )
 
 // problems gathers what is wrong with a request, up to MaxProblems.
@@ -91,7 +90,10 @@ func validateOptions(p *problems, o *message.Options) {
 	if o.Stream != "" && (len(o.Stream) > maxStream || !only(o.Stream, isNameByte)) {
 		p.add("stream", "want 1 to %d of A–Z a–z 0–9 . _ -", maxStream)
 	}
-	validateText(p, "supersede_key", o.SupersedeKey, maxSupersedeKey)
+	if o.SupersedeKey != "" {
+		// Kept and not honoured it would be a broken promise.
+		p.add("supersede_key", "is not supported yet")
+	}
 	if len(o.Tags) > maxTags {
 		p.add("tags", "has %d tags, want at most %d", len(o.Tags), maxTags)
 	}

@@ -61,16 +61,19 @@ func Bench(ctx context.Context, cfg config.Config, opt BenchOptions) (res *bench
 	go func() {
 		served <- serve(sctx, cfg, Options{Version: "bench", Output: opt.Output}, loopback, ready)
 	}()
+	var p *process
 	defer func() {
 		stop()
 		err = errors.Join(err, <-served)
+		if p != nil {
+			p.removeTopics()
+		}
 	}()
 	select {
 	case err := <-served:
 		served <- nil
 		return nil, err
-	case p := <-ready:
-		defer p.removeTopics()
+	case p = <-ready:
 		pipe := bench.Pipe{Provider: loopback, Stores: storeAddresses(cfg), Submit: p.submitDirectly(key)}
 		if opt.HTTP {
 			pipe.Submit = submitByHTTP(p.addr.API, key, opt.Submitters)

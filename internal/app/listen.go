@@ -12,13 +12,14 @@ import (
 	"github.com/stormpost/stormpost/ingest/httpapi"
 )
 
-// requestGrace is how long requests under way have at the end.
+// requestGrace is how long requests under way have at the end, at most.
 const requestGrace = 10 * time.Second
 
 // listener is an HTTP server on an open port.
 type listener struct {
 	name   string
 	scheme string
+	grace  time.Duration // for requests under way at the end
 	net.Listener
 	server *http.Server
 }
@@ -66,8 +67,8 @@ func (p *process) open(ctx context.Context, name, key, addr string, h http.Handl
 	if err != nil {
 		return nil, err
 	}
-	return &listener{name: name, scheme: "http", Listener: nl, server: &http.Server{
-		Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+	return &listener{name: name, scheme: "http", grace: min(requestGrace, p.cfg.Delivery.ShutdownGrace), Listener: nl, server: &http.Server{
+		Handler: h, ReadHeaderTimeout: 10 * time.Second, WriteTimeout: 2 * time.Minute, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
 	}}, nil
 }
 
@@ -94,7 +95,7 @@ func (l *listener) serve(ctx context.Context) error {
 		return err
 	case <-ctx.Done():
 	}
-	sctx, cancel := context.WithTimeout(context.Background(), requestGrace)
+	sctx, cancel := context.WithTimeout(context.Background(), l.grace)
 	defer cancel()
 	if err := l.server.Shutdown(sctx); err != nil {
 		l.server.Close() // those left hold nothing but a request without an answer

@@ -177,12 +177,12 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 		front.run("worker", func() error { return p.worker.Run(fctx) })
 		front.run("consumer", func() error { return p.consumer.Run(fctx, consumed{p.worker, p.ledger}) })
 	}
-	if p.ring != nil && p.ring.Ready() != nil {
-		// The first answers should know the keys. With the ledger away, they
-		// come when it comes.
+	if p.ring != nil {
+		// The first answers should know the newest keys. With the ledger away,
+		// those of the snapshot must do.
 		rctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 		if err := p.ring.Refresh(rctx); err != nil {
-			p.log.Warn("API keys are not loaded yet", "error", err)
+			p.log.Warn("API keys were not refreshed", "error", err)
 		}
 		cancel()
 	}
