@@ -1,0 +1,8 @@
+// Package recovery is for the long jobs by which a backlog comes back: replay,
+// evacuation, reconciling a ledger that was rolled back. Each will be a plan
+// with checkpoints, so that running it again resumes it.
+//
+// What recovers without being asked is nearer to what it protects: the lane's
+// cursor and the sweep for doubts are operations of the ledger (dedupe), and the
+// feed that sends what they find is a part of delivery.
+package recovery
