@@ -45,7 +45,7 @@ func OpenWith(t testing.TB, cfg dedupe.Config) *dedupe.Ledger {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = l.Run(ctx, false)
+		_ = l.Run(ctx, true)
 	}()
 	t.Cleanup(func() {
 		cancel()
