@@ -305,7 +305,7 @@ begin
       swept = quiet
     where id = gone.id and beat_at = gone.beat_at;
   end loop;
-  if not exists (select from silent) then
+  if not exists (select from silent) and not exists (select from doubt) then
     return 0;
   end if;
   delete from silent s
