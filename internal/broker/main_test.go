@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
@@ -251,7 +252,11 @@ func consume(t testing.TB, b *Broker, h Handler) (c *Consumer, stop func()) {
 
 func backlog(t testing.TB, b *Broker) (sum int64, each map[message.Lane]int64) {
 	t.Helper()
-	each, err := b.Backlog(patient(t))
+	ctx := patient(t)
+	each, err := b.Backlog(ctx)
+	for passing := kafka.Error(0); errors.As(err, &passing) && passing.Temporary() && ctx.Err() == nil; {
+		each, err = b.Backlog(ctx) // a coordinator that was just found, or lost
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

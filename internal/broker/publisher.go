@@ -23,7 +23,7 @@ const (
 	bufferBytes   = 16 << 20
 
 	flushRecords = 500
-	flushers     = 2 // of one lane: one encodes while the other waits for Kafka
+	flushers     = 4 // of one lane: some encode while others wait for Kafka
 	// publishAge is how long a record is tried. Later the lane's cursor has it.
 	publishAge = 10 * time.Second
 )

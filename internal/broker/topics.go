@@ -20,18 +20,21 @@ const (
 )
 
 // EnsureTopics makes the lanes' topics where they are missing, and returns once
-// each of their partitions has a leader. It tries until ctx ends, and may be
+// each of their partitions has a leader that answers as such. It tries until ctx ends, and may be
 // called by many processes at once. Topics are never left to be made by
 // themselves: those would have the cluster's defaults.
 func (b *Broker) EnsureTopics(ctx context.Context) error {
 	want := slices.Sorted(maps.Keys(b.topics()))
 	for {
 		missing, err := b.missing(ctx, want)
-		if err == nil && len(missing) == 0 {
-			return nil
-		}
-		if err == nil {
+		switch {
+		case err != nil:
+		case len(missing) > 0:
 			err = b.create(ctx, missing)
+		default:
+			if _, err = b.Probe(ctx); err == nil {
+				return nil
+			}
 		}
 		timer := time.NewTimer(200 * time.Millisecond)
 		select {
