@@ -12,4 +12,9 @@
 // that is not its own, and moves offsets back. Here each generation of the
 // group has one plain reader for each of its partitions, and commits, for each
 // partition, the offset below which everything is finished (tracker).
+//
+// Every two seconds each member audits what it reads. An end that went back is
+// another log under the same name: it is read from its beginning, and so is
+// committed. A partition that nobody in a settled group reads, since it was
+// added or its topic made anew, makes the group join again.
 package broker
