@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 
@@ -116,21 +117,18 @@ func (l *Ledger) submissionMessages(ctx context.Context, f message.Filter, below
 	} else {
 		key = f.Submission.KeyHash()
 	}
-	var ns []int64
-	var code, count int16
-	var submission int64
-	var print []byte
-	err := l.pool.QueryRow(ctx, `select lane, submission, count, print from identity where key = $1`, [16]byte(key)).Scan(&code, &submission, &count, &print)
+	lane, submission, count, print, err := l.byKey(ctx, key)
 	switch {
-	case noRows(err):
+	case errors.Is(err, message.ErrNotFound):
 		return nil, nil
 	case err != nil:
-		return nil, unavailable("list", err)
-	case f.Submission != (message.ID{}) && (f.Submission.KeyHash() != key || !f.Submission.Matches(message.Fingerprint(print))):
+		return nil, err
+	case f.Submission != (message.ID{}) && (f.Submission.KeyHash() != key || !f.Submission.Matches(print)):
 		return nil, nil
 	}
-	for i := int(count) - 1; i >= 0; i-- {
-		p := message.PositionOf(message.LaneOf(int64(code)), submission, i)
+	var ns []int64
+	for i := count - 1; i >= 0; i-- {
+		p := message.PositionOf(lane, submission, i)
 		if int64(p)&orderMask < below {
 			ns = append(ns, int64(p))
 		}

@@ -27,19 +27,26 @@ func (l *Ledger) find(ctx context.Context, id message.ID) (message.Position, err
 
 // identity is the submission that an id, a message's or its own, belongs to.
 func (l *Ledger) identity(ctx context.Context, id message.ID) (lane message.Lane, submission int64, count int, err error) {
+	lane, submission, count, print, err := l.byKey(ctx, id.KeyHash())
+	if err == nil && !id.Matches(print) {
+		err = message.ErrNotFound
+	}
+	return lane, submission, count, err
+}
+
+// byKey is the submission under a key, with its fingerprint.
+func (l *Ledger) byKey(ctx context.Context, key message.KeyHash) (lane message.Lane, submission int64, count int, print message.Fingerprint, err error) {
 	var code int16
-	var print []byte
-	err = l.pool.QueryRow(ctx, `select lane, submission, count, print from identity where key = $1`, [16]byte(id.KeyHash())).
-		Scan(&code, &submission, &count, &print)
+	var b []byte
+	err = l.pool.QueryRow(ctx, `select lane, submission, count, print from identity where key = $1`, [16]byte(key)).
+		Scan(&code, &submission, &count, &b)
 	switch {
 	case noRows(err):
-		return lane, 0, 0, message.ErrNotFound
+		return lane, 0, 0, print, message.ErrNotFound
 	case err != nil:
-		return lane, 0, 0, unavailable("find", err)
-	case !id.Matches(message.Fingerprint(print)):
-		return lane, 0, 0, message.ErrNotFound
+		return lane, 0, 0, print, unavailable("find", err)
 	}
-	return message.LaneOf(int64(code)), submission, count, nil
+	return message.LaneOf(int64(code)), submission, count, message.Fingerprint(b), nil
 }
 
 // Message implements httpapi.Ledger.

@@ -89,6 +89,6 @@ func (l *Ledger) Park(ctx context.Context, source string, raw []byte, reason str
 	if _, err := l.pool.Exec(ctx, `insert into parked (source, raw, reason) values ($1, $2, $3)`, source, raw, bounded(reason, 2000)); err != nil {
 		return unavailable("park", err)
 	}
-	l.log.LogAttrs(ctx, levelWarn, "record parked", attrSource(source), attrReason(reason))
+	l.log.WarnContext(ctx, "record parked", "source", source, "reason", reason)
 	return nil
 }

@@ -1,15 +1,9 @@
 package dedupe
 
 import (
-	"log/slog"
 	"strings"
 	"unicode/utf8"
 )
-
-const levelWarn = slog.LevelWarn
-
-func attrSource(s string) slog.Attr { return slog.String("source", s) }
-func attrReason(s string) slog.Attr { return slog.String("reason", s) }
 
 // bounded makes s fit for a text column: valid UTF-8 without NUL, at most most
 // bytes.

@@ -2,9 +2,6 @@ package app
 
 import (
 	"context"
-	"crypto"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 
@@ -108,23 +105,9 @@ func (p *process) smtp() (*smtp.Provider, error) {
 func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {
 	var keys []smtp.DKIMKey
 	for i, d := range configured {
-		block, _ := pem.Decode([]byte(d.Key.Reveal()))
-		if block == nil {
-			return nil, fmt.Errorf("dkim[%d].key: not a PEM file", i)
-		}
-		var key any
-		var err error
-		if block.Type == "RSA PRIVATE KEY" {
-			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
-		} else {
-			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
-		}
-		if err != nil { // x509's errors hold no key material
+		signer, err := smtp.ParseDKIMKey([]byte(d.Key.Reveal()))
+		if err != nil { // it holds no key material
 			return nil, fmt.Errorf("dkim[%d].key: %w", i, err)
-		}
-		signer, ok := key.(crypto.Signer)
-		if !ok {
-			return nil, fmt.Errorf("dkim[%d].key: want an RSA or Ed25519 private key", i)
 		}
 		keys = append(keys, smtp.DKIMKey{Domain: d.Domain, Selector: d.Selector, Key: signer})
 	}
