@@ -26,7 +26,7 @@ type Config struct {
 	DSN      string // postgres://… of the writer, never of a replica
 	MaxConns int32  // default 24
 
-	Batch    int // rows a batch at most, default 500
+	Batch    int // rows a batch at most, default 1000
 	Flushers int // batches under way at once, for each kind and class, default 2
 
 	// Deadline is how long an operation may take before its fate counts as
@@ -53,7 +53,7 @@ func (c Config) withDefaults() Config {
 		c.MaxConns = 24
 	}
 	if c.Batch <= 0 {
-		c.Batch = 500
+		c.Batch = 1000
 	}
 	if c.Flushers <= 0 {
 		c.Flushers = 2

@@ -130,7 +130,7 @@ func Default() Config {
 		DataDir:       "stormpost-data",
 		Log:           Log{Level: "info", Format: "json"},
 		Kafka:         Kafka{Prefix: "stormpost", Partitions: 4},
-		Ledger:        Ledger{MaxConns: 24, Batch: 500, Flushers: 2, Deadline: 5 * time.Second, BeatEvery: 2 * time.Second},
+		Ledger:        Ledger{MaxConns: 24, Batch: 1000, Flushers: 2, Deadline: 5 * time.Second, BeatEvery: 2 * time.Second},
 		Accept:        Accept{Timeout: 10 * time.Second, EmailLife: 72 * time.Hour, PushLife: 24 * time.Hour, MaxSchedule: 30 * 24 * time.Hour},
 		Delivery: Delivery{
 			ClaimValid: 30 * time.Second, ShutdownGrace: 30 * time.Second,
