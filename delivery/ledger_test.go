@@ -28,16 +28,15 @@ type fakeLedger struct {
 }
 
 type fakeMessage struct {
-	item      message.Item
-	accepted  time.Time
-	expires   time.Time
-	test      bool
-	lost      bool // the content
-	attempts  []*fakeAttempt
-	waiting   int // the attempt that may be made from due on
-	due       time.Time
-	handed    []int // attempts that a provider took over, in order
-	published bool
+	item     message.Item
+	accepted time.Time
+	expires  time.Time
+	test     bool
+	lost     bool // the content
+	attempts []*fakeAttempt
+	waiting  int // the attempt that may be made from due on
+	due      time.Time
+	handed   []int // attempts that a provider took over, in order
 }
 
 type fakeAttempt struct {

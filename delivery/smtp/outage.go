@@ -22,18 +22,18 @@ type outage struct {
 }
 
 // enter says whether a dial may begin. If so, leave or abandon must follow;
-// else the error is the one to give, and until when.
-func (o *outage) enter(now time.Time) (err error, until time.Time, ok bool) {
+// else it says until when not, and the error to give.
+func (o *outage) enter(now time.Time) (until time.Time, ok bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.failures == 0 {
-		return nil, time.Time{}, true
+		return time.Time{}, true, nil
 	}
 	if o.trying || now.Before(o.until) {
-		return o.err, o.until, false
+		return o.until, false, o.err
 	}
 	o.trying = true
-	return nil, time.Time{}, true
+	return time.Time{}, true, nil
 }
 
 // leave records a dial's result, and says how the outage changed by it.

@@ -95,7 +95,7 @@ func (p *Provider) await(ctx context.Context, down *DownError) (*conn, error) {
 
 // connect dials with a permit in hand.
 func (p *Provider) connect(ctx context.Context) (*conn, error) {
-	if err, until, ok := p.outage.enter(p.cfg.Now()); !ok {
+	if until, ok, err := p.outage.enter(p.cfg.Now()); !ok {
 		return nil, &DownError{p.cfg.Name, until, err}
 	}
 	c, err := p.dial(ctx)

@@ -186,7 +186,7 @@ func TestOutageCountsOnce(t *testing.T) {
 	var o outage
 	now := time.Unix(0, 0)
 	for range 16 {
-		if _, _, ok := o.enter(now); !ok {
+		if _, ok, _ := o.enter(now); !ok {
 			t.Fatal("refused before any failure")
 		}
 	}
@@ -197,14 +197,14 @@ func TestOutageCountsOnce(t *testing.T) {
 		}
 	}
 	now = now.Add(firstPause)
-	if _, _, ok := o.enter(now); !ok {
+	if _, ok, _ := o.enter(now); !ok {
 		t.Error("nobody may try after the pause")
 	}
-	if _, _, ok := o.enter(now); ok {
+	if _, ok, _ := o.enter(now); ok {
 		t.Error("two may try at a time")
 	}
 	o.abandon()
-	if _, _, ok := o.enter(now); !ok {
+	if _, ok, _ := o.enter(now); !ok {
 		t.Error("nobody may try after one gave up")
 	}
 }

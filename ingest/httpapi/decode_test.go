@@ -78,13 +78,12 @@ func TestDecodeAsGiven(t *testing.T) {
 		Attachments: []message.Attachment{{Filename: "f", Content: []byte("hi")}},
 		Options:     message.Options{Class: "trigger", SendAt: time.Date(2029, 12, 31, 22, 0, 0, 0, time.UTC), Tags: []string{"x"}},
 	}
-	got, _ := json.Marshal(c.Email)
 	expected, _ := json.Marshal(want)
 	if !c.Email.SendAt.Equal(want.SendAt) {
 		t.Errorf("send_at %v", c.Email.SendAt)
 	}
 	c.Email.SendAt = want.SendAt
-	if got, _ = json.Marshal(c.Email); !bytes.Equal(got, expected) {
+	if got, _ := json.Marshal(c.Email); !bytes.Equal(got, expected) {
 		t.Errorf("got %s, want %s", got, expected)
 	}
 }

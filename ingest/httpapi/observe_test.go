@@ -69,7 +69,7 @@ func (h histogram) Record(_ context.Context, _ float64, options ...metric.Record
 	set := metric.NewRecordConfig(options).Attributes()
 	var b strings.Builder
 	for _, kv := range set.ToSlice() {
-		b.WriteString(kv.Value.Emit() + " ")
+		b.WriteString(kv.Value.String() + " ")
 	}
 	h.m.mu.Lock()
 	defer h.m.mu.Unlock()

@@ -235,7 +235,7 @@ func (l *Loopback) begin(count int) {
 	l.twice.Store(0)
 }
 
-// Name, Channel and the other methods implement delivery.Provider.
+// Name is loopback.
 func (l *Loopback) Name() string { return "loopback" }
 
 // Channel is email.
