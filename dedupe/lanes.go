@@ -84,6 +84,7 @@ func (l *Ledger) Lanes(ctx context.Context) ([]message.LaneView, error) {
 		v := message.LaneView{
 			Lane: message.LaneOf(int64(code)), Depth: depth + due, Waiting: later,
 			OldestAge: time.Duration(max(0, oldest, oldestDue) * float64(time.Second)), InRate: in, OutRate: out,
+			Accepted: r.latest().in[code], Attempted: r.latest().out[code],
 		}
 		v.ETA = eta(v)
 		views[v.Lane] = v
@@ -133,6 +134,8 @@ func (l *Ledger) sampleLanes(ctx context.Context) error {
 	}
 	return nil
 }
+
+func (r *laneReader) latest() *laneSample { return &r.samples[len(r.samples)-1] }
 
 // rates is messages accepted and attempts made a second. A process that fell
 // out of the sample would make them negative: then they are 0 for a while.

@@ -1,0 +1,136 @@
+package watch
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/incident"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// Lanes looks how the lanes are doing: the ledger.
+type Lanes interface {
+	Lanes(ctx context.Context) ([]message.LaneView, error)
+}
+
+const (
+	// rateOver is the time over which rates are taken, and rateLeast the least
+	// of it from which they are told.
+	rateOver  = 10 * time.Second
+	rateLeast = 3 * time.Second
+	// stillFor is how long nothing must have moved.
+	stillFor = 4 * time.Second
+)
+
+// Stalls checks each lane against the objective of its class, the age that its
+// oldest ready message may have. A lane stalls when its oldest is older while
+// nothing moves, or when what comes now would wait for longer, at the rates of
+// the last seconds. A backlog that will be gone in time is no stall.
+func Stalls(lanes Lanes, objectives map[message.Class]time.Duration, now func() time.Time) Check {
+	s := &stalls{lanes: lanes, objectives: objectives, now: now, past: make(map[message.Lane]*laneHistory)}
+	return Check{Kinds: []incident.Kind{incident.Stall}, Look: s.look}
+}
+
+type stalls struct {
+	lanes      Lanes
+	objectives map[message.Class]time.Duration
+	now        func() time.Time
+	past       map[message.Lane]*laneHistory
+}
+
+// laneHistory is the last views of a lane, oldest first.
+type laneHistory struct {
+	at    []time.Time
+	views []message.LaneView
+	moved time.Time // when an attempt was last seen to be made; at first, since when it is looked at
+}
+
+func (s *stalls) look(ctx context.Context) ([]incident.Condition, error) {
+	views, err := s.lanes.Lanes(ctx)
+	if err != nil {
+		return nil, err
+	}
+	now := s.now()
+	var found []incident.Condition
+	for _, v := range views {
+		h := s.past[v.Lane]
+		if h == nil {
+			h = &laneHistory{moved: now}
+			s.past[v.Lane] = h
+		}
+		h.add(now, v)
+		if c, ok := h.judge(now, s.objectives[v.Lane.Class]); ok {
+			found = append(found, c)
+		}
+	}
+	return found, nil
+}
+
+func (h *laneHistory) add(now time.Time, v message.LaneView) {
+	if n := len(h.views); n > 0 && h.views[n-1].Attempted != v.Attempted {
+		h.moved = now
+	}
+	h.at, h.views = append(h.at, now), append(h.views, v)
+	for len(h.at) > 2 && now.Sub(h.at[1]) >= rateOver {
+		h.at, h.views = h.at[1:], h.views[1:]
+	}
+}
+
+// judge says whether the lane stalls.
+func (h *laneHistory) judge(now time.Time, objective time.Duration) (incident.Condition, bool) {
+	v := h.views[len(h.views)-1]
+	c := incident.Condition{
+		Kind: incident.Stall, Subject: v.Lane.String(), Lane: v.Lane.String(), Count: v.Depth, Oldest: v.OldestAge,
+		Command: fmt.Sprintf("stormpost messages --state queued --class %s --channel %s", v.Lane.Class, v.Lane.Channel),
+	}
+	if v.Lane.Class != message.Transactional {
+		c.Severity = incident.Warning
+	}
+	if v.Depth == 0 || objective <= 0 {
+		return c, false
+	}
+	if v.OldestAge > objective && now.Sub(h.moved) >= stillFor {
+		c.ETA = -1
+		c.Summary = fmt.Sprintf("%s: nothing moves, and %d messages wait, the oldest for %s (objective %s)",
+			v.Lane, v.Depth, short(v.OldestAge), short(objective))
+		return c, true
+	}
+	span := now.Sub(h.at[0])
+	if span < rateLeast {
+		return c, false
+	}
+	first := h.views[0]
+	in := float64(max(0, v.Accepted-first.Accepted)) / span.Seconds()
+	out := float64(max(0, v.Attempted-first.Attempted)) / span.Seconds()
+	if out == 0 {
+		return c, false // the age tells
+	}
+	// Whoever comes last now waits for all before it (Little's law). Its wait
+	// must be too long as well as the backlog's end too far away: else a lane in
+	// balance, whose end is never, would stall.
+	wait := float64(v.Depth) / out
+	if wait <= objective.Seconds() {
+		return c, false
+	}
+	c.ETA = -1
+	ends := "it grows"
+	if out > in {
+		eta := float64(v.Depth) / (out - in)
+		if eta <= objective.Seconds() {
+			return c, false
+		}
+		c.ETA = time.Duration(min(eta, 1e9) * float64(time.Second))
+		ends = "gone in " + short(c.ETA)
+	}
+	c.Summary = fmt.Sprintf("%s: %d messages wait at %.0f/s out and %.0f/s in, %s (objective %s)", v.Lane, v.Depth, out, in, ends, short(objective))
+	return c, true
+}
+
+// short is a duration for people.
+func short(d time.Duration) string {
+	if d < 10*time.Second {
+		return d.Round(100 * time.Millisecond).String()
+	}
+	return d.Round(time.Second).String()
+}

@@ -1,0 +1,118 @@
+// Package watch looks, every two seconds, at what the process can see of its
+// stores, lanes, providers and workers, and tells the incidents' engine what is
+// wrong. Each check runs by itself, so that one that hangs hides nothing but
+// what it looks at; while a check fails, what was known of its kinds stays.
+package watch
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/incident"
+)
+
+const (
+	lookEvery = 2 * time.Second
+	tellEvery = time.Second
+)
+
+// Check is one thing that is looked at. It is called again and again, by one
+// goroutine, with a deadline. An error means that it could not look.
+type Check struct {
+	Kinds   []incident.Kind // all that Look may tell of; two checks share none
+	Look    func(ctx context.Context) ([]incident.Condition, error)
+	Timeout time.Duration // default 4 s
+}
+
+// Watch runs checks. It is made by New.
+type Watch struct {
+	engine *incident.Engine
+	checks []*check
+}
+
+type check struct {
+	Check
+	mu    sync.Mutex
+	found []incident.Condition
+	blind bool
+}
+
+// New makes a watch of the checks.
+func New(e *incident.Engine, checks ...Check) *Watch {
+	w := &Watch{engine: e}
+	for _, c := range checks {
+		if c.Timeout <= 0 {
+			c.Timeout = 4 * time.Second
+		}
+		w.checks = append(w.checks, &check{Check: c, blind: true})
+	}
+	return w
+}
+
+// Run watches until ctx ends.
+func (w *Watch) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for _, c := range w.checks {
+		wg.Go(func() { c.run(ctx) })
+	}
+	tick := time.NewTicker(tellEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			w.tell()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// tell gives the engine what the checks found last.
+func (w *Watch) tell() {
+	var all []incident.Condition
+	blind := make(map[incident.Kind]bool)
+	for _, c := range w.checks {
+		c.mu.Lock()
+		all = append(all, c.found...)
+		for _, k := range c.Kinds {
+			blind[k] = c.blind
+		}
+		c.mu.Unlock()
+	}
+	w.engine.Observe(all, blind)
+}
+
+// run looks every two seconds. A look that takes long is made less often, so
+// that counting a large backlog doesn't become the load.
+func (c *check) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		began := time.Now()
+		lctx, cancel := context.WithTimeout(ctx, c.Timeout)
+		found, err := c.Look(lctx)
+		cancel()
+		if ctx.Err() != nil {
+			return
+		}
+		c.mu.Lock()
+		if c.blind = err != nil; err == nil {
+			c.found = found
+		} else {
+			c.found = nil
+		}
+		c.mu.Unlock()
+		took := time.Since(began)
+		if err != nil {
+			took = 0
+		}
+		timer.Reset(max(lookEvery-took, min(4*took, 3*lookEvery), 0))
+	}
+}
