@@ -15,14 +15,14 @@ const (
 	leastEnded = 20
 	badShare   = 0.5
 
-	judgeSoon = 10 * time.Second
+	judgeSoon = 6 * time.Second
 	judgeOver = time.Minute
 	// shutFor is how long a provider can't be used before that is trouble.
 	shutFor = 2 * time.Second
 )
 
 // Providers checks the providers of this process: whether they can be used, and
-// what share of hand-overs they take. The last ten seconds are judged where they
+// what share of hand-overs they take. The last seconds are judged where they
 // have enough of them, else the last minute.
 func Providers(all func() []message.ProviderHealth, now func() time.Time) Check {
 	p := &providers{all: all, now: now, past: make(map[string][]outcomes)}
@@ -69,7 +69,7 @@ func (p *providers) look(context.Context) (found []incident.Condition, _ error) 
 	return found, nil
 }
 
-// judge is the hand-overs of the last ten seconds, or, if they are too few, of
+// judge is the hand-overs of the last seconds, or, if they are too few, of
 // all that is remembered.
 func judge(past []outcomes, now time.Time) (bad, all int64, over time.Duration) {
 	last := past[len(past)-1]
