@@ -49,6 +49,7 @@ type held struct {
 	Incident
 	seen time.Time // when its condition was last seen
 	told time.Time // when sinks were last told
+	news bool      // facts have changed since
 }
 
 // New makes an engine with what the file has. A file that can't be read is
@@ -121,11 +122,11 @@ func (e *Engine) observe(conditions []Condition, blind map[Kind]bool) (events []
 		if h := e.open[cause]; h != nil {
 			h.seen = now
 			if h.facts(c) {
-				h.UpdatedAt = now.UTC().Round(0)
-				if now.Sub(h.told) >= updateEvery {
-					h.told = now
-					events = append(events, event(Updated, h.Incident))
-				}
+				h.UpdatedAt, h.news = now.UTC().Round(0), true
+			}
+			if h.news && now.Sub(h.told) >= updateEvery {
+				h.told, h.news = now, false
+				events = append(events, event(Updated, h.Incident))
 			}
 			continue
 		}
