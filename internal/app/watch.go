@@ -15,7 +15,7 @@ import (
 )
 
 // numberingHold is for how long an accept that couldn't be numbered counts.
-const numberingHold = 15 * time.Second
+const numberingHold = 10 * time.Second
 
 // watching is a process's view of what is wrong. A process with the role watch
 // tells the sinks, too; one with the API alone only answers who asks.
@@ -48,7 +48,7 @@ func (p *process) buildWatch() error {
 			return fmt.Errorf("incidents: %w", err)
 		}
 	}
-	w.watch = watch.New(w.engine, p.checks()...)
+	w.watch = watch.New(w.engine, p.log, p.checks()...)
 	return nil
 }
 

@@ -18,7 +18,7 @@ const (
 	judgeSoon = 6 * time.Second
 	judgeOver = time.Minute
 	// shutFor is how long a provider can't be used before that is trouble.
-	shutFor = 2 * time.Second
+	shutFor = time.Second
 )
 
 // Providers checks the providers of this process: whether they can be used, and

@@ -73,7 +73,7 @@ func Doubts(open func(context.Context) (message.DoubtCount, error)) Check {
 		}
 		return []incident.Condition{{
 			Kind: incident.InDoubt, Count: d.Count, Oldest: d.Oldest,
-			Summary: fmt.Sprintf("%d messages may or may not have been taken, and wait for a decision", d.Count),
+			Summary: fmt.Sprintf("nobody knows whether the provider took them, and a decision is awaited: messages in doubt: %d", d.Count),
 		}}, nil
 	}}
 }

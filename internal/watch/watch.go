@@ -6,6 +6,7 @@ package watch
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ type Check struct {
 // Watch runs checks. It is made by New.
 type Watch struct {
 	engine *incident.Engine
+	log    *slog.Logger
 	checks []*check
 }
 
@@ -38,9 +40,9 @@ type check struct {
 	blind bool
 }
 
-// New makes a watch of the checks.
-func New(e *incident.Engine, checks ...Check) *Watch {
-	w := &Watch{engine: e}
+// New makes a watch of the checks, which tells log when one can't look.
+func New(e *incident.Engine, log *slog.Logger, checks ...Check) *Watch {
+	w := &Watch{engine: e, log: log}
 	for _, c := range checks {
 		if c.Timeout <= 0 {
 			c.Timeout = 4 * time.Second
@@ -55,7 +57,7 @@ func (w *Watch) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, c := range w.checks {
-		wg.Go(func() { c.run(ctx) })
+		wg.Go(func() { c.run(ctx, w.log) })
 	}
 	tick := time.NewTicker(tellEvery)
 	defer tick.Stop()
@@ -86,9 +88,10 @@ func (w *Watch) tell() {
 
 // run looks every two seconds. A look that takes long is made less often, so
 // that counting a large backlog doesn't become the load.
-func (c *check) run(ctx context.Context) {
+func (c *check) run(ctx context.Context, log *slog.Logger) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	failing := false
 	for {
 		select {
 		case <-timer.C:
@@ -102,6 +105,14 @@ func (c *check) run(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
+		if failing != (err != nil) {
+			failing = err != nil
+			if failing {
+				log.Warn("the watch can't look; what it knows of these stays", "kinds", c.Kinds, "error", err)
+			} else {
+				log.Info("the watch can look again", "kinds", c.Kinds)
+			}
+		}
 		c.mu.Lock()
 		if c.blind = err != nil; err == nil {
 			c.found = found
@@ -113,6 +124,6 @@ func (c *check) run(ctx context.Context) {
 		if err != nil {
 			took = 0
 		}
-		timer.Reset(max(lookEvery-took, min(4*took, 3*lookEvery), 0))
+		timer.Reset(max(lookEvery-took, min(9*took, 3*lookEvery), 0))
 	}
 }

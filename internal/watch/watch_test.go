@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -84,7 +85,7 @@ func within(t *testing.T, checks func() []Check, do func(t *testing.T, e *incide
 func withinBare(t *testing.T, checks func() []Check, do func(t *testing.T, e *incident.Engine)) {
 	synctest.Test(t, func(t *testing.T) {
 		e := incident.New(incident.Config{})
-		w := New(e, checks()...)
+		w := New(e, slog.New(slog.NewTextHandler(t.Output(), nil)), checks()...)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); w.Run(ctx) }()
