@@ -106,21 +106,16 @@ func (h *laneHistory) judge(now time.Time, objective time.Duration) (incident.Co
 	if out == 0 {
 		return c, false // the age tells
 	}
-	// Whoever comes last now waits for all before it (Little's law). Its wait
-	// must be too long as well as the backlog's end too far away: else a lane in
-	// balance, whose end is never, would stall.
-	wait := float64(v.Depth) / out
-	if wait <= objective.Seconds() {
+	// Whoever comes last now waits for all before it. That is what is judged,
+	// and not when the backlog ends: the end of a lane in balance, or of one
+	// that is nearly so, is never or far away, although nobody waits for long.
+	if float64(v.Depth)/out <= objective.Seconds() {
 		return c, false
 	}
 	c.ETA = -1
 	ends := "it grows"
 	if out > in {
-		eta := float64(v.Depth) / (out - in)
-		if eta <= objective.Seconds() {
-			return c, false
-		}
-		c.ETA = time.Duration(min(eta, 1e9) * float64(time.Second))
+		c.ETA = time.Duration(min(float64(v.Depth)/(out-in), 1e9) * float64(time.Second))
 		ends = "gone in " + short(c.ETA)
 	}
 	c.Summary = fmt.Sprintf("%s: %d messages wait at %.0f/s out and %.0f/s in, %s (objective %s)", v.Lane, v.Depth, out, in, ends, short(objective))
