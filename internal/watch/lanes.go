@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/incident"
@@ -11,7 +12,8 @@ import (
 
 // Lanes looks how the lanes are doing: the ledger.
 type Lanes interface {
-	Lanes(ctx context.Context) ([]message.LaneView, error)
+	// LanesUpTo counts at most so many of each lane's backlog, which costs.
+	LanesUpTo(ctx context.Context, most int64) ([]message.LaneView, error)
 }
 
 const (
@@ -21,6 +23,13 @@ const (
 	rateLeast = 3 * time.Second
 	// stillFor is how long nothing must have moved.
 	stillFor = 4 * time.Second
+
+	// A backlog is counted up to countSoon at each look, and beyond it up to
+	// countAll as seldom as a tenth of the time allows. Between, what was
+	// accepted and attempted tells how it changes.
+	countSoon  = 10_000
+	countAll   = 500_000
+	countEvery = 10 * time.Second
 )
 
 // Stalls checks each lane against the objective of its class, the age that its
@@ -37,6 +46,9 @@ type stalls struct {
 	objectives map[message.Class]time.Duration
 	now        func() time.Time
 	past       map[message.Lane]*laneHistory
+
+	counted map[message.Lane]message.LaneView // by the last count of all
+	next    time.Time                         // when the next is due
 }
 
 // laneHistory is the last views of a lane, oldest first.
@@ -47,13 +59,17 @@ type laneHistory struct {
 }
 
 func (s *stalls) look(ctx context.Context) ([]incident.Condition, error) {
-	views, err := s.lanes.Lanes(ctx)
+	views, err := s.lanes.LanesUpTo(ctx, countSoon)
 	if err != nil {
 		return nil, err
 	}
+	s.countAll(ctx, views)
 	now := s.now()
 	var found []incident.Condition
 	for _, v := range views {
+		if all, ok := s.counted[v.Lane]; ok && v.Depth >= countSoon {
+			v.Depth = max(v.Depth, all.Depth+v.Accepted-all.Accepted-(v.Attempted-all.Attempted))
+		}
 		h := s.past[v.Lane]
 		if h == nil {
 			h = &laneHistory{moved: now}
@@ -65,6 +81,28 @@ func (s *stalls) look(ctx context.Context) ([]incident.Condition, error) {
 		}
 	}
 	return found, nil
+}
+
+// countAll counts large backlogs, when it is time. If that can't be done, the
+// backlog is as large as it is known to be.
+func (s *stalls) countAll(ctx context.Context, views []message.LaneView) {
+	large := slices.ContainsFunc(views, func(v message.LaneView) bool { return v.Depth >= countSoon })
+	began := s.now()
+	if !large {
+		s.counted = nil
+	}
+	if !large || began.Before(s.next) {
+		return
+	}
+	all, err := s.lanes.LanesUpTo(ctx, countAll)
+	s.next = s.now().Add(max(countEvery, 9*s.now().Sub(began)))
+	if err != nil {
+		return
+	}
+	s.counted = make(map[message.Lane]message.LaneView, len(all))
+	for _, v := range all {
+		s.counted[v.Lane] = v
+	}
 }
 
 func (h *laneHistory) add(now time.Time, v message.LaneView) {
