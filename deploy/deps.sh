@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # deps.sh [race]: see to what the tests need beside Go: PostgreSQL's server
 # programs, Java 17 and Apache Kafka's jars, fetched by Maven, and Alertmanager;
-# for `race` a C compiler, too. As root on Debian it installs what is missing, elsewhere it
-# says what to install. With nothing missing it is done at once.
+# for `race` a C compiler, too. As root on Debian it installs what is missing,
+# elsewhere it says what to install. With nothing missing it is done at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -38,7 +38,7 @@ const (
 // the last seconds. A backlog that will be gone in time is no stall.
 func Stalls(lanes Lanes, objectives map[message.Class]time.Duration, now func() time.Time) Check {
 	s := &stalls{lanes: lanes, objectives: objectives, now: now, past: make(map[message.Lane]*laneHistory)}
-	return Check{Kinds: []incident.Kind{incident.Stall}, Look: s.look}
+	return Check{Kinds: []incident.Kind{incident.Stall}, Look: s.look, Costs: true}
 }
 
 type stalls struct {

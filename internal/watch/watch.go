@@ -15,7 +15,7 @@ import (
 
 const (
 	lookEvery = 2 * time.Second
-	tellEvery = time.Second
+	tellEvery = 500 * time.Millisecond
 )
 
 // Check is one thing that is looked at. It is called again and again, by one
@@ -24,6 +24,7 @@ type Check struct {
 	Kinds   []incident.Kind // all that Look may tell of; two checks share none
 	Look    func(ctx context.Context) ([]incident.Condition, error)
 	Timeout time.Duration // default 4 s
+	Costs   bool          // a look that takes long is made less often, so that it doesn't become the load
 }
 
 // Watch runs checks. It is made by New.
@@ -86,8 +87,7 @@ func (w *Watch) tell() {
 	w.engine.Observe(all, blind)
 }
 
-// run looks every two seconds. A look that takes long is made less often, so
-// that counting a large backlog doesn't become the load.
+// run looks every two seconds.
 func (c *check) run(ctx context.Context, log *slog.Logger) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -121,9 +121,10 @@ func (c *check) run(ctx context.Context, log *slog.Logger) {
 		}
 		c.mu.Unlock()
 		took := time.Since(began)
-		if err != nil {
-			took = 0
+		pause := max(lookEvery-took, tellEvery)
+		if c.Costs {
+			pause = max(pause, min(9*took, 3*lookEvery))
 		}
-		timer.Reset(max(lookEvery-took, min(9*took, 3*lookEvery), 0))
+		timer.Reset(pause)
 	}
 }

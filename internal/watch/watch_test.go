@@ -364,7 +364,7 @@ func TestEvents(t *testing.T) {
 func TestSlowLooksAreRare(t *testing.T) {
 	looks := 0
 	withinBare(t, func() []Check {
-		return []Check{{Kinds: []incident.Kind{incident.Stall}, Look: func(context.Context) ([]incident.Condition, error) {
+		return []Check{{Kinds: []incident.Kind{incident.Stall}, Costs: true, Look: func(context.Context) ([]incident.Condition, error) {
 			looks++
 			time.Sleep(time.Second)
 			return nil, nil
