@@ -44,7 +44,7 @@ type Config struct {
 	Resend map[message.Lane]string
 
 	Name           string   // of this process, default host:pid
-	Roles          []string // what it does, told in its name as host:pid/api,worker
+	Roles          []string // what it does, told in its name, as api,worker/host:pid
 	Logger         *slog.Logger
 	TracerProvider trace.TracerProvider // nil: statements are not traced
 }
@@ -73,7 +73,7 @@ func (c Config) withDefaults() Config {
 		c.Name = fmt.Sprintf("%s:%d", host, os.Getpid())
 	}
 	if len(c.Roles) > 0 {
-		c.Name += "/" + strings.Join(c.Roles, ",")
+		c.Name = strings.Join(c.Roles, ",") + "/" + c.Name
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -59,7 +59,7 @@ func (l *Ledger) Workers(ctx context.Context) (int, error) {
 	var n int
 	if err := l.pool.QueryRow(ctx, `
 		select count(*) from process
-		where beat_at > clock_timestamp() - $1::interval and (name !~ '/' or name ~ '/(.*,)?worker(,|$)')`, l.gone()).Scan(&n); err != nil {
+		where beat_at > clock_timestamp() - $1::interval and (name !~ '/' or name ~ '^(.*,)?worker[,/]')`, l.gone()).Scan(&n); err != nil {
 		return 0, unavailable("workers", err)
 	}
 	return n, nil
