@@ -95,6 +95,25 @@ func (l *Ledger) Doubts(ctx context.Context, cursor string, limit int) (message.
 	return page, nil
 }
 
+// mostDoubts bounds the count of open doubts.
+const mostDoubts = 10_000
+
+// OpenDoubts counts the doubts that nobody has decided.
+func (l *Ledger) OpenDoubts(ctx context.Context) (message.DoubtCount, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	var d message.DoubtCount
+	var oldest float64
+	if err := l.pool.QueryRow(ctx, `
+		select count(*), coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::float8 from (
+			select d.since from doubt d left join outcome o on o.n = d.n and o.no = d.no
+			where o.kind is null or o.kind = 4 order by d.since limit $1) x`, mostDoubts).Scan(&d.Count, &oldest); err != nil {
+		return d, unavailable("open doubts", err)
+	}
+	d.Oldest = time.Duration(max(0, oldest) * float64(time.Second))
+	return d, nil
+}
+
 // Decide implements httpapi.Ledger.
 func (l *Ledger) Decide(ctx context.Context, id message.ID, d message.Decision, by, reason string) error {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)

@@ -43,7 +43,8 @@ type Config struct {
 	// them resent, as "policy:trigger.push".
 	Resend map[message.Lane]string
 
-	Name           string // of this process, default host:pid
+	Name           string   // of this process, default host:pid
+	Roles          []string // what it does, told in its name, as api,worker/host:pid
 	Logger         *slog.Logger
 	TracerProvider trace.TracerProvider // nil: statements are not traced
 }
@@ -70,6 +71,9 @@ func (c Config) withDefaults() Config {
 	if c.Name == "" {
 		host, _ := os.Hostname()
 		c.Name = fmt.Sprintf("%s:%d", host, os.Getpid())
+	}
+	if len(c.Roles) > 0 {
+		c.Name = strings.Join(c.Roles, ",") + "/" + c.Name
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

@@ -51,6 +51,20 @@ func (l *Ledger) Beat(ctx context.Context, open []message.AttemptKey, giveUp tim
 	return nil
 }
 
+// Workers counts the processes whose heartbeats come and that have a worker, as
+// their names tell. One without roles in its name counts as one with a worker.
+func (l *Ledger) Workers(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	var n int
+	if err := l.pool.QueryRow(ctx, `
+		select count(*) from process
+		where beat_at > clock_timestamp() - $1::interval and (name !~ '/' or name ~ '^(.*,)?worker[,/]')`, l.gone()).Scan(&n); err != nil {
+		return 0, unavailable("workers", err)
+	}
+	return n, nil
+}
+
 // gone is how old a heartbeat is when its process counts as gone, and how long
 // a silence of the ledger counts as an outage.
 func (l *Ledger) gone() time.Duration { return 3 * l.cfg.BeatEvery }

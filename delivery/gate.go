@@ -37,6 +37,10 @@ type gate struct {
 	probing bool                                  // when ajar: somebody is trying
 	pause   *backoff.ExponentialBackOff
 	timer   *time.Timer // of closed
+	trouble error       // what closed it last
+	shut    time.Time   // when it closed
+
+	ended [message.Returned + 1]atomic.Int64 // hand-overs by outcome
 }
 
 const (
@@ -226,7 +230,9 @@ func (g *gate) close(err error) {
 		return
 	case gateOpen:
 		g.log.Warn("provider can't be used; its messages wait", "error", err)
+		g.shut = time.Now()
 	}
+	g.trouble = err
 	g.state.Store(gateClosed)
 	// The next to try is who waited for longest in the most urgent class.
 	g.timer = time.AfterFunc(g.pause.NextBackOff(), func() {

@@ -37,6 +37,9 @@ func (a *attempt) settle(provider string, r message.Result) {
 		}
 	}
 	a.lane.meter.ended(provider, r)
+	if g := a.lane.gate; !r.Poison && provider == g.provider.Name() {
+		g.ended[r.Outcome].Add(1)
+	}
 	a.watch.ended(a.span, provider, r)
 	if err == nil {
 		a.lane.hand.end(key)

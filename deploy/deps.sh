@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # deps.sh [race]: see to what the tests need beside Go: PostgreSQL's server
-# programs, Java 17 and Apache Kafka's jars, fetched by Maven; for `race` a C
-# compiler, too. As root on Debian it installs what is missing, elsewhere it
-# says what to install. With nothing missing it is done at once.
+# programs, Java 17 and Apache Kafka's jars, fetched by Maven, and Alertmanager;
+# for `race` a C compiler, too. As root on Debian it installs what is missing,
+# elsewhere it says what to install. With nothing missing it is done at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -34,6 +34,7 @@ missing() {
 	have_postgres || echo postgresql
 	have_java || echo default-jre-headless
 	bin/teststack -fetched || have mvn || echo maven
+	have prometheus-alertmanager || have alertmanager || echo prometheus-alertmanager
 	if [[ ${1:-} == race ]]; then
 		have gcc || have clang || echo gcc libc6-dev
 	fi
@@ -46,7 +47,15 @@ install() {
 	local quiet=/etc/postgresql-common/createcluster.d/stormpost-deps.conf
 	mkdir -p "$(dirname "$quiet")"
 	echo "create_main_cluster = false" >"$quiet"
-	trap 'rm -f "'"$quiet"'"' EXIT
+	# Nor shall any other package start its service.
+	local policy=/usr/sbin/policy-rc.d
+	if [[ ! -e $policy ]]; then
+		printf '#!/bin/sh\nexit 101\n' >"$policy"
+		chmod +x "$policy"
+	else
+		policy=
+	fi
+	trap 'rm -f "'"$quiet"'" "'"$policy"'"' EXIT
 	{
 		apt-get update -q
 		apt-get install -q -y --no-install-recommends "$@"
@@ -70,8 +79,8 @@ if [[ -n $lacking ]]; then
 	{
 		echo "deps: missing: $lacking (PostgreSQL must be 15 or newer, Java 17 or newer)."
 		echo "deps: on Debian or Ubuntu: sudo apt-get install $lacking"
-		echo "deps: on Fedora: sudo dnf install postgresql-server java-21-openjdk-headless maven gcc"
-		echo "deps: on macOS: brew install postgresql@17 openjdk maven"
+		echo "deps: on Fedora: sudo dnf install postgresql-server java-21-openjdk-headless maven gcc; alertmanager by hand"
+		echo "deps: on macOS: brew install postgresql@17 openjdk maven alertmanager"
 	} >&2
 	exit 1
 fi

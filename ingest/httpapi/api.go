@@ -39,12 +39,13 @@ type Check struct {
 	Err  error // nil when it works; its text is shown to anyone who asks
 }
 
-// Config is what the API is made of. Service, Ledger and Keyring are required;
+// Config is what the API is made of. Service, Ledger, Keyring and Incidents are required;
 // the rest may be nil or zero.
 type Config struct {
 	Service        *ingest.Service
 	Ledger         Ledger
 	Keyring        Verifier
+	Incidents      Incidents
 	Ready          func(context.Context) []Check
 	TracerProvider trace.TracerProvider
 	MeterProvider  metric.MeterProvider
@@ -125,6 +126,7 @@ func New(c Config) http.Handler {
 	a.registerStreams()
 	a.registerLanes()
 	a.registerDoubts()
+	a.registerIncidents()
 	a.registerHealth()
 	a.registerDocument()
 	a.router.NotFound(func(w http.ResponseWriter, _ *http.Request) { notFound().write(w) })

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 
+	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -26,4 +27,11 @@ type Ledger interface {
 	// Decide settles the doubt of a message, once; message.ErrDecided after
 	// that, message.ErrNotFound when it has none.
 	Decide(ctx context.Context, id message.ID, d message.Decision, by, reason string) error
+}
+
+// Incidents is what is wrong, as this process sees it. It needs no store.
+type Incidents interface {
+	// List is one page, newest first, of state open, resolved or, if that is
+	// empty, of both.
+	List(state, cursor string, limit int) (message.Page[incident.Incident], error)
 }

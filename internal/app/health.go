@@ -8,16 +8,33 @@ import (
 
 	"github.com/stormpost/stormpost/ingest/httpapi"
 	"github.com/stormpost/stormpost/internal/broker"
+	"github.com/stormpost/stormpost/internal/watch"
 )
 
 // health knows how Kafka is doing: it is asked every second, through a fresh
 // connection, since clients believe in a dead cluster for a while.
 type health struct {
-	away  atomic.Bool
-	cause atomic.Pointer[error]
+	away    atomic.Bool
+	cause   atomic.Pointer[error]
+	since   atomic.Int64 // when away changed last, in Unix nanoseconds
+	cluster atomic.Pointer[string]
 }
 
 func (h *health) kafkaAway() bool { return h.away.Load() }
+
+// kafka is what is known of Kafka.
+func (h *health) kafka() (k watch.Kafka) {
+	if h.away.Load() {
+		if cause := h.cause.Load(); cause != nil && *cause != nil {
+			k.Away = *cause
+			k.For = max(0, time.Since(time.Unix(0, h.since.Load())))
+		}
+	}
+	if id := h.cluster.Load(); id != nil {
+		k.Cluster = *id
+	}
+	return k
+}
 
 // watchKafka makes the topics once the cluster answers, and keeps asking.
 func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Logger) {
@@ -34,7 +51,10 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 				}
 				made = true
 			}
-			_, err := b.Probe(pctx)
+			c, err := b.Probe(pctx)
+			if err == nil {
+				h.cluster.Store(&c.ID)
+			}
 			return err
 		}()
 		if ctx.Err() != nil {
@@ -42,6 +62,7 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 		}
 		h.cause.Store(&err)
 		if was := h.away.Swap(err != nil); was != (err != nil) {
+			h.since.Store(time.Now().UnixNano())
 			if err != nil {
 				log.Warn("Kafka is away; the ledger feeds the workers", "error", err)
 			} else {

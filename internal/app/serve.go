@@ -18,9 +18,11 @@ import (
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
+	"github.com/stormpost/stormpost/internal/watch"
 )
 
 // Options are what the command line gives Serve beside the configuration.
@@ -53,6 +55,7 @@ type process struct {
 	providers []delivery.Provider
 	loopback  delivery.Provider // instead of the configured ones; the bench's
 	health    health
+	watching  watching
 	addr      Addresses
 }
 
@@ -101,7 +104,7 @@ func (p *process) build() (err error) {
 	dsn := p.cfg.DSN.Reveal()
 	p.ledger, err = dedupe.Open(dedupe.Config{
 		DSN: dsn, MaxConns: int32(p.cfg.Ledger.MaxConns), Batch: p.cfg.Ledger.Batch, Flushers: p.cfg.Ledger.Flushers,
-		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Resend: p.resend(), Logger: p.log,
+		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Resend: p.resend(), Roles: p.cfg.Roles, Logger: p.log,
 	})
 	if err != nil {
 		return err
@@ -109,15 +112,18 @@ func (p *process) build() (err error) {
 	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
 		return err
 	}
+	p.watching.numbering = watch.NewEvents(numberingHold, time.Now, incident.Numbering)
 	if p.cfg.Has("api") {
 		if err := p.buildAPI(); err != nil {
 			return err
 		}
 	}
 	if p.cfg.Has("worker") {
-		return p.buildWorker()
+		if err := p.buildWorker(); err != nil {
+			return err
+		}
 	}
-	return nil
+	return p.buildWatch()
 }
 
 func (p *process) buildAPI() (err error) {
@@ -125,7 +131,7 @@ func (p *process) buildAPI() (err error) {
 	if p.publisher, err = p.kafka.NewPublisher(); err != nil {
 		return err
 	}
-	p.service = ingest.New(p.ledger, p.publisher, ingest.Config{
+	p.service = ingest.New(noticing{p.ledger, p.watching.numbering}, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
 		PushCheck: checkPush, Finder: p.ledger,
 	})
@@ -163,6 +169,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	back.run("ledger", func() error { return p.ledger.Run(house, p.worker == nil) })
 	back.run("retention", func() error { p.retain(house); return nil })
 	back.run("kafka", func() error { p.health.watchKafka(house, p.kafka, p.log); return nil })
+	p.watching.run(house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
 	}

@@ -30,6 +30,7 @@ type client struct {
 // of a running `stormpost dev`.
 type clientFlags struct {
 	api, key, data string
+	operator       bool // a running stormpost dev's operator key is needed
 }
 
 func (f *clientFlags) add(cmd *cobra.Command) {
@@ -51,6 +52,8 @@ func (c *command) client(f clientFlags) (*client, error) {
 		var dev struct {
 			API    string `json:"api"`
 			APIKey string `json:"api_key"`
+
+			OperatorKey string `json:"operator_key"`
 		}
 		b, err := os.ReadFile(filepath.Join(f.data, "dev.json"))
 		if err != nil || json.Unmarshal(b, &dev) != nil {
@@ -61,6 +64,9 @@ func (c *command) client(f clientFlags) (*client, error) {
 		}
 		if key == "" {
 			key = dev.APIKey
+			if f.operator {
+				key = dev.OperatorKey
+			}
 		}
 	}
 	return &client{base: strings.TrimRight(base, "/"), key: key, http: http.Client{Timeout: time.Minute}}, nil

@@ -11,11 +11,13 @@ func (c *command) serve() *cobra.Command {
 	var listen string
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Run the API, a worker or both on your PostgreSQL and Kafka",
-		Long: `Run the API, a worker or both on your PostgreSQL and Kafka, until SIGTERM. Start
-as many as you like: none has to be alone. On SIGTERM it takes no more requests
-and makes no more claims, finishes open replies within delivery.shutdown_grace,
-and gives back what it has not handed over.
+		Short: "Run the API, a worker and the watch on your PostgreSQL and Kafka",
+		Long: `Run the API, a worker and the watch on your PostgreSQL and Kafka, until SIGTERM.
+Start as many as you like: none has to be alone. The watch opens incidents and
+tells the log, a webhook and Alertmanager of them, as incidents.* say; provider
+trouble is seen by the watch of a process that is a worker, too. On SIGTERM it
+takes no more requests and makes no more claims, finishes open replies within
+delivery.shutdown_grace, and gives back what it has not handed over.
 
 Settings come from the file of --config, and over it from STORMPOST_*: the key
 smtp.addr is STORMPOST_SMTP_ADDR. The ones to begin with:
@@ -24,7 +26,7 @@ smtp.addr is STORMPOST_SMTP_ADDR. The ones to begin with:
   STORMPOST_BROKERS         Kafka, host:port,host:port
   STORMPOST_LISTEN          the API, 127.0.0.1:8080
   STORMPOST_METRICS_LISTEN  /metrics, 127.0.0.1:9464
-  STORMPOST_DATA_DIR        for the snapshot of the keys
+  STORMPOST_DATA_DIR        for the snapshot of the keys, and the last incidents
   STORMPOST_SMTP_ADDR       the SMTP relay, with _USERNAME, _PASSWORD, _TLS
   STORMPOST_FCM_SERVICE_ACCOUNT   file:/path/of/service-account.json
 
@@ -47,7 +49,7 @@ Traces and metrics are exported as OTEL_EXPORTER_OTLP_* say.`,
 			return app.Serve(cmd.Context(), cfg, app.Options{Version: Version, Output: c.Out})
 		},
 	}
-	cmd.Flags().StringSliceVar(&roles, "roles", []string{"api", "worker"}, "of api and worker")
+	cmd.Flags().StringSliceVar(&roles, "roles", []string{"api", "worker", "watch"}, "of api, worker and watch")
 	cmd.Flags().StringVar(&listen, "listen", "", "host:port of the API")
 	return cmd
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -21,10 +22,10 @@ type Config struct {
 	Listen        string   `koanf:"listen"`         // host:port of the API
 	MetricsListen string   `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
 	TLS           TLSFiles `koanf:"tls"`            // of the API's listener
-	Roles         []string `koanf:"roles"`          // what the process does: api, worker or both
+	Roles         []string `koanf:"roles"`          // what the process does, one or more of api, worker and watch
 	DSN           Secret   `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
 	Brokers       []string `koanf:"brokers"`        // Kafka, host:port each
-	DataDir       string   `koanf:"data_dir"`       // folder of the API keys' snapshot
+	DataDir       string   `koanf:"data_dir"`       // folder of the API keys' snapshot, and of the last incidents
 	Log           Log      `koanf:"log"`
 	Kafka         Kafka    `koanf:"kafka"`
 	Ledger        Ledger   `koanf:"ledger"`
@@ -33,6 +34,7 @@ type Config struct {
 	Retention     Retain   `koanf:"retention"`
 	SMTP          SMTP     `koanf:"smtp"`
 	FCM           FCM      `koanf:"fcm"`
+	Incidents     Incident `koanf:"incidents"`
 }
 
 // TLSFiles are PEM files; both or neither.
@@ -120,12 +122,34 @@ type FCM struct {
 	ReplyLimit     time.Duration `koanf:"reply_limit"`     // how long an answer is waited for
 }
 
+// Incident is when something counts as wrong, and whom the role watch tells.
+type Incident struct {
+	Objective    Objective `koanf:"objective"`
+	Webhook      Webhook   `koanf:"webhook"`
+	Alertmanager []string  `koanf:"alertmanager"` // base URLs of Alertmanagers, as http://alertmanager:9093; each is told
+	Runbook      string    `koanf:"runbook"`      // URL of the runbook that incidents link to
+}
+
+// Objective is how old the oldest message of a lane that is ready may become
+// before the lane stalls, by class.
+type Objective struct {
+	Transactional time.Duration `koanf:"transactional"` // age at which a transactional lane in which nothing moves stalls, and ETA from which it does
+	Trigger       time.Duration `koanf:"trigger"`       // the same, for trigger
+	Campaign      time.Duration `koanf:"campaign"`      // the same, for campaign
+}
+
+// Webhook is a receiver of signed events; an empty URL means none.
+type Webhook struct {
+	URL    string `koanf:"url"`    // gets incidents by POST, signed as Standard Webhooks has it; https, or http to this machine; empty: none
+	Secret Secret `koanf:"secret"` // that signs them: whsec_ and the base64 of 24 to 64 bytes
+}
+
 // Default is what holds where nothing is set.
 func Default() Config {
 	return Config{
 		Listen:        "127.0.0.1:8080",
 		MetricsListen: "127.0.0.1:9464",
-		Roles:         []string{"api", "worker"},
+		Roles:         []string{"api", "worker", "watch"},
 		Brokers:       []string{"127.0.0.1:9092"},
 		DataDir:       "stormpost-data",
 		Log:           Log{Level: "info", Format: "json"},
@@ -139,6 +163,10 @@ func Default() Config {
 		Retention: Retain{Content: 14 * 24 * time.Hour, Messages: 180 * 24 * time.Hour},
 		SMTP:      SMTP{TLS: "starttls-if-offered", Connections: 16, ReplyLimit: 10 * time.Minute},
 		FCM:       FCM{Concurrency: 100, ReplyLimit: time.Minute},
+		Incidents: Incident{
+			Objective: Objective{Transactional: 30 * time.Second, Trigger: 5 * time.Minute, Campaign: time.Hour},
+			Runbook:   "https://github.com/stormpost/stormpost/blob/main/docs/runbook.md",
+		},
 	}
 }
 
@@ -169,11 +197,11 @@ func (c *Config) Validate() error {
 		address(fmt.Sprintf("brokers[%d]", i), b, false)
 	}
 	if len(c.Roles) == 0 {
-		bad("roles", "want api, worker or both")
+		bad("roles", "want one or more of api, worker and watch")
 	}
 	for _, r := range c.Roles {
-		if r != "api" && r != "worker" {
-			bad("roles", "unknown role %q: want api or worker", r)
+		if !slices.Contains([]string{"api", "worker", "watch"}, r) {
+			bad("roles", "unknown role %q: want api, worker or watch", r)
 		}
 	}
 	address("listen", c.Listen, !c.Has("api"))
@@ -186,7 +214,34 @@ func (c *Config) Validate() error {
 		bad("smtp.tls", "want starttls-if-offered, starttls-required or implicit, not %q", c.SMTP.TLS)
 	}
 	c.validateNumbers(bad)
+	c.Incidents.validate(bad)
 	return errors.Join(errs...)
+}
+
+func (i *Incident) validate(bad func(key, format string, args ...any)) {
+	if len(i.Alertmanager) > 10 {
+		bad("incidents.alertmanager", "want at most 10 URLs, not %d", len(i.Alertmanager))
+	}
+	for n, u := range i.Alertmanager {
+		if err := incident.CheckURL(u, true); err != nil {
+			bad(fmt.Sprintf("incidents.alertmanager[%d]", n), "%v", err)
+		}
+	}
+	if err := incident.CheckURL(i.Runbook, true); err != nil {
+		bad("incidents.runbook", "%v", err)
+	}
+	if i.Webhook.URL == "" {
+		if i.Webhook.Secret != "" {
+			bad("incidents.webhook.url", "is required beside incidents.webhook.secret")
+		}
+		return
+	}
+	if err := incident.CheckURL(i.Webhook.URL, false); err != nil {
+		bad("incidents.webhook.url", "%v", err)
+	}
+	if _, err := incident.ParseSecret(i.Webhook.Secret.Reveal()); err != nil {
+		bad("incidents.webhook.secret", "%v", err)
+	}
 }
 
 func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
@@ -196,6 +251,8 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
 		"smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit,
+		"incidents.objective.transactional": c.Incidents.Objective.Transactional, "incidents.objective.trigger": c.Incidents.Objective.Trigger,
+		"incidents.objective.campaign": c.Incidents.Objective.Campaign,
 	} {
 		if d <= 0 {
 			bad(key, "must be above 0, as 30s")

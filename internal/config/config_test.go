@@ -60,6 +60,12 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		"bad lane":         {"delivery: {senders: {urgent.email: 1}}", "", "urgent.email"},
 		"bad policy":       {"delivery: {doubts: {trigger.push: guess}}", "", "guess"},
 		"bad address":      {"smtp: {addr: relay}", "", "smtp.addr"},
+		"no objective":     {"incidents: {objective: {trigger: 0s}}", "", "incidents.objective.trigger"},
+		"plain webhook":    {"incidents: {webhook: {url: 'http://pager.example/x'}}", "", "incidents.webhook.url"},
+		"unsigned webhook": {"incidents: {webhook: {url: 'https://pager.example/x'}}", "", "incidents.webhook.secret"},
+		"short secret":     {"incidents: {webhook: {url: 'https://pager.example/x', secret: whsec_c2hvcnQ=}}", "", "incidents.webhook.secret"},
+		"no receiver":      {"incidents: {webhook: {secret: whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}}", "", "incidents.webhook.url"},
+		"bad alertmanager": {"incidents: {alertmanager: ['am:9093']}", "", "incidents.alertmanager[0]"},
 		"no dsn":           {"listen: ':1'", "", "dsn"},
 	} {
 		t.Run(name, func(t *testing.T) {

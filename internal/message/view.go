@@ -84,6 +84,29 @@ type LaneView struct {
 	InRate    float64       // messages accepted a second, over the last minute
 	OutRate   float64       // attempts made a second, over the last minute
 	ETA       time.Duration // until Depth is gone at these rates; negative: never
+
+	// Since when doesn't matter: the difference of two views is what happened
+	// between them. It is negative when a process's count fell out.
+	Accepted  int64 // messages accepted
+	Attempted int64 // attempts made
+}
+
+// DoubtCount is how many doubts are open, up to a bound, and since when.
+type DoubtCount struct {
+	Count  int64
+	Oldest time.Duration
+}
+
+// ProviderHealth is how a provider is doing in one process, whose counts are
+// those since its start.
+type ProviderHealth struct {
+	Name    string
+	Channel Channel
+	Trouble string        // why it can't be used now; empty when it can, or when nobody needs it
+	Since   time.Duration // for how long that has been so
+	Waiting int           // senders that wait for it
+
+	Taken, Deferred, Rejected, Unknown int64 // hand-overs, by how they ended
 }
 
 // Doubt is an attempt of which nobody can know whether the provider took it.

@@ -1,0 +1,376 @@
+package watch
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/stormpost/stormpost/internal/incident"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	lane       = message.Lane{Class: message.Transactional, Channel: message.ChannelEmail}
+	campaign   = message.Lane{Class: message.Campaign, Channel: message.ChannelEmail}
+	objectives = map[message.Class]time.Duration{message.Transactional: 30 * time.Second, message.Campaign: time.Hour}
+)
+
+// pipe is a lane with constant rates.
+type pipe struct {
+	lane      message.Lane
+	depth     float64
+	in, out   float64
+	accepted  float64
+	attempted float64
+	age       time.Duration
+	err       error
+	counts    int // of the whole backlog
+}
+
+func (p *pipe) LanesUpTo(_ context.Context, most int64) ([]message.LaneView, error) {
+	if most > countSoon {
+		p.counts++
+	}
+	return []message.LaneView{{
+		Lane: p.lane, Depth: min(most, int64(p.depth)), OldestAge: p.age, Accepted: int64(p.accepted), Attempted: int64(p.attempted),
+	}}, p.err
+}
+
+// pass lets d go by, second by second.
+func (p *pipe) pass(d time.Duration) {
+	for range int(d / time.Second) {
+		out := min(p.out, p.depth+p.in)
+		p.accepted, p.attempted, p.depth = p.accepted+p.in, p.attempted+out, p.depth+p.in-out
+		switch {
+		case p.depth < 1:
+			p.age = 0
+		case out < p.in || out == 0:
+			p.age += time.Second
+		}
+		nap(time.Second)
+	}
+}
+
+// facts is held by whoever reads or changes what the checks look at: the test,
+// unless it lets time go by.
+var facts sync.Mutex
+
+func nap(d time.Duration) {
+	facts.Unlock()
+	time.Sleep(d)
+	facts.Lock()
+}
+
+// within runs a watch of the checks, in a bubble whose time goes by at once.
+func within(t *testing.T, checks func() []Check, do func(t *testing.T, e *incident.Engine)) {
+	withinBare(t, func() []Check {
+		all := checks()
+		for i := range all {
+			look := all[i].Look
+			all[i].Look = func(ctx context.Context) ([]incident.Condition, error) {
+				facts.Lock()
+				defer facts.Unlock()
+				return look(ctx)
+			}
+		}
+		return all
+	}, do)
+}
+
+// withinBare is within for checks that take time.
+func withinBare(t *testing.T, checks func() []Check, do func(t *testing.T, e *incident.Engine)) {
+	synctest.Test(t, func(t *testing.T) {
+		e := incident.New(incident.Config{})
+		w := New(e, slog.New(slog.NewTextHandler(t.Output(), nil)), checks()...)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); w.Run(ctx) }()
+		facts.Lock()
+		defer facts.Unlock()
+		do(t, e)
+		facts.Unlock()
+		cancel()
+		<-done
+		facts.Lock()
+	})
+}
+
+func stallsOf(p *pipe) func() []Check {
+	return func() []Check { return []Check{Stalls(p, objectives, time.Now)} }
+}
+
+func causes(e *incident.Engine) map[string]incident.Incident {
+	all := map[string]incident.Incident{}
+	for _, i := range e.Open() {
+		all[i.Cause] = i
+	}
+	return all
+}
+
+func TestStallOfAge(t *testing.T) {
+	p := &pipe{lane: lane, in: 10, out: 100}
+	within(t, stallsOf(p), func(t *testing.T, e *incident.Engine) {
+		p.pass(time.Minute)
+		p.out = 0
+		p.pass(29 * time.Second)
+		if n := len(e.Open()); n != 0 {
+			t.Errorf("open before the objective: %+v", e.Open())
+		}
+		p.pass(11 * time.Second)
+		i, ok := causes(e)["stall/transactional.email"]
+		if !ok || i.Count < 300 || i.OldestAge < 30 || i.ETA != nil || i.Lane != "transactional.email" || i.Severity != incident.Critical {
+			t.Fatalf("10 s after the objective: %+v", i)
+		}
+		p.out = 200
+		p.pass(30 * time.Second)
+		if n := len(e.Open()); n != 0 {
+			t.Errorf("not resolved: %+v", e.Open())
+		}
+	})
+}
+
+func TestStallOfETA(t *testing.T) {
+	p := &pipe{lane: lane, in: 10, out: 100}
+	within(t, stallsOf(p), func(t *testing.T, e *incident.Engine) {
+		p.pass(time.Minute)
+		p.depth = 10_000 // 111 s at these rates
+		p.pass(10 * time.Second)
+		i, ok := causes(e)["stall/transactional.email"]
+		if !ok || i.ETA == nil || *i.ETA < 80 || *i.ETA > 130 {
+			t.Fatalf("%+v", i)
+		}
+		p.pass(2 * time.Minute)
+		if n := len(e.Open()); n != 0 {
+			t.Errorf("not resolved: %+v", e.Open())
+		}
+	})
+}
+
+// TestLargeBacklog: it is counted seldom, and yet known.
+func TestLargeBacklog(t *testing.T) {
+	p := &pipe{lane: lane, in: 100, out: 1000, depth: 200_000}
+	within(t, stallsOf(p), func(t *testing.T, e *incident.Engine) {
+		for range 12 {
+			p.pass(10 * time.Second)
+			i := causes(e)["stall/transactional.email"]
+			if off := float64(i.Count) - p.depth; i.Count == 0 || off < -3000 || off > 3000 || i.ETA == nil || *i.ETA < p.depth/900*0.8 || *i.ETA > p.depth/900*1.3 {
+				t.Errorf("%+v, with %.0f left", i, p.depth)
+			}
+		}
+		if p.counts > 13 {
+			t.Errorf("counted %d times in two minutes", p.counts)
+		}
+	})
+}
+
+// TestNoStall: what isn't one.
+func TestNoStall(t *testing.T) {
+	for name, p := range map[string]*pipe{
+		"an idle lane":                   {lane: lane},
+		"a lane in balance":              {lane: lane, in: 100, out: 100, depth: 50, age: time.Second},
+		"a backlog that is gone in 20 s": {lane: lane, in: 10, out: 110, depth: 2000},
+		"a slow campaign":                {lane: campaign, in: 1, out: 50, depth: 100_000, age: 20 * time.Minute},
+		"a lane nearly in balance":       {lane: lane, in: 99, out: 100, depth: 500, age: 5 * time.Second},
+		"a message in minutes":           {lane: lane, in: 0.01, out: 0.01},
+		"an old backlog that drains":     {lane: lane, in: 0, out: 500, depth: 10_000, age: 10 * time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			within(t, stallsOf(p), func(t *testing.T, e *incident.Engine) {
+				p.pass(3 * time.Minute)
+				if page, _ := e.List("", "", 10); len(page.Items) > 0 {
+					t.Errorf("%+v", page.Items)
+				}
+			})
+		})
+	}
+}
+
+// TestStallWhileAway: with the ledger away nobody knows, so it stays.
+func TestStallWhileAway(t *testing.T) {
+	p := &pipe{lane: lane, depth: 5, age: time.Minute}
+	away := errors.New("connection refused")
+	var ping error
+	within(t, func() []Check {
+		return []Check{Stalls(p, objectives, time.Now), LedgerAway(func(context.Context) error { return ping }, time.Now)}
+	}, func(t *testing.T, e *incident.Engine) {
+		p.pass(10 * time.Second)
+		p.err, ping = away, away
+		p.pass(10 * time.Second)
+		if all := causes(e); len(all) != 2 || all["ledger_away"].Summary == "" {
+			t.Fatalf("%+v", all)
+		}
+		p.pass(5 * time.Minute)
+		if all := causes(e); len(all) != 2 || all["ledger_away"].OldestAge < 300 {
+			t.Fatalf("%+v", all)
+		}
+		p.err, ping, p.depth, p.age = nil, nil, 0, 0
+		p.pass(20 * time.Second)
+		if n := len(e.Open()); n != 0 {
+			t.Errorf("not resolved: %+v", e.Open())
+		}
+	})
+}
+
+// TestHungCheckHidesNothing: a ledger that hangs is noticed in time, and so is
+// Kafka meanwhile.
+func TestHungCheckHidesNothing(t *testing.T) {
+	hang := func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+	withinBare(t, func() []Check {
+		return []Check{
+			LedgerAway(hang, time.Now),
+			Doubts(func(ctx context.Context) (message.DoubtCount, error) { return message.DoubtCount{}, hang(ctx) }),
+			KafkaAway(func() Kafka { return Kafka{Away: errors.New("refused"), For: time.Second} }, time.Now),
+		}
+	}, func(t *testing.T, e *incident.Engine) {
+		nap(6 * time.Second)
+		if all := causes(e); all["kafka_away"].ID == "" {
+			t.Errorf("after 6 s: %+v", all)
+		}
+		nap(4 * time.Second)
+		if all := causes(e); all["ledger_away"].ID == "" {
+			t.Errorf("after 10 s: %+v", all)
+		}
+	})
+}
+
+func TestClusterChanged(t *testing.T) {
+	k := Kafka{Cluster: "one"}
+	within(t, func() []Check { return []Check{KafkaAway(func() Kafka { return k }, time.Now)} }, func(t *testing.T, e *incident.Engine) {
+		nap(time.Minute)
+		if n := len(e.Open()); n != 0 {
+			t.Errorf("%+v", e.Open())
+		}
+		k.Cluster = "two"
+		nap(5 * time.Second)
+		if i := causes(e)["cluster_changed"]; i.Severity != incident.Warning {
+			t.Errorf("%+v", e.Open())
+		}
+		nap(6 * time.Minute)
+		if n := len(e.Open()); n != 0 {
+			t.Errorf("it isn't over: %+v", e.Open())
+		}
+	})
+}
+
+func TestDoubtsAndWorkers(t *testing.T) {
+	doubts, workers := message.DoubtCount{}, 0
+	within(t, func() []Check {
+		return []Check{
+			Doubts(func(context.Context) (message.DoubtCount, error) { return doubts, nil }),
+			NoWorker(func(context.Context) (int, error) { return workers, nil }, time.Now),
+		}
+	}, func(t *testing.T, e *incident.Engine) {
+		nap(4 * time.Second)
+		workers = 1 // in time
+		nap(time.Minute)
+		if page, _ := e.List("", "", 10); len(page.Items) != 0 {
+			t.Errorf("%+v", page.Items)
+		}
+		doubts, workers = message.DoubtCount{Count: 3, Oldest: time.Minute}, 0
+		nap(6 * time.Second)
+		all := causes(e)
+		if d := all["in_doubt"]; d.Count != 3 || d.OldestAge != 60 || all["no_worker"].ID == "" {
+			t.Errorf("%+v", all)
+		}
+		doubts, workers = message.DoubtCount{}, 1
+		nap(15 * time.Second)
+		if n := len(e.Open()); n != 0 {
+			t.Errorf("not resolved: %+v", e.Open())
+		}
+	})
+}
+
+func TestProviders(t *testing.T) {
+	h := message.ProviderHealth{Name: "smtp", Channel: message.ChannelEmail}
+	run := func(d time.Duration, taken, deferred, unknown int64) {
+		for range int(d / time.Second) {
+			h.Taken, h.Deferred, h.Unknown = h.Taken+taken, h.Deferred+deferred, h.Unknown+unknown
+			nap(time.Second)
+		}
+	}
+	within(t, func() []Check {
+		return []Check{Providers(func() []message.ProviderHealth { return []message.ProviderHealth{h} }, time.Now)}
+	}, func(t *testing.T, e *incident.Engine) {
+		quiet := func(what string) {
+			t.Helper()
+			if n := len(e.Open()); n != 0 {
+				t.Fatalf("%s: %+v", what, e.Open())
+			}
+		}
+		failing := func(what string) {
+			t.Helper()
+			if i := causes(e)["provider/smtp"]; i.ID == "" || i.Summary == "" {
+				t.Fatalf("%s: nothing is open", what)
+			}
+		}
+		run(2*time.Minute, 100, 10, 0)
+		quiet("a tenth deferred")
+		run(10*time.Second, 0, 60, 40)
+		failing("nothing taken for 10 s, after a good minute")
+		run(40*time.Second, 100, 0, 0)
+		quiet("good again")
+		run(3*time.Minute, 0, 0, 0)
+		h.Deferred += leastEnded - 1
+		run(10*time.Second, 0, 0, 0)
+		quiet("too few to judge")
+		h.Trouble, h.Since, h.Waiting = "connection refused", 3*time.Second, 4
+		run(8*time.Second, 0, 0, 0)
+		failing("can't be used")
+		if i := causes(e)["provider/smtp"]; i.Count != 4 {
+			t.Errorf("%+v", i)
+		}
+		h.Trouble = ""
+		run(2*time.Minute, 1, 0, 0)
+		quiet("can be used again")
+	})
+}
+
+func TestEvents(t *testing.T) {
+	var ev *Events
+	within(t, func() []Check {
+		ev = NewEvents(15*time.Second, time.Now, incident.Numbering)
+		return []Check{ev.Check()}
+	}, func(t *testing.T, e *incident.Engine) {
+		nap(10 * time.Second)
+		for range 40 {
+			ev.Notice(incident.Condition{Kind: incident.Numbering, Summary: "stream 7"})
+			nap(time.Second)
+		}
+		if i := causes(e)["numbering"]; i.Count < 30 || i.Summary != "stream 7" || i.OldestAge < 30 {
+			t.Errorf("%+v", e.Open())
+		}
+		nap(40 * time.Second)
+		if n := len(e.Open()); n != 0 {
+			t.Errorf("not resolved: %+v", e.Open())
+		}
+		for n := range 1000 {
+			ev.Notice(incident.Condition{Kind: incident.Numbering, Subject: string(rune('a' + n))})
+		}
+		if n := len(ev.seen); n > mostNoted {
+			t.Errorf("%d causes are kept", n)
+		}
+	})
+}
+
+// TestSlowLooksAreRare: what takes long is asked less often.
+func TestSlowLooksAreRare(t *testing.T) {
+	looks := 0
+	withinBare(t, func() []Check {
+		return []Check{{Kinds: []incident.Kind{incident.Stall}, Costs: true, Look: func(context.Context) ([]incident.Condition, error) {
+			looks++
+			time.Sleep(time.Second)
+			return nil, nil
+		}}}
+	}, func(t *testing.T, e *incident.Engine) { nap(time.Minute) })
+	if looks > 13 {
+		t.Errorf("%d looks of a second each in a minute", looks)
+	}
+}
