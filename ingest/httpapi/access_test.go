@@ -30,6 +30,7 @@ func asks(id, submission string) []ask {
 		{"GET", "/v1/lanes", ""},
 		{"GET", "/v1/doubts", ""},
 		{"POST", "/v1/doubts/" + id, `{"decision":"drop","reason":"r"}`},
+		{"GET", "/v1/audit", ""},
 	}
 }
 
@@ -78,10 +79,10 @@ func TestScopes(t *testing.T) {
 	m := f.submitted()
 	// Who may do what, in the order of asks.
 	want := map[string]string{
-		"sender":   "yyynnnnynnnn",
-		"reader":   "nnnyyyynynnn",
-		"operator": "nnnyyyyyyyyy",
-		"rootless": "nnnyyyyyyyyy",
+		"sender":   "yyynnnnynnnnn",
+		"reader":   "nnnyyyynynnnn",
+		"operator": "nnnyyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {

@@ -123,6 +123,7 @@ func New(c Config) http.Handler {
 	a.registerBatch()
 	a.registerMessages()
 	a.registerStreams()
+	a.registerAudit()
 	a.registerLanes()
 	a.registerDoubts()
 	a.registerHealth()

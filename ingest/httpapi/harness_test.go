@@ -130,14 +130,28 @@ func (s *store) Messages(_ context.Context, f message.Filter) (message.Page[mess
 	return p, nil
 }
 
-func (s *store) Audit(_ context.Context, tenant int32, stream string) (*message.Audit, error) {
+func (s *store) AuditPart(_ context.Context, tenant int32, stream string, _ message.Range) (*message.Audit, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	last := s.next[string(rune(tenant))+stream]
 	if last == 0 {
 		return nil, message.ErrNotFound
 	}
-	return &message.Audit{Stream: stream, First: 1, Last: last, Missing: []message.Range{{From: 2, To: 3}}}, nil
+	return &message.Audit{Stream: stream, First: 1, Last: last, From: 1, To: last, Missing: []message.Range{{From: 2, To: 3}}}, nil
+}
+
+func (s *store) AuditLanes(_ context.Context, lanes []message.Lane, progress func(done, total int64)) ([]message.LaneAudit, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return nil, s.fail
+	}
+	var all []message.LaneAudit
+	for _, lane := range lanes {
+		all = append(all, message.LaneAudit{Lane: lane, Accepted: 2, States: map[message.State]int64{message.StateSent: 2}})
+		progress(2*int64(len(all)), 2*int64(len(lanes)))
+	}
+	return all, nil
 }
 
 func (s *store) Lanes(context.Context) ([]message.LaneView, error) {

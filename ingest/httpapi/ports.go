@@ -17,8 +17,13 @@ type Ledger interface {
 	// Cancel ends a message that was not handed over; else message.ErrTooLate.
 	// Canceling a canceled message again succeeds.
 	Cancel(ctx context.Context, tenant int32, id message.ID) (*message.View, error)
-	// Audit proves a tenant's stream complete; message.ErrNotFound if it never was.
-	Audit(ctx context.Context, tenant int32, stream string) (*message.Audit, error)
+	// AuditPart proves the numbers of a tenant's stream that are within a range
+	// complete, as far as it comes in some seconds; zero ends of the range stand
+	// for the stream's own. message.ErrNotFound if the stream never was.
+	AuditPart(ctx context.Context, tenant int32, stream string, within message.Range) (*message.Audit, error)
+	// AuditLanes tells where every message of lanes is, in one snapshot, and
+	// meanwhile how many it has counted, of how many that it expects.
+	AuditLanes(ctx context.Context, lanes []message.Lane, progress func(done, total int64)) ([]message.LaneAudit, error)
 	// Lanes is how each lane is doing, most urgent first.
 	Lanes(ctx context.Context) ([]message.LaneView, error)
 	// Doubts is one page of open doubts, oldest first.

@@ -63,18 +63,6 @@ type Page[T any] struct {
 	Next  string
 }
 
-// Audit says whether a stream is complete.
-type Audit struct {
-	Stream  string
-	First   int64 // 1, or the first number that retention has left; 0 when empty
-	Last    int64
-	Missing []Range // bounded to the first 1,000
-	States  map[State]int64
-}
-
-// Range is From to To, both included.
-type Range struct{ From, To int64 }
-
 // LaneView is how a lane is doing.
 type LaneView struct {
 	Lane      Lane
