@@ -31,6 +31,7 @@ func asks(id, submission string) []ask {
 		{"GET", "/v1/doubts", ""},
 		{"POST", "/v1/doubts/" + id, `{"decision":"drop","reason":"r"}`},
 		{"GET", "/v1/audit", ""},
+		{"POST", "/v1/doubts", `{"filter":{"provider":"p"},"decision":"drop","reason":"r","dry_run":true}`},
 	}
 }
 
@@ -79,10 +80,10 @@ func TestScopes(t *testing.T) {
 	m := f.submitted()
 	// Who may do what, in the order of asks.
 	want := map[string]string{
-		"sender":   "yyynnnnynnnnn",
-		"reader":   "nnnyyyynynnnn",
-		"operator": "nnnyyyyyyyyyy",
-		"rootless": "nnnyyyyyyyyyy",
+		"sender":   "yyynnnnynnnnnn",
+		"reader":   "nnnyyyynynnnnn",
+		"operator": "nnnyyyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {

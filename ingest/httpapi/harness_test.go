@@ -21,15 +21,16 @@ import (
 // store is a ledger in memory: enough of one to tell tenants apart, to answer
 // repeats, and to fail.
 type store struct {
-	mu       sync.Mutex
-	byKey    map[message.KeyHash]*kept
-	next     map[string]int64
-	accepted int
-	fail     error
-	decided  map[message.ID]message.Decision
-	filter   message.Filter // of the last list
-	items    []message.Item
-	panics   bool
+	mu          sync.Mutex
+	byKey       map[message.KeyHash]*kept
+	next        map[string]int64
+	accepted    int
+	fail        error
+	decided     map[message.ID]message.Decision
+	filter      message.Filter // of the last list
+	doubtFilter message.DoubtFilter
+	items       []message.Item
+	panics      bool
 }
 
 type kept struct {
@@ -180,6 +181,22 @@ func (s *store) Decide(_ context.Context, id message.ID, d message.Decision, _, 
 	}
 	s.decided[id] = d
 	return nil
+}
+
+func (s *store) CountDoubts(ctx context.Context, f message.DoubtFilter) (*message.DoubtCount, error) {
+	s.doubtFilter = f
+	p, err := s.Doubts(ctx, "", 10)
+	return &message.DoubtCount{Matched: int64(len(p.Items)), Lanes: map[message.Lane]int64{message.Lanes()[0]: int64(len(p.Items))}, Sample: p.Items}, err
+}
+
+func (s *store) DecideMany(ctx context.Context, f message.DoubtFilter, d message.Decision, by, reason string) (n int64, more bool, err error) {
+	p, _ := s.Doubts(ctx, "", 10)
+	for _, doubt := range p.Items {
+		if s.Decide(ctx, doubt.ID, d, by, reason) == nil {
+			n++
+		}
+	}
+	return n, false, nil
 }
 
 func (s *store) count() int {

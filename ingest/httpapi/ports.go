@@ -31,4 +31,9 @@ type Ledger interface {
 	// Decide settles the doubt of a message, once; message.ErrDecided after
 	// that, message.ErrNotFound when it has none.
 	Decide(ctx context.Context, id message.ID, d message.Decision, by, reason string) error
+	// CountDoubts says how many open doubts a filter finds, with a sample.
+	CountDoubts(ctx context.Context, f message.DoubtFilter) (*message.DoubtCount, error)
+	// DecideMany settles the doubts that there are now, as far as it comes in
+	// some seconds; more says that asking again goes on.
+	DecideMany(ctx context.Context, f message.DoubtFilter, d message.Decision, by, reason string) (decided int64, more bool, err error)
 }
