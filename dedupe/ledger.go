@@ -102,6 +102,7 @@ type Ledger struct {
 	unsure  atomic.Int64  // commits that a standby may not have
 	reads   chan struct{} // one for each read that may take long
 	audits  chan struct{} // one for the audit of lanes
+	holds   holdCache
 	patient time.Duration // after it a stream's audit answers with what it has
 }
 

@@ -56,7 +56,7 @@ func (l *Ledger) Beat(ctx context.Context, open []message.AttemptKey, giveUp tim
 func (l *Ledger) gone() time.Duration { return 3 * l.cfg.BeatEvery }
 
 // Run keeps the ledger's house until ctx ends: the horizon, the sweep for
-// doubts and, every minute, the windows of positions. Any number of processes
+// doubts, what released holds let go and, every minute, the windows of positions. Any number of processes
 // may run it. beat is for processes without a worker: those with one beat
 // themselves.
 func (l *Ledger) Run(ctx context.Context, beat bool) error {
@@ -71,6 +71,9 @@ func (l *Ledger) Run(ctx context.Context, beat bool) error {
 		}
 		if err == nil {
 			err = l.sweep(ctx)
+		}
+		if err == nil {
+			err = l.letGo(ctx)
 		}
 		if err == nil && time.Since(grown) > time.Minute {
 			if err = l.grow(ctx); err == nil {

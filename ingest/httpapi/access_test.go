@@ -32,6 +32,10 @@ func asks(id, submission string) []ask {
 		{"POST", "/v1/doubts/" + id, `{"decision":"drop","reason":"r"}`},
 		{"GET", "/v1/audit", ""},
 		{"POST", "/v1/doubts", `{"filter":{"provider":"p"},"decision":"drop","reason":"r","dry_run":true}`},
+		{"POST", "/v1/holds", `{"provider":"p","reason":"r"}`},
+		{"GET", "/v1/holds", ""},
+		{"DELETE", "/v1/holds/1", ""},
+		{"POST", "/v1/messages/" + id + "/release", `{"reason":"r"}`},
 	}
 }
 
@@ -80,10 +84,10 @@ func TestScopes(t *testing.T) {
 	m := f.submitted()
 	// Who may do what, in the order of asks.
 	want := map[string]string{
-		"sender":   "yyynnnnynnnnnn",
-		"reader":   "nnnyyyynynnnnn",
-		"operator": "nnnyyyyyyyyyyy",
-		"rootless": "nnnyyyyyyyyyyy",
+		"sender":   "yyynnnnynnnnnnnnnn",
+		"reader":   "nnnyyyynynnnnnnnnn",
+		"operator": "nnnyyyyyyyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {

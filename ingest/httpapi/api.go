@@ -50,7 +50,9 @@ type Config struct {
 	MeterProvider  metric.MeterProvider
 	Logger         *slog.Logger
 	Version        string // of the program, for the OpenAPI document
-	Limits         Limits
+	// Providers are the names of those that can be held; with none, any name.
+	Providers []string
+	Limits    Limits
 }
 
 // Limits bounds what a client can ask for. Zero fields get the default named.
@@ -126,6 +128,7 @@ func New(c Config) http.Handler {
 	a.registerAudit()
 	a.registerLanes()
 	a.registerDoubts()
+	a.registerHolds()
 	a.registerHealth()
 	a.registerDocument()
 	a.router.NotFound(func(w http.ResponseWriter, _ *http.Request) { notFound().write(w) })

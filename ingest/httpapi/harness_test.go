@@ -30,6 +30,7 @@ type store struct {
 	filter      message.Filter // of the last list
 	doubtFilter message.DoubtFilter
 	items       []message.Item
+	holds       []message.Hold
 	panics      bool
 }
 
@@ -197,6 +198,40 @@ func (s *store) DecideMany(ctx context.Context, f message.DoubtFilter, d message
 		}
 	}
 	return n, false, nil
+}
+
+func (s *store) AddHold(_ context.Context, h message.Hold) (message.Hold, error) {
+	for _, other := range s.holds {
+		if other.Lane == h.Lane && other.Tenant == h.Tenant && other.Provider == h.Provider {
+			return h, message.ErrHeld
+		}
+	}
+	h.ID = int64(len(s.holds)) + 1
+	s.holds = append(s.holds, h)
+	return h, nil
+}
+
+func (s *store) Holds(context.Context) ([]message.Hold, error) { return s.holds, nil }
+
+func (s *store) ReleaseHold(_ context.Context, id int64, by string) (message.Hold, error) {
+	for i, h := range s.holds {
+		if h.ID == id && h.ReleasedBy == "" {
+			s.holds[i].ReleasedBy = by
+			return s.holds[i], nil
+		}
+		if h.ID == id {
+			return h, message.ErrNotHeld
+		}
+	}
+	return message.Hold{}, message.ErrNotFound
+}
+
+func (s *store) ReleaseMessage(ctx context.Context, id message.ID, _, _ string) (*message.View, error) {
+	v, err := s.Message(ctx, 0, id)
+	if err == nil && v.State != message.StateHeld {
+		err = message.ErrNotHeld
+	}
+	return v, err
 }
 
 func (s *store) count() int {
