@@ -1,6 +1,7 @@
 package dedupe_test
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"sync/atomic"
@@ -176,6 +177,9 @@ func TestHeldMessagesExpire(t *testing.T) {
 			if name == "tenant" {
 				exec(t, dsn, `update message set expires_at = clock_timestamp() + interval '2 seconds'`)
 				claim(t, l, it, message.NotDue)
+				if v := state(t, l, it, message.StateWaiting); v.Reason != "its tenant is held" || !v.DueAt.IsZero() {
+					t.Errorf("shown as %q, due %s", v.Reason, v.DueAt)
+				}
 				it = due(t, l, it.Position.Lane()) // when it expires
 			} else {
 				claim(t, l, it, message.HeldBack)
@@ -211,6 +215,67 @@ func TestHoldOfLaterAttempts(t *testing.T) {
 	}
 	settled()
 	claim(t, l, again, message.Claimed)
+}
+
+// A release waits for the claims that may still set something aside, so that
+// nothing is set aside for a hold that is over.
+func TestReleaseWaitsForWhatIsSetAside(t *testing.T) {
+	t.Parallel()
+	l, dsn, it := one(t)
+	h := addHold(t, l, message.Hold{Tenant: 1})
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	tx, err := conn.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var verdict message.ClaimVerdict
+	if err := tx.QueryRow(t.Context(), `select verdict from hold_back(array[$1::bigint], array[1::smallint], array[$2::bytea], array['smtp'])`,
+		int64(it.Position), it.ID[:24]).Scan(&verdict); err != nil || verdict != message.NotDue {
+		t.Fatal(verdict, err)
+	}
+	released := make(chan error, 1)
+	go func() {
+		_, err := l.ReleaseHold(context.Background(), h.ID, "k")
+		released <- err
+	}()
+	select {
+	case err := <-released:
+		t.Fatalf("released while it may set aside: %v", err)
+	case <-time.After(time.Second): // what must not happen can't be waited for
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-released; err != nil {
+		t.Fatal(err)
+	}
+	if again := due(t, l, it.Position.Lane()); again.ID != it.ID || again.Attempt != 1 {
+		t.Fatalf("due: %+v", again)
+	}
+}
+
+// A release that was cut off goes on, by any process, whatever its size.
+func TestReleaseGoesOn(t *testing.T) {
+	t.Parallel()
+	l, dsn, it := one(t)
+	exec(t, dsn, `insert into hold (tenant, reason, by, released_by, released_at) values (1, 'r', 'k', 'k', now())`)
+	exec(t, dsn, `insert into waiting select $1::bigint + i * 64, 1, 5, now() + interval '1 hour', 1 from generate_series(0, 25000) i`, int64(it.Position))
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(20 * time.Second)
+	for left := 1; left > 0; {
+		select {
+		case <-tick.C:
+			asked(t, dsn, `select count(*) from waiting where held is not null or due > now() or exists (select from hold where not done)`, &left)
+		case <-deadline:
+			t.Fatalf("%d are still set aside", left)
+		}
+	}
+	claim(t, l, due(t, l, it.Position.Lane()), message.Claimed)
 }
 
 func TestHoldsAreOnceAndNamed(t *testing.T) {

@@ -16,6 +16,7 @@ type View struct {
 	AcceptedAt time.Time
 	ExpiresAt  time.Time
 	DueAt      time.Time // of the next attempt, zero when not waiting
+	Aside      bool      // a hold of its tenant has set the attempt aside
 	Trace      string
 	Content    []byte // canonical; nil in lists, and when it was erased by age
 	Attempts   []Attempt
