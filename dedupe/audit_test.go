@@ -179,7 +179,7 @@ func TestAuditOfLanesFindsWhatIsLost(t *testing.T) {
 		"the leave is another's":      {`update waiting set no = 7 where n = (select min(n) from waiting)`, 1},
 		"a doubt is gone":             {`delete from doubt`, 1},
 		"the cursor passed the queue": {`update lane set cursor = (select max(n) from message) where code = 5`, 7},
-		"nobody watches an attempt":   {`with p as (insert into process (name, beat_at, swept) values ('gone', now() - interval '1 hour', true) returning id)
+		"nobody watches an attempt": {`with p as (insert into process (name, beat_at, swept) values ('gone', now() - interval '1 hour', true) returning id)
 			update attempt a set worker = p.id from p where a.kind = 1 and not exists (select from outcome o where o.n = a.n and o.no = a.no)`, 1},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -262,8 +262,8 @@ func TestReleaseWaitsForWhatIsSetAside(t *testing.T) {
 func TestReleaseGoesOn(t *testing.T) {
 	t.Parallel()
 	l, dsn, it := one(t)
-	exec(t, dsn, `insert into hold (tenant, reason, by, released_by, released_at) values (1, 'r', 'k', 'k', now())`)
 	exec(t, dsn, `insert into waiting select $1::bigint + i * 64, 1, 5, now() + interval '1 hour', 1 from generate_series(0, 25000) i`, int64(it.Position))
+	exec(t, dsn, `insert into hold (tenant, reason, by, released_by, released_at) values (1, 'r', 'k', 'k', now())`)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(20 * time.Second)

@@ -120,7 +120,10 @@ end $$;
 -- let_go makes due what released holds have set aside, most at a time, and says
 -- how many those were.
 -- +goose StatementBegin
-create function let_go(most int) returns int language plpgsql as $$
+create function let_go(most int) returns int
+language plpgsql
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan
+as $$
 declare
   h    bigint;
   gone int;
