@@ -31,13 +31,16 @@ func (l *Ledger) Claim(ctx context.Context, it message.Item) (message.Claim, err
 	return c.claim, c.err
 }
 
-func (l *Ledger) claimBatch(calls []*claimCall) { l.claimAll(l.claimTwins(calls)) }
+func (l *Ledger) claimBatch(calls []*claimCall) { l.claimAll(l.holdBack(l.claimTwins(calls))) }
 
 // claimAll asks until it is answered: with the same tokens, so that a claim
 // which an unknown commit made is found to be its own. Only the ledger's end
 // leaves an attempt to become a doubt. A batch that fails for one row's fault is
 // halved until that row stands alone.
 func (l *Ledger) claimAll(calls []*claimCall) {
+	if len(calls) == 0 {
+		return
+	}
 	err := l.insist(func() error { return l.claimOnce(calls) })
 	if err != nil && blameFor(err) == blameRow && len(calls) > 1 {
 		half := len(calls) / 2

@@ -19,6 +19,11 @@
 //	               │                                         └───▶ decision drop ▶ failed
 //	               └ attempt k: cancel ▶ canceled · expire ▶ expired · hold ▶ held
 //
+// A held message that is released has outcome k: returned, and its leave for
+// k+1. A hold of a lane, a tenant or a provider (table hold) stands before the
+// attempts: hold_back refuses the claim, or sets a tenant's aside in waiting,
+// due when it expires or when the hold is released.
+//
 // # Invariants
 //
 //  1. (n, no) is unique in attempt. Sending, canceling, expiring and holding

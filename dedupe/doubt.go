@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -60,49 +62,53 @@ func (l *Ledger) Doubts(ctx context.Context, cursor string, limit int) (message.
 	if err != nil {
 		return page, unavailable("doubts", err)
 	}
-	defer rows.Close()
-	for rows.Next() {
-		var d message.Doubt
-		var n int64
-		var no int16
-		if err := rows.Scan(&n, &no, &d.Cause, &d.Since, &d.Provider); err != nil {
-			return page, unavailable("doubts", err)
-		}
-		d.Position, d.Attempt = message.Position(n), int(no)
-		page.Items = append(page.Items, d)
-	}
-	if err := rows.Err(); err != nil {
-		return page, unavailable("doubts", err)
+	if page.Items, err = l.collectDoubts(ctx, rows); err != nil {
+		return page, err
 	}
 	if len(page.Items) > limit {
 		page.Items = page.Items[:limit]
 		last := page.Items[limit-1]
 		page.Next = fmt.Sprintf("%d-%d", last.Since.UnixMicro(), int64(last.Position))
 	}
-	ns := make([]int64, len(page.Items))
-	for i, d := range page.Items {
+	return page, nil
+}
+
+// collectDoubts reads doubts with their messages.
+func (l *Ledger) collectDoubts(ctx context.Context, rows pgx.Rows) ([]message.Doubt, error) {
+	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d message.Doubt, err error) {
+		var n int64
+		var no int16
+		err = row.Scan(&n, &no, &d.Cause, &d.Since, &d.Provider)
+		d.Position, d.Attempt = message.Position(n), int(no)
+		return d, err
+	})
+	if err != nil {
+		return nil, unavailable("doubts", err)
+	}
+	ns := make([]int64, len(all))
+	for i, d := range all {
 		ns[i] = int64(d.Position)
 	}
 	views, err := l.views(ctx, ns)
 	if err != nil {
-		return page, err
+		return nil, err
 	}
-	for i := range page.Items {
-		if v, ok := views[page.Items[i].Position]; ok {
-			page.Items[i].View = *v
+	for i := range all {
+		if v, ok := views[all[i].Position]; ok {
+			all[i].View = *v
 		}
 	}
-	return page, nil
+	return all, nil
 }
 
 // mostDoubts bounds the count of open doubts.
 const mostDoubts = 10_000
 
 // OpenDoubts counts the doubts that nobody has decided.
-func (l *Ledger) OpenDoubts(ctx context.Context) (message.DoubtCount, error) {
+func (l *Ledger) OpenDoubts(ctx context.Context) (message.DoubtsOpen, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
-	var d message.DoubtCount
+	var d message.DoubtsOpen
 	var oldest float64
 	if err := l.pool.QueryRow(ctx, `
 		select count(*), coalesce(extract(epoch from clock_timestamp() - min(since)), 0)::float8 from (

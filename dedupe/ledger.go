@@ -105,6 +105,9 @@ type Ledger struct {
 	lanes   laneReader
 	unsure  atomic.Int64  // commits that a standby may not have
 	reads   chan struct{} // one for each read that may take long
+	audits  chan struct{} // one for the audit of lanes
+	holds   holdCache
+	patient time.Duration // after it a stream's audit answers with what it has
 }
 
 // Open makes a Ledger. It connects lazily: an error is about the configuration.
@@ -127,7 +130,7 @@ func Open(cfg Config) (*Ledger, error) {
 	if cfg.TracerProvider != nil {
 		pc.ConnConfig.Tracer = otelpgx.NewTracer(otelpgx.WithTracerProvider(cfg.TracerProvider), otelpgx.WithDisableSQLStatementInAttributes())
 	}
-	l := &Ledger{cfg: cfg, log: cfg.Logger, reads: make(chan struct{}, max(1, cfg.MaxConns/4))}
+	l := &Ledger{cfg: cfg, log: cfg.Logger, reads: make(chan struct{}, max(1, cfg.MaxConns/4)), audits: make(chan struct{}, 1), patient: auditBudget}
 	pc.ConnConfig.OnNotice = l.notice
 	pool, err := pgxpool.NewWithConfig(context.Background(), pc)
 	if err != nil {

@@ -70,7 +70,7 @@ func (l *Ledger) Workers(ctx context.Context) (int, error) {
 func (l *Ledger) gone() time.Duration { return 3 * l.cfg.BeatEvery }
 
 // Run keeps the ledger's house until ctx ends: the horizon, the sweep for
-// doubts and, every minute, the windows of positions. Any number of processes
+// doubts, what released holds let go and, every minute, the windows of positions. Any number of processes
 // may run it. beat is for processes without a worker: those with one beat
 // themselves.
 func (l *Ledger) Run(ctx context.Context, beat bool) error {
@@ -85,6 +85,9 @@ func (l *Ledger) Run(ctx context.Context, beat bool) error {
 		}
 		if err == nil {
 			err = l.sweep(ctx)
+		}
+		if err == nil {
+			err = l.letGo(ctx)
 		}
 		if err == nil && time.Since(grown) > time.Minute {
 			if err = l.grow(ctx); err == nil {

@@ -79,7 +79,7 @@ func (l *Ledger) views(ctx context.Context, ns []int64) (map[message.Position]*m
 	b := &pgx.Batch{}
 	b.Queue(`
 		select m.n, m.id, m.tenant, s.name, m.seq, m.recipient, m.accepted_at, m.expires_at, coalesce(m.trace, ''), w.due,
-		       exists (select from doubt d where d.n = m.n)
+		       exists (select from doubt d where d.n = m.n), w.held is not null
 		from message m join stream s on s.id = m.stream left join waiting w on w.n = m.n
 		where m.n = any ($1)`, ns)
 	b.Queue(`
@@ -99,6 +99,9 @@ func (l *Ledger) views(ctx context.Context, ns []int64) (map[message.Position]*m
 	}
 	for p, v := range views {
 		v.State, v.Reason = stateOf(v, doubted[p])
+		if v.Aside && v.State == message.StateWaiting {
+			v.Reason, v.DueAt = "its tenant is held", time.Time{}
+		}
 	}
 	return views, nil
 }
@@ -117,7 +120,7 @@ func scanMessages(r pgx.BatchResults, count int) (map[message.Position]*message.
 		var id []byte
 		var due *time.Time
 		var doubt bool
-		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &due, &doubt); err != nil {
+		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &due, &doubt, &v.Aside); err != nil {
 			return nil, nil, err
 		}
 		v.Position = message.Position(n)

@@ -16,7 +16,8 @@ type Ledger interface {
 	// this worker's and the item is unfinished (ctx ended before the ledger was
 	// asked, or the ledger was closed). Only with message.Claimed may the
 	// message be handed over; with any other verdict, except message.TooEarly
-	// for which the item is dropped all the same, the item is finished.
+	// for which the item is dropped all the same, and message.HeldBack, after
+	// which it is asked for again, the item is finished.
 	Claim(ctx context.Context, it message.Item) (Claim, error)
 	// Record makes the end of a claimed attempt durable, retrying until it is;
 	// an error means that ctx ended first, and the attempt stays open.

@@ -2,11 +2,15 @@ package delivery
 
 import (
 	"errors"
+	"time"
 
 	"github.com/cenkalti/backoff/v4"
 
 	"github.com/stormpost/stormpost/internal/message"
 )
+
+// heldPause is after how long an attempt that was held back is asked for again.
+const heldPause = time.Second
 
 // sender makes one attempt at a time.
 type sender struct {
@@ -67,7 +71,8 @@ type claimed struct {
 	lease lease   // none if there is nothing to send
 }
 
-// claim asks for the attempt, until the ledger answers or the worker stops.
+// claim asks for the attempt, until the ledger answers or the worker stops. What
+// is held back stays with the sender, as with a provider that can't be used.
 // Content that is to be sent has a slot reserved before, unless its life ends
 // while it waits for one: then the claim will end it as expired. Unless the
 // attempt is ours, nothing is left to do for the item.
@@ -83,14 +88,23 @@ func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) 
 			}
 		}
 		s.lane.hand.ask(o.key())
+		o.item.Provider = s.lane.gate.provider.Name()
 		c.begun = s.clock()
 		answer, err := s.cfg.Ledger.Claim(s.soft, o.item)
-		if err == nil {
+		if err == nil && answer.Verdict != message.HeldBack {
 			c.Claim = answer
 			break
 		}
 		s.lane.hand.unask(o.key())
 		c.lease.release()
+		if err == nil {
+			s.note(opClaim, nil)
+			if pause(s.soft, heldPause) != nil {
+				s.lane.giveBack(o)
+				return claimed{}, false
+			}
+			continue
+		}
 		if s.soft.Err() == nil {
 			s.note(opClaim, err)
 		}

@@ -30,6 +30,12 @@ func asks(id, submission string) []ask {
 		{"GET", "/v1/lanes", ""},
 		{"GET", "/v1/doubts", ""},
 		{"POST", "/v1/doubts/" + id, `{"decision":"drop","reason":"r"}`},
+		{"GET", "/v1/audit", ""},
+		{"POST", "/v1/doubts", `{"filter":{"provider":"p"},"decision":"drop","reason":"r","dry_run":true}`},
+		{"POST", "/v1/holds", `{"provider":"p","reason":"r"}`},
+		{"GET", "/v1/holds", ""},
+		{"DELETE", "/v1/holds/1", ""},
+		{"POST", "/v1/messages/" + id + "/release", `{"reason":"r"}`},
 	}
 }
 
@@ -78,10 +84,10 @@ func TestScopes(t *testing.T) {
 	m := f.submitted()
 	// Who may do what, in the order of asks.
 	want := map[string]string{
-		"sender":   "yyynnnnynnnn",
-		"reader":   "nnnyyyynynnn",
-		"operator": "nnnyyyyyyyyy",
-		"rootless": "nnnyyyyyyyyy",
+		"sender":   "yyynnnnynnnnnnnnnn",
+		"reader":   "nnnyyyynynnnnnnnnn",
+		"operator": "nnnyyyyyyyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {

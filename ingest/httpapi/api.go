@@ -51,7 +51,9 @@ type Config struct {
 	MeterProvider  metric.MeterProvider
 	Logger         *slog.Logger
 	Version        string // of the program, for the OpenAPI document
-	Limits         Limits
+	// Providers are the names of those that can be held; with none, any name.
+	Providers []string
+	Limits    Limits
 }
 
 // Limits bounds what a client can ask for. Zero fields get the default named.
@@ -124,9 +126,11 @@ func New(c Config) http.Handler {
 	a.registerBatch()
 	a.registerMessages()
 	a.registerStreams()
+	a.registerAudit()
 	a.registerLanes()
 	a.registerDoubts()
 	a.registerIncidents()
+	a.registerHolds()
 	a.registerHealth()
 	a.registerDocument()
 	a.router.NotFound(func(w http.ResponseWriter, _ *http.Request) { notFound().write(w) })

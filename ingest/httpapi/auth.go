@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -72,6 +73,16 @@ func bearer(r *http.Request) string {
 
 // principalOf is who was signed in.
 func principalOf(ctx context.Context) *keyring.Principal { return stateOf(ctx).principal }
+
+// whoAsks names the key that was signed in, for the record.
+func whoAsks(ctx context.Context) string {
+	p := principalOf(ctx)
+	name := p.Prefix
+	if name == "" {
+		name = strconv.FormatInt(p.KeyID, 10)
+	}
+	return strings.TrimSpace(p.TenantName + " key " + name)
+}
 
 // visible is the tenant whose things p sees, 0 for everybody's, when the request
 // names the tenant asked, or none with 0.

@@ -41,7 +41,7 @@ type decisionView struct {
 	ID       string           `json:"id" doc:"The message's id."`
 	Decision message.Decision `json:"decision" enum:"sent,resend,drop" doc:"What was decided."`
 	Reason   string           `json:"reason" doc:"Why."`
-	By       string           `json:"by" doc:"Who decided."`
+	By       string           `json:"by" doc:"Who decided: the key's tenant and public prefix."`
 }
 
 func (a *api) registerDoubts() {
@@ -58,10 +58,11 @@ func (a *api) registerDoubts() {
 			Name: "id", In: "path", Required: true, Description: "The message's id.", Schema: &huma.Schema{Type: huma.TypeString},
 		}},
 		RequestBody: a.requestBody(a.schemaOf(decisionBody{}), decisionBody{message.DecideResend, "the relay's log has no such message"}),
-	}, decisionView{exampleMessage, message.DecideResend, "the relay's log has no such message", "acme key 7"},
+	}, decisionView{exampleMessage, message.DecideResend, "the relay's log has no such message", "acme key k3v9x2ab"},
 		http.StatusBadRequest, http.StatusNotFound, http.StatusConflict, http.StatusUnsupportedMediaType)
 	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(decisionView{})
 	a.register(&op, a.decideDoubt)
+	a.registerDecisions()
 }
 
 func (a *api) listDoubts(ctx context.Context, in *doubtsInput) (*output[page[doubtView]], error) {
@@ -71,11 +72,7 @@ func (a *api) listDoubts(ctx context.Context, in *doubtsInput) (*output[page[dou
 	}
 	out := page[doubtView]{Items: make([]doubtView, len(found.Items)), Next: found.Next}
 	for i := range found.Items {
-		d := &found.Items[i]
-		out.Items[i] = doubtView{
-			ID: d.ID.String(), Attempt: d.Attempt, Cause: d.Cause, Since: d.Since, Provider: d.Provider,
-			Message: viewOf(&d.View, true),
-		}
+		out.Items[i] = doubtViewOf(&found.Items[i])
 	}
 	return &output[page[doubtView]]{out}, nil
 }
@@ -99,8 +96,7 @@ func (a *api) decideDoubt(w http.ResponseWriter, r *http.Request) {
 			a.fail(w, r, err)
 			return
 		}
-		p := principalOf(r.Context())
-		by := strings.TrimSpace(fmt.Sprintf("%s key %d", p.TenantName, p.KeyID))
+		by := whoAsks(r.Context())
 		ctx, cancel := context.WithTimeout(r.Context(), a.Limits.Request)
 		defer cancel()
 		if err := a.Ledger.Decide(ctx, id, in.Decision, by, in.Reason); err != nil {
@@ -118,8 +114,13 @@ func (d decisionBody) problems() message.FieldErrors {
 	default:
 		wrong = append(wrong, message.FieldError{Field: "decision", Problem: "want sent, resend or drop"})
 	}
-	if reason := strings.TrimSpace(d.Reason); reason == "" || len(reason) > maxReason || strings.ContainsFunc(reason, unicode.IsControl) {
-		wrong = append(wrong, message.FieldError{Field: "reason", Problem: fmt.Sprintf("want one line of 1 to %d bytes", maxReason)})
+	return append(wrong, reasonProblems(d.Reason)...)
+}
+
+func reasonProblems(reason string) message.FieldErrors {
+	reason = strings.TrimSpace(reason)
+	if reason == "" || len(reason) > maxReason || strings.ContainsFunc(reason, unicode.IsControl) {
+		return message.FieldErrors{{Field: "reason", Problem: fmt.Sprintf("want one line of 1 to %d bytes", maxReason)}}
 	}
-	return wrong
+	return nil
 }

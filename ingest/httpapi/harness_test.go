@@ -21,15 +21,17 @@ import (
 // store is a ledger in memory: enough of one to tell tenants apart, to answer
 // repeats, and to fail.
 type store struct {
-	mu       sync.Mutex
-	byKey    map[message.KeyHash]*kept
-	next     map[string]int64
-	accepted int
-	fail     error
-	decided  map[message.ID]message.Decision
-	filter   message.Filter // of the last list
-	items    []message.Item
-	panics   bool
+	mu          sync.Mutex
+	byKey       map[message.KeyHash]*kept
+	next        map[string]int64
+	accepted    int
+	fail        error
+	decided     map[message.ID]message.Decision
+	filter      message.Filter // of the last list
+	doubtFilter message.DoubtFilter
+	items       []message.Item
+	holds       []message.Hold
+	panics      bool
 }
 
 type kept struct {
@@ -130,14 +132,28 @@ func (s *store) Messages(_ context.Context, f message.Filter) (message.Page[mess
 	return p, nil
 }
 
-func (s *store) Audit(_ context.Context, tenant int32, stream string) (*message.Audit, error) {
+func (s *store) AuditPart(_ context.Context, tenant int32, stream string, _ message.Range) (*message.Audit, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	last := s.next[string(rune(tenant))+stream]
 	if last == 0 {
 		return nil, message.ErrNotFound
 	}
-	return &message.Audit{Stream: stream, First: 1, Last: last, Missing: []message.Range{{From: 2, To: 3}}}, nil
+	return &message.Audit{Stream: stream, First: 1, Last: last, From: 1, To: last, Missing: []message.Range{{From: 2, To: 3}}}, nil
+}
+
+func (s *store) AuditLanes(_ context.Context, lanes []message.Lane, progress func(done, total int64)) ([]message.LaneAudit, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fail != nil {
+		return nil, s.fail
+	}
+	var all []message.LaneAudit
+	for _, lane := range lanes {
+		all = append(all, message.LaneAudit{Lane: lane, Accepted: 2, States: map[message.State]int64{message.StateSent: 2}})
+		progress(2*int64(len(all)), 2*int64(len(lanes)))
+	}
+	return all, nil
 }
 
 func (s *store) Lanes(context.Context) ([]message.LaneView, error) {
@@ -166,6 +182,56 @@ func (s *store) Decide(_ context.Context, id message.ID, d message.Decision, _, 
 	}
 	s.decided[id] = d
 	return nil
+}
+
+func (s *store) CountDoubts(ctx context.Context, f message.DoubtFilter) (*message.DoubtCount, error) {
+	s.doubtFilter = f
+	p, err := s.Doubts(ctx, "", 10)
+	return &message.DoubtCount{Matched: int64(len(p.Items)), Lanes: map[message.Lane]int64{message.Lanes()[0]: int64(len(p.Items))}, Sample: p.Items}, err
+}
+
+func (s *store) DecideMany(ctx context.Context, f message.DoubtFilter, d message.Decision, by, reason string) (n int64, more bool, err error) {
+	p, _ := s.Doubts(ctx, "", 10)
+	for _, doubt := range p.Items {
+		if s.Decide(ctx, doubt.ID, d, by, reason) == nil {
+			n++
+		}
+	}
+	return n, false, nil
+}
+
+func (s *store) AddHold(_ context.Context, h message.Hold) (message.Hold, error) {
+	for _, other := range s.holds {
+		if other.Lane == h.Lane && other.Tenant == h.Tenant && other.Provider == h.Provider {
+			return h, message.ErrHeld
+		}
+	}
+	h.ID = int64(len(s.holds)) + 1
+	s.holds = append(s.holds, h)
+	return h, nil
+}
+
+func (s *store) Holds(context.Context) ([]message.Hold, error) { return s.holds, nil }
+
+func (s *store) ReleaseHold(_ context.Context, id int64, by string) (message.Hold, error) {
+	for i, h := range s.holds {
+		if h.ID == id && h.ReleasedBy == "" {
+			s.holds[i].ReleasedBy = by
+			return s.holds[i], nil
+		}
+		if h.ID == id {
+			return h, message.ErrNotHeld
+		}
+	}
+	return message.Hold{}, message.ErrNotFound
+}
+
+func (s *store) ReleaseMessage(ctx context.Context, id message.ID, _, _ string) (*message.View, error) {
+	v, err := s.Message(ctx, 0, id)
+	if err == nil && v.State != message.StateHeld {
+		err = message.ErrNotHeld
+	}
+	return v, err
 }
 
 func (s *store) count() int {

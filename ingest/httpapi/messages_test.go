@@ -121,11 +121,13 @@ func TestAudit(t *testing.T) {
 			path += "?tenant=1"
 		}
 		got := f.do("GET", path, key, "")
-		if want := `{"stream":"codes","first":1,"last":1,"missing":[{"from":2,"to":3}],"states":{}}`; strings.TrimSpace(string(got.body)) != want {
+		if want := `{"stream":"codes","first":1,"last":1,"from":1,"to":1,"next":0,"missing":[{"from":2,"to":3}],"states":{}}`; strings.TrimSpace(string(got.body)) != want {
 			t.Errorf("%s: %s, want %s", key, got.body, want)
 		}
 	}
 	wantProblem(t, f.do("GET", "/v1/streams/none/audit", "one", ""), 404)
+	wantProblem(t, f.do("GET", "/v1/streams/codes/audit?from=5&to=4", "one", ""), 422, "to")
+	wantProblem(t, f.do("GET", "/v1/streams/codes/audit?from=-1", "one", ""), 422, "from")
 }
 
 func TestLanes(t *testing.T) {
@@ -232,7 +234,7 @@ func TestDocument(t *testing.T) {
 		}
 	}
 	for _, a := range append(asks("{id}", ""), ask{"GET", "/livez", ""}, ask{"GET", "/readyz", ""}, ask{"GET", "/openapi.json", ""}) {
-		path, _, _ := strings.Cut(strings.Replace(a.path, "codes", "{name}", 1), "?")
+		path, _, _ := strings.Cut(strings.NewReplacer("codes", "{name}", "holds/1", "holds/{id}").Replace(a.path), "?")
 		if doc.Paths[path][strings.ToLower(a.method)].OperationID == "" {
 			t.Errorf("%s %s is not in the document", a.method, path)
 		}

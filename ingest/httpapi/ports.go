@@ -18,8 +18,13 @@ type Ledger interface {
 	// Cancel ends a message that was not handed over; else message.ErrTooLate.
 	// Canceling a canceled message again succeeds.
 	Cancel(ctx context.Context, tenant int32, id message.ID) (*message.View, error)
-	// Audit proves a tenant's stream complete; message.ErrNotFound if it never was.
-	Audit(ctx context.Context, tenant int32, stream string) (*message.Audit, error)
+	// AuditPart proves the numbers of a tenant's stream that are within a range
+	// complete, as far as it comes in some seconds; zero ends of the range stand
+	// for the stream's own. message.ErrNotFound if the stream never was.
+	AuditPart(ctx context.Context, tenant int32, stream string, within message.Range) (*message.Audit, error)
+	// AuditLanes tells where every message of lanes is, in one snapshot, and
+	// meanwhile how many it has counted, of how many that it expects.
+	AuditLanes(ctx context.Context, lanes []message.Lane, progress func(done, total int64)) ([]message.LaneAudit, error)
 	// Lanes is how each lane is doing, most urgent first.
 	Lanes(ctx context.Context) ([]message.LaneView, error)
 	// Doubts is one page of open doubts, oldest first.
@@ -27,6 +32,20 @@ type Ledger interface {
 	// Decide settles the doubt of a message, once; message.ErrDecided after
 	// that, message.ErrNotFound when it has none.
 	Decide(ctx context.Context, id message.ID, d message.Decision, by, reason string) error
+	// CountDoubts says how many open doubts a filter finds, with a sample.
+	CountDoubts(ctx context.Context, f message.DoubtFilter) (*message.DoubtCount, error)
+	// DecideMany settles the doubts that there are now, as far as it comes in
+	// some seconds; more says that asking again goes on.
+	DecideMany(ctx context.Context, f message.DoubtFilter, d message.Decision, by, reason string) (decided int64, more bool, err error)
+	// AddHold holds a lane, a tenant or a provider; message.ErrHeld if it is.
+	AddHold(ctx context.Context, h message.Hold) (message.Hold, error)
+	// Holds is what is held, at most 1,000.
+	Holds(ctx context.Context) ([]message.Hold, error)
+	// ReleaseHold ends a hold; message.ErrNotHeld if somebody did before.
+	ReleaseHold(ctx context.Context, id int64, by string) (message.Hold, error)
+	// ReleaseMessage lets a message that was set aside be sent after all;
+	// message.ErrNotHeld if it isn't.
+	ReleaseMessage(ctx context.Context, id message.ID, by, reason string) (*message.View, error)
 }
 
 // Incidents is what is wrong, as this process sees it. It needs no store.

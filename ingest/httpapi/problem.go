@@ -111,6 +111,10 @@ func problemOf(err error) (p *Problem, known bool) {
 		return newProblem(http.StatusConflict, "too_late", "The message was handed over or has ended."), true
 	case errors.Is(err, message.ErrDecided):
 		return newProblem(http.StatusConflict, "already_decided", "The doubt was decided or resolved already."), true
+	case errors.Is(err, message.ErrHeld):
+		return newProblem(http.StatusConflict, "already_held", "It is held already. See GET /v1/holds."), true
+	case errors.Is(err, message.ErrNotHeld):
+		return newProblem(http.StatusConflict, "not_held", "It is not held, or was released already."), true
 	case errors.Is(err, message.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return unavailable("Nothing was promised. Repeat the request with the same idempotency key."), true
 	}
@@ -136,6 +140,10 @@ func translate(_ huma.Context, _ string, v any) (any, error) {
 		field := e.Location
 		if _, name, found := strings.Cut(field, "."); found {
 			field = name
+		}
+		if _, rest, found := strings.Cut(e.Message, "expected required property "); found {
+			name, _, _ := strings.Cut(rest, " ")
+			field = strings.TrimPrefix(strings.TrimPrefix(field, "body")+"."+name, ".")
 		}
 		p.Errors = append(p.Errors, ProblemField{field, e.Message})
 	}

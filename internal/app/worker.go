@@ -14,6 +14,12 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
+// The providers' names, as attempts and holds show them.
+const (
+	smtpName = "smtp"
+	fcmName  = "fcm"
+)
+
 // checkPush is a provider's judgement at the door.
 func checkPush(push *message.Push) error {
 	if push.Platform != "fcm" {
@@ -44,7 +50,7 @@ func (p *process) buildWorker() (err error) {
 	}
 	if p.cfg.FCM.ServiceAccount != "" {
 		pr, err := fcm.New(fcm.Config{
-			Name: "fcm", ServiceAccount: []byte(p.cfg.FCM.ServiceAccount.Reveal()), BaseURL: p.cfg.FCM.BaseURL, TokenURL: p.cfg.FCM.TokenURL,
+			Name: fcmName, ServiceAccount: []byte(p.cfg.FCM.ServiceAccount.Reveal()), BaseURL: p.cfg.FCM.BaseURL, TokenURL: p.cfg.FCM.TokenURL,
 			Concurrency: p.cfg.FCM.Concurrency, ReplyLimit: p.cfg.FCM.ReplyLimit, Logger: p.log,
 		})
 		if err := add(pr, p.cfg.FCM.Concurrency, err); err != nil {
@@ -96,7 +102,7 @@ func (p *process) smtp() (*smtp.Provider, error) {
 		return nil, err
 	}
 	return smtp.New(smtp.Config{
-		Name: "smtp", Addr: c.Addr, Username: c.Username, Password: c.Password.Reveal(),
+		Name: smtpName, Addr: c.Addr, Username: c.Username, Password: c.Password.Reveal(),
 		TLS: smtp.TLSMode(c.TLS), ServerName: c.ServerName, LocalName: c.LocalName,
 		Connections: c.Connections, ReplyLimit: c.ReplyLimit, DKIM: keys, Logger: p.log,
 	})

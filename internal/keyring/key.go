@@ -62,6 +62,7 @@ type Principal struct {
 	Tenant     int32
 	TenantName string
 	KeyID      int64
+	Prefix     string // the key's 8 public characters
 	Test       bool
 	// Domains are those that the tenant may send from: "example.com" is that
 	// domain alone, ".example.com" any domain below it, "*" any at all.

@@ -179,7 +179,7 @@ func (r *Ring) use(records []Record, asOf time.Time) {
 			continue
 		}
 		set.byPrefix[rec.Prefix] = entry{rec.Hash, &Principal{
-			Tenant: rec.Tenant, TenantName: rec.TenantName, KeyID: rec.ID, Test: rec.Test,
+			Tenant: rec.Tenant, TenantName: rec.TenantName, KeyID: rec.ID, Prefix: rec.Prefix, Test: rec.Test,
 			Domains: rec.Domains, Scopes: rec.Scopes,
 		}}
 	}

@@ -82,7 +82,7 @@ func TestVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, err := r.Verify(live)
-	want := &Principal{Tenant: 7, TenantName: "acme", KeyID: 1, Domains: []string{"example.com"}, Scopes: []Scope{Send, Read}}
+	want := &Principal{Tenant: 7, TenantName: "acme", KeyID: 1, Prefix: live[8:16], Domains: []string{"example.com"}, Scopes: []Scope{Send, Read}}
 	if err != nil || !reflect.DeepEqual(p, want) {
 		t.Errorf("%+v, %v, want %+v", p, err, want)
 	}

@@ -78,6 +78,9 @@ const (
 	Stranger
 	// TooEarly: the attempt before this one has no outcome that allows it.
 	TooEarly
+	// HeldBack: a person holds its lane or provider. Nothing was done: it is to
+	// be asked for again.
+	HeldBack
 )
 
 // Claim is the ledger's answer to the wish to make an attempt. Everything but

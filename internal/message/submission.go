@@ -69,6 +69,7 @@ type Item struct {
 	Attempt  int    // 1 or more
 	Content  []byte // canonical; nil where only the ledger has it
 	Trace    string // W3C traceparent of the submission, or empty
+	Provider string // whom it is claimed for; set by the worker
 }
 
 // Envelope is one message to one recipient, as a provider gets it.

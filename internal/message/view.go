@@ -16,6 +16,7 @@ type View struct {
 	AcceptedAt time.Time
 	ExpiresAt  time.Time
 	DueAt      time.Time // of the next attempt, zero when not waiting
+	Aside      bool      // a hold of its tenant has set the attempt aside
 	Trace      string
 	Content    []byte // canonical; nil in lists, and when it was erased by age
 	Attempts   []Attempt
@@ -63,18 +64,6 @@ type Page[T any] struct {
 	Next  string
 }
 
-// Audit says whether a stream is complete.
-type Audit struct {
-	Stream  string
-	First   int64 // 1, or the first number that retention has left; 0 when empty
-	Last    int64
-	Missing []Range // bounded to the first 1,000
-	States  map[State]int64
-}
-
-// Range is From to To, both included.
-type Range struct{ From, To int64 }
-
 // LaneView is how a lane is doing.
 type LaneView struct {
 	Lane      Lane
@@ -91,8 +80,8 @@ type LaneView struct {
 	Attempted int64 // attempts made
 }
 
-// DoubtCount is how many doubts are open, up to a bound, and since when.
-type DoubtCount struct {
+// DoubtsOpen is how many doubts are open, up to a bound, and since when.
+type DoubtsOpen struct {
 	Count  int64
 	Oldest time.Duration
 }

@@ -65,7 +65,7 @@ func KafkaAway(status func() Kafka, now func() time.Time) Check {
 }
 
 // Doubts checks that no attempt is in doubt.
-func Doubts(open func(context.Context) (message.DoubtCount, error)) Check {
+func Doubts(open func(context.Context) (message.DoubtsOpen, error)) Check {
 	return Check{Kinds: []incident.Kind{incident.InDoubt}, Look: func(ctx context.Context) ([]incident.Condition, error) {
 		d, err := open(ctx)
 		if err != nil || d.Count == 0 {

@@ -226,7 +226,7 @@ func TestHungCheckHidesNothing(t *testing.T) {
 	withinBare(t, func() []Check {
 		return []Check{
 			LedgerAway(hang, time.Now),
-			Doubts(func(ctx context.Context) (message.DoubtCount, error) { return message.DoubtCount{}, hang(ctx) }),
+			Doubts(func(ctx context.Context) (message.DoubtsOpen, error) { return message.DoubtsOpen{}, hang(ctx) }),
 			KafkaAway(func() Kafka { return Kafka{Away: errors.New("refused"), For: time.Second} }, time.Now),
 		}
 	}, func(t *testing.T, e *incident.Engine) {
@@ -261,10 +261,10 @@ func TestClusterChanged(t *testing.T) {
 }
 
 func TestDoubtsAndWorkers(t *testing.T) {
-	doubts, workers := message.DoubtCount{}, 0
+	doubts, workers := message.DoubtsOpen{}, 0
 	within(t, func() []Check {
 		return []Check{
-			Doubts(func(context.Context) (message.DoubtCount, error) { return doubts, nil }),
+			Doubts(func(context.Context) (message.DoubtsOpen, error) { return doubts, nil }),
 			NoWorker(func(context.Context) (int, error) { return workers, nil }, time.Now),
 		}
 	}, func(t *testing.T, e *incident.Engine) {
@@ -274,13 +274,13 @@ func TestDoubtsAndWorkers(t *testing.T) {
 		if page, _ := e.List("", "", 10); len(page.Items) != 0 {
 			t.Errorf("%+v", page.Items)
 		}
-		doubts, workers = message.DoubtCount{Count: 3, Oldest: time.Minute}, 0
+		doubts, workers = message.DoubtsOpen{Count: 3, Oldest: time.Minute}, 0
 		nap(6 * time.Second)
 		all := causes(e)
 		if d := all["in_doubt"]; d.Count != 3 || d.OldestAge != 60 || all["no_worker"].ID == "" {
 			t.Errorf("%+v", all)
 		}
-		doubts, workers = message.DoubtCount{}, 1
+		doubts, workers = message.DoubtsOpen{}, 1
 		nap(15 * time.Second)
 		if n := len(e.Open()); n != 0 {
 			t.Errorf("not resolved: %+v", e.Open())

@@ -1,0 +1,164 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+const (
+	// auditLimit is how long the audit of lanes may take.
+	auditLimit = 5*time.Minute + 30*time.Second
+	// progressEvery is the pause between two lines of progress.
+	progressEvery = 500 * time.Millisecond
+)
+
+// laneAuditView is a lane's account, or that of all lanes together.
+type laneAuditView struct {
+	Lane       string `json:"lane" example:"transactional.email" doc:"CLASS.CHANNEL, or all."`
+	Accepted   int64  `json:"accepted" doc:"Messages that were accepted and that retention has left: the sum of what follows, if it adds up."`
+	Sent       int64  `json:"sent" doc:"Messages that a provider took."`
+	Failed     int64  `json:"failed" doc:"Messages that a provider refused, and dropped doubts."`
+	Expired    int64  `json:"expired" doc:"Messages whose life ended first."`
+	Superseded int64  `json:"superseded" doc:"Messages that a newer one replaced."`
+	Canceled   int64  `json:"canceled" doc:"Messages that were canceled."`
+	Held       int64  `json:"held" doc:"Messages that are set aside."`
+	InDoubt    int64  `json:"in_doubt" doc:"Messages of which nobody knows whether they were taken."`
+	Queued     int64  `json:"queued" doc:"Still to go: nobody tried yet."`
+	Waiting    int64  `json:"waiting" doc:"Still to go: scheduled, or between attempts."`
+	Sending    int64  `json:"sending" doc:"Still to go: an attempt is open."`
+	Lost       int64  `json:"lost" doc:"Messages that have not ended and that nothing will take up. There should be none."`
+	AddsUp     bool   `json:"adds_up" doc:"Whether every accepted message is accounted for."`
+}
+
+type ledgerAuditView struct {
+	Total laneAuditView   `json:"total" doc:"All of the lanes asked for."`
+	Lanes []laneAuditView `json:"lanes" doc:"Each of them, most urgent first."`
+}
+
+// auditLine is one line of the answer as it comes about.
+type auditLine struct {
+	Done  *int64           `json:"done,omitempty"`
+	Total *int64           `json:"total,omitempty"`
+	Audit *ledgerAuditView `json:"audit,omitempty"`
+	Error *Problem         `json:"error,omitempty"`
+}
+
+func (a *api) registerAudit() {
+	example := ledgerAuditViewOf([]message.LaneAudit{{
+		Lane: message.Lanes()[0], Accepted: 1250, States: map[message.State]int64{message.StateSent: 1200, message.StateQueued: 50},
+	}})
+	op := a.operation(huma.Operation{
+		OperationID: "audit-lanes", Method: http.MethodGet, Path: "/v1/audit", Tags: []string{"Operate"},
+		Summary: "Account for every message of a lane, or of all, in one snapshot", Security: anyOf(keyring.Operator),
+		Description: "It takes a few seconds for every million messages, at most 5 minutes. With Accept: application/x-ndjson the answer is lines " +
+			"of progress, {done, total}, and at last one of {audit} or {error}.",
+		Parameters: []*huma.Param{{
+			Name: "lane", In: "query", Description: "CLASS.CHANNEL; all lanes by default.", Schema: &huma.Schema{Type: huma.TypeString},
+		}},
+	}, example)
+	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(ledgerAuditView{})
+	a.register(&op, a.auditLanes)
+}
+
+func (a *api) auditLanes(w http.ResponseWriter, r *http.Request) {
+	lanes, err := askedLanes(r)
+	if err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	// It may take longer than other answers; a writer in a test may not know how.
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(auditLimit))
+	if !strings.Contains(r.Header.Get("Accept"), ndjson) {
+		all, err := a.Ledger.AuditLanes(r.Context(), lanes, func(int64, int64) {})
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		writeJSON(w, http.StatusOK, "application/json", ledgerAuditViewOf(all))
+		return
+	}
+	w.Header().Set("Content-Type", ndjson)
+	lines := json.NewEncoder(w)
+	var told time.Time
+	all, err := a.Ledger.AuditLanes(r.Context(), lanes, func(done, total int64) {
+		if time.Since(told) < progressEvery {
+			return
+		}
+		told = time.Now()
+		_ = lines.Encode(auditLine{Done: &done, Total: &total}) // a client that is gone ends the context
+		_ = http.NewResponseController(w).Flush()
+	})
+	last := auditLine{Error: nil}
+	if err != nil {
+		last.Error = a.problem(r.Context(), err)
+	} else {
+		view := ledgerAuditViewOf(all)
+		last.Audit = &view
+	}
+	_ = lines.Encode(last)
+}
+
+// askedLanes is the lanes that the query names.
+func askedLanes(r *http.Request) ([]message.Lane, error) {
+	var wrong message.FieldErrors
+	lanes := message.Lanes()
+	for name, values := range r.URL.Query() {
+		if name != "lane" {
+			wrong = append(wrong, message.FieldError{Field: name, Problem: "is no parameter of this"})
+			continue
+		}
+		lane, err := message.ParseLane(values[0])
+		if err == nil && len(values) > 1 {
+			err = errors.New("is given more than once")
+		}
+		if err != nil {
+			wrong = append(wrong, message.FieldError{Field: name, Problem: err.Error()})
+			continue
+		}
+		lanes = []message.Lane{lane}
+	}
+	if len(wrong) > 0 {
+		return nil, wrong
+	}
+	return lanes, nil
+}
+
+func ledgerAuditViewOf(all []message.LaneAudit) ledgerAuditView {
+	out := ledgerAuditView{Lanes: []laneAuditView{}}
+	sum := message.LaneAudit{States: make(map[message.State]int64)}
+	addsUp := true
+	for _, l := range all {
+		view := laneAuditViewOf(l)
+		view.Lane = l.Lane.String()
+		out.Lanes = append(out.Lanes, view)
+		sum.Accepted += l.Accepted
+		sum.Lost += l.Lost
+		for state, n := range l.States {
+			sum.States[state] += n
+		}
+		addsUp = addsUp && view.AddsUp // a lane too few and one too many add up to nothing good
+	}
+	out.Total = laneAuditViewOf(sum)
+	out.Total.Lane, out.Total.AddsUp = "all", addsUp
+	if len(all) == 1 {
+		out.Total.Lane = all[0].Lane.String()
+	}
+	return out
+}
+
+func laneAuditViewOf(l message.LaneAudit) laneAuditView {
+	n := l.States
+	return laneAuditView{
+		Accepted: l.Accepted, Sent: n[message.StateSent], Failed: n[message.StateFailed], Expired: n[message.StateExpired],
+		Superseded: n[message.StateSuperseded], Canceled: n[message.StateCanceled], Held: n[message.StateHeld], InDoubt: n[message.StateInDoubt],
+		Queued: n[message.StateQueued], Waiting: n[message.StateWaiting], Sending: n[message.StateSending], Lost: l.Lost, AddsUp: l.AddsUp(),
+	}
+}

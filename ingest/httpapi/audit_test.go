@@ -1,0 +1,49 @@
+package httpapi_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+func TestAuditOfLanes(t *testing.T) {
+	f := newFixture(t)
+	type account struct {
+		Lane           string
+		Accepted, Sent int64
+		AddsUp         bool `json:"adds_up"`
+	}
+	type audit struct {
+		Total account
+		Lanes []account
+	}
+	n := len(message.Lanes())
+	got := decodeInto[audit](t, f.do("GET", "/v1/audit", "operator", ""), 200)
+	if len(got.Lanes) != n || got.Total != (account{"all", int64(2 * n), int64(2 * n), true}) || got.Lanes[0] != (account{"transactional.email", 2, 2, true}) {
+		t.Errorf("audit of all: %+v", got)
+	}
+	got = decodeInto[audit](t, f.do("GET", "/v1/audit?lane=trigger.push", "operator", ""), 200)
+	if len(got.Lanes) != 1 || got.Total != (account{"trigger.push", 2, 2, true}) || got.Lanes[0] != got.Total {
+		t.Errorf("audit of one: %+v", got)
+	}
+	for query, field := range map[string]string{"?lane=fast.email": "lane", "?lane=": "lane", "?lane=trigger.push&lane=trigger.email": "lane", "?lanes=x": "lanes"} {
+		wantProblem(t, f.do("GET", "/v1/audit"+query, "operator", ""), 422, field)
+	}
+
+	lines := strings.Split(strings.TrimSpace(string(f.do("GET", "/v1/audit", "operator", "", "Accept", "application/x-ndjson").body)), "\n")
+	var last struct {
+		Audit *audit
+		Error *problem
+	}
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || last.Audit == nil || !last.Audit.Total.AddsUp || !strings.Contains(lines[0], `"total":12`) {
+		t.Errorf("lines: %v %s", err, lines)
+	}
+	f.fail = message.ErrUnavailable
+	wantProblem(t, f.do("GET", "/v1/audit", "operator", ""), 503)
+	b := f.do("GET", "/v1/audit", "operator", "", "Accept", "application/x-ndjson").body
+	if err := json.Unmarshal(b, &last); err != nil || last.Error == nil || last.Error.Status != 503 {
+		t.Errorf("line: %v %s", err, b)
+	}
+}

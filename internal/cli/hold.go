@@ -1,0 +1,171 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// holdAnswer is what the commands show of a hold.
+type holdAnswer struct {
+	ID       int64     `json:"id"`
+	Lane     string    `json:"lane"`
+	Tenant   int32     `json:"tenant"`
+	Provider string    `json:"provider"`
+	Reason   string    `json:"reason"`
+	By       string    `json:"by"`
+	At       time.Time `json:"at"`
+	Aside    int64     `json:"aside"`
+}
+
+func (h holdAnswer) what() string {
+	switch {
+	case h.Lane != "":
+		return "lane " + h.Lane
+	case h.Provider != "":
+		return "provider " + h.Provider
+	}
+	return fmt.Sprintf("tenant %d", h.Tenant)
+}
+
+func (c *command) hold() *cobra.Command {
+	var f clientFlags
+	var in struct {
+		Lane     string `json:"lane,omitempty"`
+		Tenant   int32  `json:"tenant,omitempty"`
+		Provider string `json:"provider,omitempty"`
+		Reason   string `json:"reason"`
+	}
+	cmd := &cobra.Command{
+		Use:   "hold (--lane LANE | --tenant N | --provider NAME) --reason WHY",
+		Short: "Hold a lane, a tenant or a provider: accepted as ever, not handed over",
+		Long: `Within 2 seconds of the answer nothing of it is claimed any more. What was
+claimed before is handed over. Accepting goes on, messages go on expiring, and
+stormpost release lets the others go.`,
+		Example: `  stormpost hold --lane campaign.email --reason "the list was wrong"
+  stormpost hold --tenant 7 --reason "asked by phone"
+  stormpost hold list`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client(f)
+			if err != nil {
+				return err
+			}
+			return c.showHold(cmd, cl, http.MethodPost, "/v1/holds", in, "held")
+		},
+	}
+	f.add(cmd)
+	p := cmd.Flags()
+	p.StringVar(&in.Lane, "lane", "", "hold this lane, as campaign.email")
+	p.Int32Var(&in.Tenant, "tenant", 0, "hold this tenant's messages")
+	p.StringVar(&in.Provider, "provider", "", "hold what would go to this provider, as smtp")
+	p.StringVar(&in.Reason, "reason", "", "why, for whoever asks later")
+	_ = cmd.MarkFlagRequired("reason") // it is there
+	cmd.MarkFlagsMutuallyExclusive("lane", "tenant", "provider")
+	cmd.MarkFlagsOneRequired("lane", "tenant", "provider")
+	cmd.AddCommand(&cobra.Command{
+		Use:     "list",
+		Short:   "List what is held, by whom and why",
+		Example: `  stormpost hold list --json`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client(f)
+			if err != nil {
+				return err
+			}
+			return c.listHolds(cmd, cl)
+		},
+	})
+	return cmd
+}
+
+func (c *command) release() *cobra.Command {
+	var f clientFlags
+	var reason string
+	cmd := &cobra.Command{
+		Use:   "release (HOLD | MESSAGE --reason WHY)",
+		Short: "Release a hold by its number, or a message that is set aside by its id",
+		Long: `A hold's number is in stormpost hold list. A message that is held by itself, since
+it made a provider's code fail, is released by its id: it is tried once more.`,
+		Example: `  stormpost release 7
+  stormpost release msg_… --reason "the provider's fault is mended"`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client(f)
+			if err != nil {
+				return err
+			}
+			if _, err := strconv.ParseInt(args[0], 10, 64); err == nil {
+				if reason != "" {
+					return usage("--reason goes with a message's id")
+				}
+				return c.showHold(cmd, cl, http.MethodDelete, "/v1/holds/"+args[0], nil, "released")
+			}
+			if reason == "" {
+				return usage("--reason is needed to release a message")
+			}
+			var raw json.RawMessage
+			path := "/v1/messages/" + url.PathEscape(args[0]) + "/release"
+			if err := cl.call(cmd.Context(), http.MethodPost, path, nil, map[string]string{"reason": reason}, &raw); err != nil {
+				return err
+			}
+			if c.json {
+				return c.printJSON(raw)
+			}
+			fmt.Fprintf(c.Out, "%s: released\n", args[0])
+			return nil
+		},
+	}
+	f.add(cmd)
+	cmd.Flags().StringVar(&reason, "reason", "", "for a message: why, for whoever asks later")
+	return cmd
+}
+
+func (c *command) showHold(cmd *cobra.Command, cl *client, method, path string, in any, done string) error {
+	var raw json.RawMessage
+	if err := cl.call(cmd.Context(), method, path, nil, in, &raw); err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(raw)
+	}
+	var h holdAnswer
+	if err := json.Unmarshal(raw, &h); err != nil {
+		return fmt.Errorf("the API's answer can't be read: %w", err)
+	}
+	fmt.Fprintf(c.Out, "hold %d: %s is %s\n", h.ID, h.what(), done)
+	return nil
+}
+
+func (c *command) listHolds(cmd *cobra.Command, cl *client) error {
+	var raw json.RawMessage
+	if err := cl.call(cmd.Context(), http.MethodGet, "/v1/holds", nil, nil, &raw); err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(raw)
+	}
+	var page struct {
+		Items []holdAnswer `json:"items"`
+	}
+	if err := json.Unmarshal(raw, &page); err != nil {
+		return fmt.Errorf("the API's answer can't be read: %w", err)
+	}
+	return showHolds(c.Out, page.Items)
+}
+
+func showHolds(out io.Writer, all []holdAnswer) error {
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "HOLD\tSINCE\tWHAT\tSET ASIDE\tBY\tREASON")
+	for _, h := range all {
+		fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%s\t%s\n", h.ID, h.At.Local().Format(time.Stamp), h.what(), h.Aside, h.By, h.Reason)
+	}
+	return w.Flush()
+}
