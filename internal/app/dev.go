@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/internal/atomicfile"
 	"github.com/stormpost/stormpost/internal/config"
 	"github.com/stormpost/stormpost/internal/devstack"
 	"github.com/stormpost/stormpost/internal/keyring"
@@ -214,9 +215,5 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return atomicfile.Write(path, append(b, '\n'))
 }

@@ -19,6 +19,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"github.com/stormpost/stormpost/internal/atomicfile"
 )
 
 // kafkaStop is how long a node may take to shut down in good order. What it
@@ -87,7 +89,7 @@ func (k *Kafka) format(ctx context.Context, n *kafkaNode) error {
 	if err := os.Rename(fresh, n.data()); err != nil {
 		return fmt.Errorf("put the storage in its place: %w", err)
 	}
-	return syncFolder(n.dir)
+	return atomicfile.SyncDir(n.dir)
 }
 
 // command is a Java program on Kafka's class path, working in the node's

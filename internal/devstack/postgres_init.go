@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/atomicfile"
 )
 
 // prepare brings the folder to where a server can be started in it.
@@ -114,7 +116,7 @@ func (p *Postgres) initdb(ctx context.Context) error {
 		return fmt.Errorf("put the cluster in its place: %w", err)
 	}
 	p.log.Info("postgresql cluster made", "dir", p.dir)
-	return syncFolder(p.dir)
+	return atomicfile.SyncDir(p.dir)
 }
 
 // hand gives paths to the user as whom the server runs.

@@ -5,7 +5,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
+
+	"github.com/stormpost/stormpost/internal/atomicfile"
 )
 
 const (
@@ -50,29 +51,10 @@ func load(path string) ([]Incident, error) {
 }
 
 // store replaces the file: after a crash there is the old or the new one.
-func store(path string, all []Incident) (err error) {
+func store(path string, all []Incident) error {
 	b, err := json.Marshal(saved{fileVersion, all})
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*") // with mode 0600
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			_ = f.Close()
-			_ = os.Remove(f.Name())
-		}
-	}()
-	if _, err = f.Write(b); err != nil {
-		return err
-	}
-	if err = f.Sync(); err != nil {
-		return err
-	}
-	if err = f.Close(); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), path)
+	return atomicfile.Write(path, b)
 }
