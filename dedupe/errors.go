@@ -27,7 +27,7 @@ const (
 
 // ErrNumbering is returned when a stream has lost its counter: it cannot
 // number, and does not start again at 0.
-var ErrNumbering = errors.New("numbering is broken")
+var ErrNumbering = message.ErrNumbering
 
 // blame says what an error of a batch means for its rows.
 type blame int

@@ -91,6 +91,7 @@ type Ledger struct {
 
 	streams streamCache
 	accepts *batcher[*acceptCall]
+	enters  *batcher[*acceptCall] // from the journal
 	claims  [message.Campaign + 1]*batcher[*claimCall]
 	records [message.Campaign + 1]*batcher[*recordCall]
 
@@ -139,6 +140,7 @@ func Open(cfg Config) (*Ledger, error) {
 	l.tokens.Store(int64(binary.LittleEndian.Uint64(seed[:]) >> 1))
 	l.streams.init()
 	l.accepts = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
+	l.enters = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
 	for c := message.Transactional; c <= message.Campaign; c++ {
 		l.claims[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.claimBatch)
 		l.records[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.recordBatch)
@@ -204,6 +206,7 @@ func (l *Ledger) Ping(ctx context.Context) error {
 func (l *Ledger) Close() {
 	l.close.Do(func() {
 		l.accepts.stop()
+		l.enters.stop()
 		for c := message.Transactional; c <= message.Campaign; c++ {
 			l.claims[c].stop()
 			l.records[c].stop()

@@ -111,20 +111,23 @@ func (l *Ledger) candidates(ctx context.Context, f message.Filter, below int64, 
 }
 
 func (l *Ledger) submissionMessages(ctx context.Context, f message.Filter, below int64) ([]int64, error) {
-	var key message.KeyHash
-	if f.Key != nil {
-		key = *f.Key
-	} else {
-		key = f.Submission.KeyHash()
+	var lane message.Lane
+	var submission int64
+	var count int
+	var err error
+	switch {
+	case f.Submission == (message.ID{}):
+		lane, submission, count, _, err = l.byKey(ctx, *f.Key)
+	case f.Key != nil && *f.Key != f.Submission.KeyHash():
+		return nil, nil
+	default:
+		lane, submission, count, err = l.identity(ctx, f.Submission)
 	}
-	lane, submission, count, print, err := l.byKey(ctx, key)
 	switch {
 	case errors.Is(err, message.ErrNotFound):
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case f.Submission != (message.ID{}) && (f.Submission.KeyHash() != key || !f.Submission.Matches(print)):
-		return nil, nil
 	}
 	var ns []int64
 	for i := count - 1; i >= 0; i-- {

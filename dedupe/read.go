@@ -25,11 +25,18 @@ func (l *Ledger) find(ctx context.Context, id message.ID) (message.Position, err
 	return message.PositionOf(lane, submission, id.Index()), nil
 }
 
-// identity is the submission that an id, a message's or its own, belongs to.
+// identity is the submission that an id, a message's or its own, belongs to. It
+// is under another key when it came second under its own (see Enter).
 func (l *Ledger) identity(ctx context.Context, id message.ID) (lane message.Lane, submission int64, count int, err error) {
-	lane, submission, count, print, err := l.byKey(ctx, id.KeyHash())
-	if err == nil && !id.Matches(print) {
-		err = message.ErrNotFound
+	for _, key := range []message.KeyHash{id.KeyHash(), message.ConflictKey(id)} {
+		var print message.Fingerprint
+		lane, submission, count, print, err = l.byKey(ctx, key)
+		if err == nil && !id.Matches(print) {
+			err = message.ErrNotFound
+		}
+		if err != message.ErrNotFound {
+			break
+		}
 	}
 	return lane, submission, count, err
 }

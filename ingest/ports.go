@@ -24,6 +24,14 @@ type Publisher interface {
 	Publish(items []message.Item)
 }
 
+// Journal keeps submissions while the ledger is away: Kafka.
+type Journal interface {
+	// Append makes j durable, to be entered into the ledger when that is back.
+	// message.ErrUnavailable means that it may be kept or not; appending it again,
+	// or accepting it otherwise, is safe.
+	Append(ctx context.Context, j message.Journaled) error
+}
+
 // Finder tells what became of a submission that was made before: the ledger.
 type Finder interface {
 	// Messages is one page of the messages that f matches.

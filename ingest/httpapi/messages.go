@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -55,8 +57,41 @@ func (a *api) registerMessages() {
 }
 
 func (a *api) getMessage(ctx context.Context, in *messageInput) (*output[messageView], error) {
-	return a.oneMessage(ctx, in.ID, a.Ledger.Message)
+	return a.oneMessage(ctx, in.ID, a.seek)
 }
+
+// seek is one message from the ledger, or from the journal that it is still in.
+// The journal is asked first: what has left it by then is in the ledger. What
+// neither store is known not to have is unavailable, never unknown.
+func (a *api) seek(ctx context.Context, tenant int32, id message.ID) (*message.View, error) {
+	if a.Journal == nil {
+		return a.Ledger.Message(ctx, tenant, id)
+	}
+	j, known := a.Journal.Find(id)
+	if j != nil && tenant != 0 && j.Tenant != tenant {
+		return nil, message.ErrNotFound
+	}
+	if j != nil {
+		// There is an answer, so the ledger isn't waited for long.
+		limit, cancel := context.WithTimeout(ctx, seekPatience)
+		defer cancel()
+		ctx = limit
+	}
+	v, err := a.Ledger.Message(ctx, tenant, id)
+	switch {
+	case err == nil || !errors.Is(err, message.ErrNotFound) && !errors.Is(err, message.ErrUnavailable):
+		return v, err
+	case j != nil:
+		return &message.View{ID: id, Tenant: j.Tenant, State: message.StateJournaled, Lane: j.Lane, AcceptedAt: j.AcceptedAt}, nil
+	case !known:
+		return nil, fmt.Errorf("%w: the journal can't be read yet", message.ErrUnavailable)
+	}
+	return nil, err
+}
+
+// seekPatience is how long the ledger may take to tell of a message that the
+// journal tells of.
+const seekPatience = time.Second
 
 func (a *api) cancelMessage(ctx context.Context, in *messageInput) (*output[messageView], error) {
 	return a.oneMessage(ctx, in.ID, a.Ledger.Cancel)

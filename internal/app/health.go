@@ -19,6 +19,12 @@ type health struct {
 
 func (h *health) kafkaAway() bool { return h.away.Load() }
 
+// kafkaAnswers says whether Kafka did when it was asked last.
+func (h *health) kafkaAnswers() bool {
+	cause := h.cause.Load()
+	return cause != nil && *cause == nil
+}
+
 // watchKafka makes the topics once the cluster answers, and keeps asking.
 func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Logger) {
 	tick := time.NewTicker(time.Second)
@@ -30,6 +36,9 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 			defer cancel()
 			if !made {
 				if err := b.EnsureTopics(pctx); err != nil {
+					return err
+				}
+				if err := b.EnsureJournals(pctx); err != nil {
 					return err
 				}
 				made = true
@@ -56,11 +65,21 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 	}
 }
 
-// ready is what must work before requests should come here. Kafka needn't: what
-// it can't carry is fed by the ledger.
+// readyPatience is how long the ledger may take to say that it is well.
+const readyPatience = 2 * time.Second
+
+// ready is what must work before requests should come here: one of the stores.
+// What Kafka can't carry is fed by the ledger, and what the ledger can't take is
+// kept by the journal.
 func (p *process) ready(ctx context.Context) []httpapi.Check {
+	ctx, cancel := context.WithTimeout(ctx, readyPatience)
+	defer cancel()
+	err := p.ledger.Ping(ctx)
+	if p.health.kafkaAnswers() {
+		err = nil
+	}
 	return []httpapi.Check{
-		{Name: "ledger", Err: p.ledger.Ping(ctx)},
+		{Name: "ledger", Err: err},
 		{Name: "keys", Err: p.ring.Ready()},
 	}
 }
