@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -140,10 +141,16 @@ func (s sub) committed(ctx context.Context, c *kafka.Client, places []place) (ma
 	if err == nil {
 		err = resp.Error
 	}
+	all := make(map[place]int64, len(places))
+	if errors.Is(err, kafka.GroupIdNotFound) { // nobody has joined it yet
+		for _, p := range places {
+			all[p] = -1
+		}
+		return all, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetch offsets: %w", err)
 	}
-	all := make(map[place]int64, len(places))
 	for topic, partitions := range resp.Topics {
 		for _, o := range partitions {
 			if o.Error != nil {

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	"github.com/segmentio/kafka-go"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -165,12 +166,22 @@ func (b *Broker) NewJournal(tail *Tail) (*Journal, error) {
 	}}, nil
 }
 
+// appendPatience is how long Kafka may take to keep a submission: after the
+// ledger's patience, within the request's limit.
+const appendPatience = 4 * time.Second
+
 // Append implements ingest.Journal: it returns nil once every in-sync replica
 // has the record on disk.
 func (j *Journal) Append(ctx context.Context, sub message.Journaled) error {
 	class := sub.Lane.Class
 	attrs := metric.WithAttributeSet(attribute.NewSet(attribute.String("class", class.String())))
-	if err := j.writer.WriteMessages(ctx, encodeJournaled(j.broker.journalTopic(class), sub)); err != nil {
+	m := encodeJournaled(j.broker.journalTopic(class), sub)
+	limit, cancel := context.WithTimeout(ctx, appendPatience)
+	defer cancel()
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 50*time.Millisecond, 500*time.Millisecond, 0
+	// A leader that just died, or a topic that is just being made, is there in a moment.
+	if err := backoff.Retry(func() error { return j.writer.WriteMessages(limit, m) }, backoff.WithContext(wait, limit)); err != nil {
 		j.failed.Add(ctx, 1, attrs)
 		return fmt.Errorf("journal: %w: %w", message.ErrUnavailable, err)
 	}
