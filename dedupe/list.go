@@ -60,7 +60,10 @@ func (l *Ledger) Messages(ctx context.Context, f message.Filter) (message.Page[m
 				continue
 			}
 			if !f.Since.IsZero() && v.AcceptedAt.Before(f.Since) {
-				return page, nil // the rest is older
+				if v.EnteredAt.Before(f.Since) {
+					return page, nil // the rest is older
+				}
+				continue // it came late, out of the journal: what is below it may be younger
 			}
 			ok, err := l.matches(ctx, f, v)
 			if err != nil {

@@ -85,7 +85,7 @@ func (l *Ledger) views(ctx context.Context, ns []int64) (map[message.Position]*m
 	}
 	b := &pgx.Batch{}
 	b.Queue(`
-		select m.n, m.id, m.tenant, s.name, m.seq, m.recipient, m.accepted_at, m.expires_at, coalesce(m.trace, ''), w.due,
+		select m.n, m.id, m.tenant, s.name, m.seq, m.recipient, m.accepted_at, m.expires_at, coalesce(m.trace, ''), m.entered_at, w.due,
 		       exists (select from doubt d where d.n = m.n)
 		from message m join stream s on s.id = m.stream left join waiting w on w.n = m.n
 		where m.n = any ($1)`, ns)
@@ -122,15 +122,18 @@ func scanMessages(r pgx.BatchResults, count int) (map[message.Position]*message.
 		v := &message.View{}
 		var n int64
 		var id []byte
-		var due *time.Time
+		var due, entered *time.Time
 		var doubt bool
-		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &due, &doubt); err != nil {
+		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &entered, &due, &doubt); err != nil {
 			return nil, nil, err
 		}
 		v.Position = message.Position(n)
 		copy(v.ID[:24], id)
 		v.ID = v.ID.Message(v.Position.Index())
 		v.Lane = v.Position.Lane()
+		if entered != nil {
+			v.EnteredAt = *entered
+		}
 		if due != nil {
 			v.DueAt = *due
 		}

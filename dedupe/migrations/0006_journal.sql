@@ -2,6 +2,10 @@
 
 -- +goose Up
 
+-- When a message came out of the journal; null for all others, whose
+-- accepted_at ascends with their position.
+alter table message add column entered_at timestamptz;
+
 -- enter_batch is accept_batch for submissions out of the journal. accepteds is
 -- when each was accepted at the door. ids has, for one that is to be held since
 -- another request came first under its key, the first 24 bytes of its own id: its
@@ -29,7 +33,7 @@ begin
     return;
   end if;
   -- A door's clock may be ahead of ours: nothing was accepted after now.
-  update message m set accepted_at = least(m.accepted_at, x.accepted), id = coalesce(x.id, m.id)
+  update message m set accepted_at = least(m.accepted_at, x.accepted), entered_at = m.accepted_at, id = coalesce(x.id, m.id)
   from (
     select (lanes[f.ord]::bigint << 57) | (f.submission << 6) | r.index as n, accepteds[f.ord] as accepted, ids[f.ord] as id
     from unnest(ords, submissions) as f(ord, submission)
@@ -51,3 +55,4 @@ end $$;
 
 -- +goose Down
 drop function enter_batch;
+alter table message drop column entered_at;

@@ -30,6 +30,8 @@ type store struct {
 	filter   message.Filter // of the last list
 	items    []message.Item
 	panics   bool
+
+	failReads error // of one message
 }
 
 type kept struct {
@@ -95,6 +97,9 @@ func (s *store) view(tenant int32, id message.ID) (*message.View, error) {
 func (s *store) Message(_ context.Context, tenant int32, id message.ID) (*message.View, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.failReads != nil {
+		return nil, s.failReads
+	}
 	return s.view(tenant, id)
 }
 

@@ -48,7 +48,7 @@ type attemptView struct {
 
 type eventView struct {
 	At      time.Time `json:"at" doc:"When."`
-	Event   string    `json:"event" enum:"accepted,sending,canceled,expired,superseded,held,sent,deferred,rejected,unknown,returned,decided" doc:"What happened."`
+	Event   string    `json:"event" enum:"accepted,entered,sending,canceled,expired,superseded,held,sent,deferred,rejected,unknown,returned,decided" doc:"What happened."`
 	Attempt int       `json:"attempt,omitempty" doc:"Of which attempt."`
 	Detail  string    `json:"detail,omitempty" doc:"More about it."`
 }
@@ -133,6 +133,9 @@ func detailOf(v *message.View, operator bool) (messageView, error) {
 // timeline tells a message's attempts as events.
 func timeline(v *message.View) []eventView {
 	events := []eventView{{At: v.AcceptedAt, Event: "accepted"}}
+	if !v.EnteredAt.IsZero() {
+		events = append(events, eventView{At: v.EnteredAt, Event: "entered", Detail: "from the journal into the ledger"})
+	}
 	for _, a := range v.Attempts {
 		events = append(events, eventView{At: a.At, Event: begun(a.Kind), Attempt: a.Number})
 		if a.Outcome != 0 {

@@ -10,6 +10,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/broker"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 // The ledger is away in three ways under load: what is submitted is answered
@@ -31,6 +34,9 @@ func TestLedgerAway(t *testing.T) {
 			s.start("worker,recovery")
 			c := newClient(t, s.key, func() string { return apis[0] })
 			submitAll(t, c, 40, mixed("before"))
+			if _, err := c.submit(t.Context(), order{Name: "twice", Stream: "stream-0"}); err != nil {
+				t.Fatal(err)
+			}
 
 			front.set(mode)
 			waitAway(t, c, apis[0])
@@ -66,6 +72,17 @@ func TestLedgerAway(t *testing.T) {
 					t.Errorf("%s: %+v, want journaled without a number", away[i].Name, a.Messages[0])
 				}
 			}
+			// What nobody may get: another request under a known key, and one that
+			// expires before the ledger is back.
+			second, err := c.post(t.Context(), apis[0], order{Name: "twice-other", Stream: "stream-9"}, "twice")
+			if err != nil || second.status != http.StatusAccepted {
+				t.Errorf("another request under a known key: %+v %v", second, err)
+			}
+			expires := time.Now().Add(2 * time.Second)
+			old, err := c.post(t.Context(), apis[0], order{Name: "old-code", Stream: "stream-9", ExpiresAt: expires}, "old")
+			if err != nil || old.status != http.StatusAccepted {
+				t.Errorf("one that expires: %+v %v", old, err)
+			}
 			// Again: the same id. And every process tells, one started now as well.
 			a, err := c.post(t.Context(), apis[1], away[0], away[0].Name)
 			if err != nil || a.status != http.StatusAccepted || a.ID != answers[0].ID {
@@ -90,11 +107,20 @@ func TestLedgerAway(t *testing.T) {
 				t.Error("no answer was withheld")
 			}
 
+			time.Sleep(time.Until(expires)) // the time is what is tested
 			front.set(none)
 			if v := s.settle(c, func() string { return apis[1] }, 2*time.Minute); len(v.doubts) > 0 && mode != cut {
 				t.Errorf("%d in doubt, although no provider failed", len(v.doubts))
 			}
 			s.complete(apis[1], 5)
+			within(t, 10*time.Second, func() error {
+				_, held := s.look(apis[2], second.Messages[0].ID)
+				_, expired := s.look(apis[2], old.Messages[0].ID)
+				if held != "held" || expired != "expired" {
+					return fmt.Errorf("the second under a key is %s, want held; the one that expired is %s", held, expired)
+				}
+				return nil
+			})
 			for i, a := range answers {
 				if status, state := s.look(apis[2], a.Messages[0].ID); status != http.StatusOK || state != "sent" {
 					t.Errorf("%s: %d %s, want sent", away[i].Name, status, state)
@@ -174,4 +200,100 @@ func (s *stage) complete(api string, streams int) {
 			s.t.Errorf("stream-%d: %+v, want 1..N, all sent", i, audit)
 		}
 	}
+}
+
+// A journal's worker is killed between the ledger's commits and its offsets',
+// again and again: what comes a second time is known.
+func TestJournalWorkerKilled(t *testing.T) {
+	s := newStage(t)
+	front, dsn := newProxy(t, s.dsn)
+	s.env = append(s.env, "STORMPOST_DSN="+dsn, "STORMPOST_ACCEPT_PATIENCE=1s")
+	api := s.start("api").api
+	s.start("worker")
+	c := newClient(t, s.key, func() string { return api })
+	submitAll(t, c, 10, mixed("before"))
+	front.set(refuse)
+	waitAway(t, c, api)
+	total := scaled(8000)
+	submitAll(t, c, total, mixed("away"))
+	front.set(none)
+	kafka, err := broker.New(broker.Config{Brokers: s.brokers, Prefix: s.prefix})
+	if err != nil {
+		t.Fatal(err)
+	}
+	db := s.conn()
+	entered := func() (n int64) {
+		if err := db.QueryRow(t.Context(), `select count(*) from message where entered_at is not null`).Scan(&n); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	between := 0 // kills that left committed entries without a committed offset
+	for range 4 {
+		was := entered()
+		if was >= int64(total) {
+			break
+		}
+		w := s.start("recovery")
+		for deadline := time.Now().Add(time.Minute); entered() == was && time.Now().Before(deadline); {
+		}
+		w.kill()
+		_, done, err := kafka.JournalBacklog(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if done[message.Transactional] < entered() {
+			between++
+		}
+	}
+	if between == 0 {
+		t.Error("no kill came between a commit of the ledger and its offset's")
+	}
+	t.Logf("%d kills left entries without their offsets", between)
+	s.start("recovery")
+	if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt, although no worker died", len(v.doubts))
+	}
+	s.complete(api, 5)
+}
+
+// With both stores away nothing is promised: 503, and when to come again.
+func TestBothStoresAway(t *testing.T) {
+	s, kafka := newStageWithKafka(t)
+	front, dsn := newProxy(t, s.dsn)
+	s.env = append(s.env, "STORMPOST_DSN="+dsn, "STORMPOST_ACCEPT_PATIENCE=1s")
+	api := s.start("api").api
+	s.start("worker,recovery")
+	c := newClient(t, s.key, func() string { return api })
+	submitAll(t, c, 10, mixed("before"))
+	front.set(refuse)
+	waitAway(t, c, api)
+	if err := kafka.Kill(0); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 {
+		o := order{Name: fmt.Sprintf("neither-%d", i), Stream: "stream-0"}
+		path, body := o.request()
+		b, _ := json.Marshal(body)
+		began := time.Now()
+		resp, err := c.raw(t.Context(), http.MethodPost, api+path, b, "Idempotency-Key", o.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != http.StatusServiceUnavailable || resp.Header.Get("Retry-After") == "" {
+			t.Errorf("%s: %s, Retry-After %q", o.Name, resp.Status, resp.Header.Get("Retry-After"))
+		}
+		t.Logf("refused after %s", time.Since(began).Round(time.Millisecond))
+	}
+	if err := kafka.Restart(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	// Once one of them is back, the same requests are kept, and in the end sent once.
+	submitAll(t, c, 4, func(i int) order { return order{Name: fmt.Sprintf("neither-%d", i), Stream: "stream-0"} })
+	front.set(none)
+	if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt, although no provider failed", len(v.doubts))
+	}
+	s.complete(api, 5)
 }
