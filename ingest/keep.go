@@ -63,3 +63,12 @@ func journaled(sub *message.Submission) *Accepted {
 	}
 	return a
 }
+
+// inJournal says whether the journal holds sub, and whether it can tell.
+func (s *Service) inJournal(sub *message.Submission) (kept, known bool) {
+	if s.cfg.Journal == nil {
+		return false, true
+	}
+	j, known := s.cfg.Journal.Find(sub.ID())
+	return j != nil, known
+}

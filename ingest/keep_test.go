@@ -13,8 +13,18 @@ import (
 
 // kafka is a journal that answers as it is told.
 type kafka struct {
-	err error
-	got []message.Journaled
+	err   error
+	got   []message.Journaled
+	blind bool
+}
+
+func (k *kafka) Find(id message.ID) (*message.Journaled, bool) {
+	for i := range k.got {
+		if k.got[i].ID() == id.Submission() {
+			return &k.got[i], true
+		}
+	}
+	return nil, !k.blind
 }
 
 func (k *kafka) Append(_ context.Context, j message.Journaled) error {
@@ -166,4 +176,34 @@ func TestBreakerEndsTheWait(t *testing.T) {
 			t.Error("it waits on")
 		}
 	})
+}
+
+// A request that expired since the journal took it gets that answer again.
+func TestRepeatOfAJournaledOneThatExpired(t *testing.T) {
+	l, k := &ledger{err: message.ErrUnavailable}, &kafka{}
+	at := now
+	s := l.service(func(c *Config) { c.Journal, c.Now = k, func() time.Time { return at } })
+	content := email()
+	content.Email.ExpiresAt = now.Add(time.Minute)
+	r := Request{Principal: owner, Key: "k", Content: content}
+	first, err := s.Submit(context.Background(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at = now.Add(time.Hour)
+	for _, l.findErr = range []error{nil, message.ErrUnavailable} {
+		again, err := s.Submit(context.Background(), r)
+		if err != nil || !again.Replayed || again.ID != first.ID || again.Messages[0] != first.Messages[0] {
+			t.Errorf("again: %+v %v", again, err)
+		}
+	}
+	r.Key, l.findErr = "another", nil
+	var wrong message.FieldErrors
+	if _, err := s.Submit(context.Background(), r); !errors.As(err, &wrong) {
+		t.Errorf("one that was never kept: %v", err)
+	}
+	k.blind = true
+	if _, err := s.Submit(context.Background(), r); !errors.Is(err, message.ErrUnavailable) {
+		t.Errorf("with a journal that can't tell: %v", err)
+	}
 }

@@ -30,6 +30,10 @@ type Journal interface {
 	// message.ErrUnavailable means that it may be kept or not; appending it again,
 	// or accepting it otherwise, is safe.
 	Append(ctx context.Context, j message.Journaled) error
+	// Find says what the journal holds of an id; its content, stream and
+	// recipients it need not know. known is false while it may hold it without
+	// that it can tell.
+	Find(id message.ID) (j *message.Journaled, known bool)
 }
 
 // Finder tells what became of a submission that was made before: the ledger.

@@ -132,9 +132,17 @@ func (s *Service) repeatOrStale(ctx context.Context, r Request, sub *message.Sub
 	if r.Key == "" {
 		return nil, stale
 	}
+	kept, known := s.inJournal(sub)
 	views, err := s.find(ctx, sub)
-	if err != nil && !errors.Is(err, message.ErrNotFound) {
+	switch {
+	case kept && len(views) == 0:
+		a := journaled(sub)
+		a.Replayed = true
+		return a, nil
+	case err != nil && !errors.Is(err, message.ErrNotFound):
 		return nil, fmt.Errorf("find the earlier request: %w", err)
+	case !known && len(views) == 0:
+		return nil, fmt.Errorf("find the earlier request: %w: the journal can't be read yet", message.ErrUnavailable)
 	}
 	if len(views) != len(sub.Recipients) {
 		return nil, stale

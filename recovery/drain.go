@@ -20,6 +20,8 @@ import (
 const (
 	// atOnce bounds how many submissions of one process are with the ledger.
 	atOnce = 500
+	// restFor is how long a ledger that is away is left alone.
+	restFor = 500 * time.Millisecond
 	// backlogEvery is how often the backlog is asked for.
 	backlogEvery = 500 * time.Millisecond
 	// yieldAtMost is how long a class waits for a more urgent one whose backlog
@@ -62,6 +64,7 @@ type DrainConfig struct {
 type Drain struct {
 	cfg   DrainConfig
 	slots chan struct{}
+	rest  atomic.Int64 // until when the ledger is left alone, in Unix nanoseconds
 	wg    sync.WaitGroup
 	left  [message.Campaign + 1]atomic.Int64 // as asked last
 
@@ -180,26 +183,47 @@ func (d *Drain) Enter(ctx context.Context, j message.Journaled, source string, r
 // Wait waits for what Enter began, which ends with the contexts that it was given.
 func (d *Drain) Wait() { d.wg.Wait() }
 
-// insist tries until the ledger has j, or has parked it. It gives its slot back
-// between two tries, so that one stream without numbers doesn't hold up the others.
+// insist tries until the ledger has j, or has parked it. A stream that can't be
+// numbered gives its slot back between two tries, so that it doesn't hold up the
+// others; a ledger that is away has all wait together.
 func (d *Drain) insist(ctx context.Context, j message.Journaled, source string, raw []byte) error {
+	defer func() { <-d.slots }()
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 100*time.Millisecond, 3*time.Second, 0
-	held := true
-	return backoff.Retry(func() error {
-		if !held {
-			select {
-			case d.slots <- struct{}{}:
-			case <-ctx.Done():
-				return backoff.Permanent(ctx.Err())
-			}
+	for {
+		if err := sleep(ctx, time.Until(time.Unix(0, d.rest.Load()))); err != nil {
+			return err
 		}
-		defer func() {
+		err := d.try(ctx, j, source, raw)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, message.ErrNumbering):
 			<-d.slots
-			held = false
-		}()
-		return d.try(ctx, j, source, raw)
-	}, backoff.WithContext(wait, ctx))
+			err = sleep(ctx, wait.NextBackOff())
+			d.slots <- struct{}{} // also when it ends: a slot comes free soon then
+			if err != nil {
+				return err
+			}
+		default:
+			d.rest.Store(time.Now().Add(restFor).UnixNano())
+		}
+	}
+}
+
+// sleep waits for d, if that is positive, and fails with ctx's error.
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (d *Drain) try(ctx context.Context, j message.Journaled, source string, raw []byte) error {

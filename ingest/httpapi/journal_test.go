@@ -40,6 +40,13 @@ func TestGetJournaled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFixture(t, func(c *httpapi.Config) { c.Journal = test.journal })
 			f.store.failReads = test.ledger
+			want := test.status
+			if want == 200 {
+				want = 503
+			}
+			if test.ledger == nil {
+				wantProblem(t, f.do("DELETE", "/v1/messages/"+id, test.key, ""), want)
+			}
 			a := f.do("GET", "/v1/messages/"+id, test.key, "")
 			if test.status != 200 {
 				wantProblem(t, a, test.status)

@@ -94,7 +94,20 @@ func (a *api) seek(ctx context.Context, tenant int32, id message.ID) (*message.V
 const seekPatience = time.Second
 
 func (a *api) cancelMessage(ctx context.Context, in *messageInput) (*output[messageView], error) {
-	return a.oneMessage(ctx, in.ID, a.Ledger.Cancel)
+	return a.oneMessage(ctx, in.ID, a.cancel)
+}
+
+// cancel cancels in the ledger alone. What is still in the journal can't be
+// canceled before it is entered.
+func (a *api) cancel(ctx context.Context, tenant int32, id message.ID) (*message.View, error) {
+	v, err := a.Ledger.Cancel(ctx, tenant, id)
+	if a.Journal == nil || !errors.Is(err, message.ErrNotFound) {
+		return v, err
+	}
+	if j, known := a.Journal.Find(id); !known || j != nil && (tenant == 0 || j.Tenant == tenant) {
+		return nil, fmt.Errorf("%w: it is journaled, or may be: try again when it is entered", message.ErrUnavailable)
+	}
+	return v, err
 }
 
 // oneMessage answers with what do makes of a message. An id that can't be, that

@@ -15,14 +15,29 @@ import (
 type health struct {
 	away  atomic.Bool
 	cause atomic.Pointer[error]
+	// journals is whether the journals are there.
+	journals atomic.Bool
 }
 
 func (h *health) kafkaAway() bool { return h.away.Load() }
 
-// kafkaAnswers says whether Kafka did when it was asked last.
-func (h *health) kafkaAnswers() bool {
+// canJournal says whether the journals were made and Kafka answered when it was
+// asked last.
+func (h *health) canJournal() bool {
 	cause := h.cause.Load()
-	return cause != nil && *cause == nil
+	return h.journals.Load() && cause != nil && *cause == nil
+}
+
+// makeJournals makes the journals' topics. That they can't be made is no reason to
+// do without the lanes'.
+func (h *health) makeJournals(ctx context.Context, b *broker.Broker, log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(ctx, 4*time.Second)
+	defer cancel()
+	if err := b.EnsureJournals(ctx); err != nil {
+		log.Warn("there is no journal: with the ledger away, nothing is accepted; trying again", "error", err)
+		return
+	}
+	h.journals.Store(true)
 }
 
 // watchKafka makes the topics once the cluster answers, and keeps asking.
@@ -38,9 +53,6 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 				if err := b.EnsureTopics(pctx); err != nil {
 					return err
 				}
-				if err := b.EnsureJournals(pctx); err != nil {
-					return err
-				}
 				made = true
 			}
 			_, err := b.Probe(pctx)
@@ -48,6 +60,9 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 		}()
 		if ctx.Err() != nil {
 			return
+		}
+		if err == nil && !h.journals.Load() {
+			h.makeJournals(ctx, b, log)
 		}
 		h.cause.Store(&err)
 		if was := h.away.Swap(err != nil); was != (err != nil) {
@@ -75,7 +90,7 @@ func (p *process) ready(ctx context.Context) []httpapi.Check {
 	ctx, cancel := context.WithTimeout(ctx, readyPatience)
 	defer cancel()
 	err := p.ledger.Ping(ctx)
-	if p.health.kafkaAnswers() {
+	if p.health.canJournal() {
 		err = nil
 	}
 	return []httpapi.Check{

@@ -134,11 +134,13 @@ type sub struct {
 	// for. With content of the greatest size it is what the process holds of them.
 	readAhead int
 	maxBytes  int // of one fetch
+	// Of one partition, handed out and unfinished at a time.
+	inflightRecords, inflightBytes int
 }
 
 // lanes are the lanes' topics.
 func (b *Broker) lanes() sub {
-	return sub{slices.Sorted(maps.Keys(b.topics())), b.group(), b.laneConfig, 32, 4 << 20}
+	return sub{slices.Sorted(maps.Keys(b.topics())), b.group(), b.laneConfig, 32, 4 << 20, inflightRecords, inflightBytes}
 }
 
 func (b *Broker) topics() map[string]message.Lane {

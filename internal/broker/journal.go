@@ -44,7 +44,7 @@ func (b *Broker) journalTopic(c message.Class) string {
 
 // journals are the journals' topics, and the group that drains them.
 func (b *Broker) journals() sub {
-	s := sub{group: b.cfg.Prefix + ".journal", config: b.journalConfig, readAhead: 2, maxBytes: maxJournal}
+	s := sub{group: b.cfg.Prefix + ".journal", config: b.journalConfig, readAhead: 2, maxBytes: maxJournal, inflightRecords: 1000, inflightBytes: 4 << 20}
 	for c := message.Transactional; c <= message.Campaign; c++ {
 		s.topics = append(s.topics, b.journalTopic(c))
 	}
@@ -145,11 +145,14 @@ type Journal struct {
 	trans  *kafka.Transport
 	taken  metric.Int64Counter
 	failed metric.Int64Counter
-	wrote  func(message.Journaled) // told of each that Kafka took
+	tail   *Tail // told of each that Kafka took
 }
 
-// NewJournal makes a journal's writer; one for a process. tail, which may be
-// nil, learns of what is written at once.
+// Find implements ingest.Journal.
+func (j *Journal) Find(id message.ID) (*message.Journaled, bool) { return j.tail.Find(id) }
+
+// NewJournal makes a journal's writer; one for a process. tail learns of what
+// is written at once.
 func (b *Broker) NewJournal(tail *Tail) (*Journal, error) {
 	taken, err1 := b.meter.Int64Counter("stormpost.journal.appended", metric.WithUnit("{submission}"), metric.WithDescription("Submissions that the journal took while the ledger was away."))
 	failed, err2 := b.meter.Int64Counter("stormpost.journal.refused", metric.WithUnit("{submission}"), metric.WithDescription("Submissions that no store took."))
@@ -157,7 +160,7 @@ func (b *Broker) NewJournal(tail *Tail) (*Journal, error) {
 		return nil, fmt.Errorf("journal: %w", err)
 	}
 	t := b.transport()
-	return &Journal{broker: b, trans: t, taken: taken, failed: failed, wrote: tail.wrote, writer: &kafka.Writer{
+	return &Journal{broker: b, trans: t, taken: taken, failed: failed, tail: tail, writer: &kafka.Writer{
 		Addr: b.address(), Balancer: kafka.BalancerFunc(balance), Transport: t,
 		RequiredAcks: kafka.RequireAll, // the zero value asks for none
 		BatchTimeout: 2 * time.Millisecond, BatchSize: flushRecords, BatchBytes: maxJournalBatch,
@@ -186,7 +189,7 @@ func (j *Journal) Append(ctx context.Context, sub message.Journaled) error {
 		return fmt.Errorf("journal: %w: %w", message.ErrUnavailable, err)
 	}
 	j.taken.Add(ctx, 1, attrs)
-	j.wrote(sub)
+	j.tail.wrote(sub)
 	return nil
 }
 
