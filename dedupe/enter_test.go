@@ -3,6 +3,7 @@ package dedupe_test
 import (
 	"errors"
 	"fmt"
+	"net/url"
 	"sync"
 	"testing"
 	"time"
@@ -79,7 +80,7 @@ func TestEnterHoldsAConflict(t *testing.T) {
 		t.Errorf("receipts: %+v %+v", r, again)
 	}
 	for _, it := range ledgertest.Items(second, r) {
-		if v := state(t, l, it, message.StateHeld); v.Reason != "key_conflict" || v.ID != it.ID || v.Recipient != second.Recipients[it.ID.Index()] {
+		if v := state(t, l, it, message.StateHeld); v.Reason != "key_conflict" || !v.DueAt.IsZero() || v.ID != it.ID || v.Recipient != second.Recipients[it.ID.Index()] {
 			t.Errorf("held: %+v", v)
 		}
 		claim(t, l, it, message.Taken)
@@ -87,10 +88,6 @@ func TestEnterHoldsAConflict(t *testing.T) {
 	page, err := l.Messages(t.Context(), message.Filter{Tenant: tenant, Submission: second.ID(), Limit: 10})
 	if err != nil || len(page.Items) != 2 || page.Items[0].State != message.StateHeld {
 		t.Errorf("list: %+v %v", page, err)
-	}
-	due, err := l.Due(t.Context(), second.Lane, 10)
-	if err != nil || len(due) != 0 {
-		t.Errorf("waiting: %+v %v", due, err)
 	}
 	if v, err := l.Message(t.Context(), tenant, first.ID().Message(0)); err != nil || v.State != message.StateQueued {
 		t.Errorf("the first: %+v %v", v, err)
@@ -155,5 +152,28 @@ func TestListSinceLooksBelowLateOnes(t *testing.T) {
 	page, err := l.Messages(t.Context(), message.Filter{Tenant: tenant, Since: since, Limit: 10})
 	if err != nil || len(page.Items) != 1 || page.Items[0].Recipient != "a@example.com" {
 		t.Errorf("list: %+v %v", page, err)
+	}
+}
+
+// A server that won't have us is told from one that is away.
+func TestPingTellsRefusal(t *testing.T) {
+	t.Parallel()
+	u, err := url.Parse(ledgertest.DSN(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, refused := range map[string]bool{"no_such_database": true, "": false} {
+		other := *u
+		if other.Path = name; name == "" {
+			other.Host = "127.0.0.1:1"
+		}
+		l, err := dedupe.Open(dedupe.Config{DSN: other.String()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := l.Ping(t.Context()); !errors.Is(err, message.ErrUnavailable) || errors.Is(err, dedupe.ErrRefused) != refused {
+			t.Errorf("%q: %v", name, err)
+		}
+		l.Close()
 	}
 }

@@ -193,6 +193,8 @@ func (l *Ledger) Ping(ctx context.Context) error {
 	var readOnly string
 	err := l.pool.QueryRow(ctx, `select pg_is_in_recovery(), current_setting('default_transaction_read_only')`).Scan(&recovering, &readOnly)
 	switch {
+	case refused(err):
+		return unavailable("ping", fmt.Errorf("%w: %w", ErrRefused, err))
 	case err != nil:
 		return unavailable("ping", err)
 	case recovering || readOnly == "on":

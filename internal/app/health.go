@@ -2,10 +2,12 @@ package app
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync/atomic"
 	"time"
 
+	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/ingest/httpapi"
 	"github.com/stormpost/stormpost/internal/broker"
 )
@@ -80,17 +82,23 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 	}
 }
 
-// readyPatience is how long the ledger may take to say that it is well.
-const readyPatience = 2 * time.Second
+// readyPatience is how long the ledger may take to say that it is well, when
+// that decides nothing: whoever asks for readiness often waits for a second only.
+const readyPatience = 700 * time.Millisecond
 
 // ready is what must work before requests should come here: one of the stores.
 // What Kafka can't carry is fed by the ledger, and what the ledger can't take is
-// kept by the journal.
+// kept by the journal. A ledger that refuses us is another matter: with such a
+// DSN a new release shall not replace one that works.
 func (p *process) ready(ctx context.Context) []httpapi.Check {
-	ctx, cancel := context.WithTimeout(ctx, readyPatience)
-	defer cancel()
+	journal := p.health.canJournal()
+	if journal {
+		limit, cancel := context.WithTimeout(ctx, readyPatience)
+		defer cancel()
+		ctx = limit
+	}
 	err := p.ledger.Ping(ctx)
-	if p.health.canJournal() {
+	if journal && !errors.Is(err, dedupe.ErrRefused) {
 		err = nil
 	}
 	return []httpapi.Check{

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/message"
 )
@@ -91,6 +93,9 @@ func TestLedgerAway(t *testing.T) {
 			apis = append(apis, s.start("api").api)
 			for _, api := range apis {
 				within(t, 5*time.Second, func() error {
+					if status := ready(t, api); status != http.StatusOK {
+						return fmt.Errorf("/readyz: %d, although the journal is there", status)
+					}
 					for _, a := range answers[:10] {
 						if status, state := s.look(api, a.Messages[0].ID); status != http.StatusOK || state != "journaled" {
 							return fmt.Errorf("%s: %d %s, want 200 journaled", a.Messages[0].ID, status, state)
@@ -163,6 +168,16 @@ func within(t *testing.T, d time.Duration, check func() error) {
 			return
 		}
 	}
+}
+
+func ready(t *testing.T, api string) int {
+	t.Helper()
+	resp, err := http.Get(api + "/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode
 }
 
 // look asks for a message once, as its tenant.
@@ -271,6 +286,12 @@ func TestBothStoresAway(t *testing.T) {
 	if err := kafka.Kill(0); err != nil {
 		t.Fatal(err)
 	}
+	within(t, 10*time.Second, func() error {
+		if status := ready(t, api); status != http.StatusServiceUnavailable {
+			return fmt.Errorf("/readyz: %d with both stores away, want 503", status)
+		}
+		return nil
+	})
 	for i := range 4 {
 		o := order{Name: fmt.Sprintf("neither-%d", i), Stream: "stream-0"}
 		path, body := o.request()
@@ -296,4 +317,54 @@ func TestBothStoresAway(t *testing.T) {
 		t.Errorf("%d in doubt, although no provider failed", len(v.doubts))
 	}
 	s.complete(api, 5)
+}
+
+// The ledger answers and can't take anything: it is read-only, or has lost its
+// counters. Accepting goes on; what it can be asked it still answers.
+func TestLedgerCannotAccept(t *testing.T) {
+	for name, test := range map[string]struct {
+		away, back func(t *testing.T, db *pgx.Conn)
+	}{
+		"read-only": {readOnly, func(t *testing.T, db *pgx.Conn) {
+			run(t, db, `do $$ begin execute format('alter database %I reset default_transaction_read_only', current_database()); end $$`)
+			run(t, db, others)
+		}},
+		"without counters": {func(t *testing.T, db *pgx.Conn) {
+			run(t, db, `create table kept as select * from counter; delete from counter`)
+		}, func(t *testing.T, db *pgx.Conn) { run(t, db, `insert into counter select * from kept`) }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStage(t)
+			db := s.conn()
+			run(t, db, `set default_transaction_read_only = off`)
+			api := s.start("api").api
+			s.start("worker,recovery")
+			c := newClient(t, s.key, func() string { return api })
+			submitAll(t, c, 40, mixed("before"))
+			test.away(t, db)
+			waitAway(t, c, api)
+			submitAll(t, c, 60, mixed("away"))
+			test.back(t, db)
+			if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
+				t.Errorf("%d in doubt, although no provider failed", len(v.doubts))
+			}
+			s.complete(api, 5)
+		})
+	}
+}
+
+// others ends all other connections, which would go on as they began.
+const others = `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`
+
+func readOnly(t *testing.T, db *pgx.Conn) {
+	t.Helper()
+	run(t, db, `do $$ begin execute format('alter database %I set default_transaction_read_only = on', current_database()); end $$`)
+	run(t, db, others)
+}
+
+func run(t *testing.T, db *pgx.Conn, sql string) {
+	t.Helper()
+	if _, err := db.Exec(t.Context(), sql); err != nil {
+		t.Fatal(err)
+	}
 }
