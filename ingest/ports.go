@@ -30,8 +30,8 @@ type Journal interface {
 	// message.ErrUnavailable means that it may be kept or not; appending it again,
 	// or accepting it otherwise, is safe.
 	Append(ctx context.Context, j message.Journaled) error
-	// Find says what the journal holds of an id; its content, stream and
-	// recipients it need not know. known is false while it may hold it without
+	// Find says what the journal holds of an id; content, stream and who its
+	// recipients are it need not know. known is false while it may hold it without
 	// that it can tell.
 	Find(id message.ID) (j *message.Journaled, known bool)
 }

@@ -122,6 +122,9 @@ func (s *store) Messages(_ context.Context, f message.Filter) (message.Page[mess
 	defer s.mu.Unlock()
 	s.filter = f
 	var p message.Page[message.View]
+	if s.failReads != nil {
+		return p, s.failReads
+	}
 	for _, k := range s.byKey {
 		if f.Submission != (message.ID{}) && f.Submission != k.sub.ID() || f.Key != nil && *f.Key != k.sub.Key {
 			continue

@@ -19,9 +19,10 @@ func (j journal) Find(message.ID) (*message.Journaled, bool) { return j.j, j.kno
 func TestGetJournaled(t *testing.T) {
 	lane := message.Lane{Class: message.Trigger, Channel: message.ChannelEmail}
 	of := func(tenant int32) *message.Journaled {
-		return &message.Journaled{Submission: &message.Submission{Tenant: tenant, Lane: lane}, AcceptedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+		return &message.Journaled{Submission: &message.Submission{Tenant: tenant, Lane: lane, Recipients: make([]string, 2)}, AcceptedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	}
-	id := message.SubmissionID(message.HashKey(1, "k"), message.Fingerprint{1}).Message(0).String()
+	sub := message.SubmissionID(message.HashKey(1, "k"), message.Fingerprint{1})
+	id := sub.Message(0).String()
 	for name, test := range map[string]struct {
 		journal journal
 		ledger  error // nil: it knows no such message
@@ -46,6 +47,20 @@ func TestGetJournaled(t *testing.T) {
 			}
 			if test.ledger == nil {
 				wantProblem(t, f.do("DELETE", "/v1/messages/"+id, test.key, ""), want)
+			}
+			// A list by the submission says the same; nothing is an empty page there.
+			switch a := f.do("GET", "/v1/messages?submission="+sub.String(), test.key, ""); {
+			case test.status == 200:
+				got := decodeInto[list](t, a, 200)
+				if len(got.Items) != 2 || got.Items[1]["id"] != id || got.Items[1]["state"] != "journaled" {
+					t.Errorf("list: %s", a.body)
+				}
+			case test.journal.known && test.ledger == nil:
+				if got := decodeInto[list](t, a, 200); len(got.Items) != 0 {
+					t.Errorf("list: %s", a.body)
+				}
+			default:
+				wantProblem(t, a, 503)
 			}
 			a := f.do("GET", "/v1/messages/"+id, test.key, "")
 			if test.status != 200 {

@@ -82,11 +82,38 @@ func (a *api) seek(ctx context.Context, tenant int32, id message.ID) (*message.V
 	case err == nil || !errors.Is(err, message.ErrNotFound) && !errors.Is(err, message.ErrUnavailable):
 		return v, err
 	case j != nil:
-		return &message.View{ID: id, Tenant: j.Tenant, State: message.StateJournaled, Lane: j.Lane, AcceptedAt: j.AcceptedAt}, nil
+		v := journaledView(j, id)
+		return &v, nil
 	case !known:
 		return nil, fmt.Errorf("%w: the journal can't be read yet", message.ErrUnavailable)
 	}
 	return nil, err
+}
+
+func journaledView(j *message.Journaled, id message.ID) message.View {
+	return message.View{ID: id, Tenant: j.Tenant, State: message.StateJournaled, Lane: j.Lane, AcceptedAt: j.AcceptedAt}
+}
+
+// search is one page of messages. Of a submission that is still in the journal it
+// tells all; other lists are of what the ledger has.
+func (a *api) search(ctx context.Context, f message.Filter) (page message.Page[message.View], err error) {
+	if a.Journal == nil || f.Submission == (message.ID{}) {
+		return a.Ledger.Messages(ctx, f)
+	}
+	j, known := a.Journal.Find(f.Submission) // before the ledger: see seek
+	page, err = a.Ledger.Messages(ctx, f)
+	switch {
+	case err != nil && !errors.Is(err, message.ErrUnavailable), len(page.Items) > 0, f.Cursor != "":
+		return page, err
+	case j != nil && (f.Tenant == 0 || f.Tenant == j.Tenant) && (f.State == "" || f.State == message.StateJournaled):
+		for i := len(j.Recipients) - 1; i >= 0; i-- {
+			page.Items = append(page.Items, journaledView(j, f.Submission.Message(i)))
+		}
+		return page, nil
+	case err == nil && !known:
+		err = fmt.Errorf("%w: the journal can't be read yet", message.ErrUnavailable)
+	}
+	return page, err
 }
 
 // seekPatience is how long the ledger may take to tell of a message that the
@@ -152,7 +179,7 @@ func (a *api) listMessages(ctx context.Context, in *messagesInput) (*output[page
 	if err != nil {
 		return nil, a.problem(ctx, err)
 	}
-	found, err := a.Ledger.Messages(ctx, filter)
+	found, err := a.search(ctx, filter)
 	if err != nil {
 		return nil, a.problem(ctx, err)
 	}

@@ -8,9 +8,9 @@ import (
 
 // Journal is what was accepted while the ledger was away.
 type Journal interface {
-	// Find says what the journals hold of a message; its content, stream and
-	// recipients it need not know. known is false while they may hold it without
-	// that it can tell.
+	// Find says what the journals hold of a message's or submission's id; content,
+	// stream and who its recipients are it need not know. known is false while they
+	// may hold it without that it can tell.
 	Find(id message.ID) (j *message.Journaled, known bool)
 }
 

@@ -56,8 +56,8 @@ func (b *Broker) NewTail() *Tail {
 }
 
 // Find says what the journals hold of a message. known is false while they may
-// hold it and the tail can't tell. Of what is found, content, stream and
-// recipients are not known.
+// hold it and the tail can't tell. Of what is found, content and stream are not
+// known, and of its recipients only how many there are.
 func (t *Tail) Find(id message.ID) (j *message.Journaled, known bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -66,7 +66,7 @@ func (t *Tail) Find(id message.ID) (j *message.Journaled, known bool) {
 		return nil, ok || t.told && len(t.lost) == 0
 	}
 	return &message.Journaled{
-		Submission: &message.Submission{Tenant: e.tenant, Key: id.KeyHash(), Lane: message.LaneOf(int64(e.lane))},
+		Submission: &message.Submission{Tenant: e.tenant, Key: id.KeyHash(), Lane: message.LaneOf(int64(e.lane)), Recipients: make([]string, e.count)},
 		AcceptedAt: time.UnixMicro(e.accepted),
 	}, true
 }
