@@ -20,6 +20,7 @@ var errUnsure = errors.New("the commit did not wait for its standby")
 
 type acceptCall struct {
 	s       *message.Submission
+	entry   *entry // what the journal adds; nil at the door
 	stream  int64
 	receipt message.Receipt
 	err     error
@@ -35,12 +36,18 @@ func noRows(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
 
 // Accept implements ingest.Acceptor.
 func (l *Ledger) Accept(ctx context.Context, s *message.Submission) (message.Receipt, error) {
-	stream, err := l.streamID(ctx, streamName{s.Tenant, s.Stream})
+	return l.submit(ctx, l.accepts, &acceptCall{s: s, done: make(chan struct{})})
+}
+
+func (l *Ledger) submit(ctx context.Context, in *batcher[*acceptCall], c *acceptCall) (r message.Receipt, err error) {
+	c.stream, err = l.streamID(ctx, streamName{c.s.Tenant, c.s.Stream})
 	if err != nil {
-		return message.Receipt{}, unavailable("accept", err)
+		if c.entry != nil && blameFor(err) == blameRow { // a record may name a tenant that never was
+			return r, rowError("accept", err)
+		}
+		return r, unavailable("accept", err)
 	}
-	c := &acceptCall{s: s, stream: stream, done: make(chan struct{})}
-	if err := l.accepts.put(ctx, c); err != nil {
+	if err := in.put(ctx, c); err != nil {
 		return message.Receipt{}, unavailable("accept", err)
 	}
 	select {
@@ -156,8 +163,7 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
 	unsure := l.unsure.Load()
-	rows, err := l.pool.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)`,
-		a.keys, a.prints, a.lanes, a.tenants, a.streams, a.counts, a.bodies, a.traces, a.tests, a.expiries, a.sendAts, a.owners, a.indexes, a.recipients)
+	rows, err := l.acceptRows(ctx, &a, calls)
 	if err != nil {
 		return nil, err
 	}
@@ -193,6 +199,25 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 		}
 	}
 	return known, nil
+}
+
+func (l *Ledger) acceptRows(ctx context.Context, a *acceptArrays, calls []*acceptCall) (pgx.Rows, error) {
+	args := []any{
+		a.keys, a.prints, a.lanes, a.tenants, a.streams, a.counts, a.bodies, a.traces, a.tests, a.expiries, a.sendAts,
+		a.owners, a.indexes, a.recipients,
+	}
+	if calls[0].entry == nil { // a batch is the door's or the journal's
+		return l.pool.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)`, args...)
+	}
+	accepteds, ids := make([]time.Time, len(calls)), make([][]byte, len(calls))
+	for i, c := range calls {
+		accepteds[i] = c.entry.acceptedAt
+		if c.entry.held {
+			ids[i] = c.entry.id[:24]
+		}
+	}
+	return l.pool.Query(ctx, `select ord, submission, first, waits from enter_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16)`,
+		append(args, accepteds, ids)...)
 }
 
 // answerRepeats answers calls whose key is in the ledger, in a statement of its

@@ -41,6 +41,8 @@
 //     the stream's counter, in the transaction that inserts the messages. A
 //     counter that is missing is an error, never a new 0.
 //  6. The same (tenant, idempotency key) has one identity, and one fingerprint.
+//     A second request that the journal had promised is under a derived key, and
+//     held (Enter).
 //
 // # Time
 //

@@ -27,7 +27,17 @@ const (
 
 // ErrNumbering is returned when a stream has lost its counter: it cannot
 // number, and does not start again at 0.
-var ErrNumbering = errors.New("numbering is broken")
+var ErrNumbering = message.ErrNumbering
+
+// ErrRefused is wrapped, beside message.ErrUnavailable, by Ping when the server
+// answers and won't have us: the DSN is wrong, and waiting doesn't help.
+var ErrRefused = errors.New("the database refuses us")
+
+// refused says whether an error is about who we are, or what database we want.
+func refused(err error) bool {
+	var pe *pgconn.PgError
+	return errors.As(err, &pe) && (strings.HasPrefix(pe.Code, "28") || pe.Code == "3D000")
+}
 
 // blame says what an error of a batch means for its rows.
 type blame int

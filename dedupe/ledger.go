@@ -95,6 +95,7 @@ type Ledger struct {
 
 	streams streamCache
 	accepts *batcher[*acceptCall]
+	enters  *batcher[*acceptCall] // from the journal
 	claims  [message.Campaign + 1]*batcher[*claimCall]
 	records [message.Campaign + 1]*batcher[*recordCall]
 
@@ -146,6 +147,7 @@ func Open(cfg Config) (*Ledger, error) {
 	l.tokens.Store(int64(binary.LittleEndian.Uint64(seed[:]) >> 1))
 	l.streams.init()
 	l.accepts = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
+	l.enters = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
 	for c := message.Transactional; c <= message.Campaign; c++ {
 		l.claims[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.claimBatch)
 		l.records[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.recordBatch)
@@ -198,6 +200,8 @@ func (l *Ledger) Ping(ctx context.Context) error {
 	var readOnly string
 	err := l.pool.QueryRow(ctx, `select pg_is_in_recovery(), current_setting('default_transaction_read_only')`).Scan(&recovering, &readOnly)
 	switch {
+	case refused(err):
+		return unavailable("ping", fmt.Errorf("%w: %w", ErrRefused, err))
 	case err != nil:
 		return unavailable("ping", err)
 	case recovering || readOnly == "on":
@@ -211,6 +215,7 @@ func (l *Ledger) Ping(ctx context.Context) error {
 func (l *Ledger) Close() {
 	l.close.Do(func() {
 		l.accepts.stop()
+		l.enters.stop()
 		for c := message.Transactional; c <= message.Campaign; c++ {
 			l.claims[c].stop()
 			l.records[c].stop()

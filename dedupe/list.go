@@ -60,7 +60,10 @@ func (l *Ledger) Messages(ctx context.Context, f message.Filter) (message.Page[m
 				continue
 			}
 			if !f.Since.IsZero() && v.AcceptedAt.Before(f.Since) {
-				return page, nil // the rest is older
+				if v.EnteredAt.Before(f.Since) {
+					return page, nil // the rest is older
+				}
+				continue // it came late, out of the journal: what is below it may be younger
 			}
 			ok, err := l.matches(ctx, f, v)
 			if err != nil {
@@ -111,20 +114,23 @@ func (l *Ledger) candidates(ctx context.Context, f message.Filter, below int64, 
 }
 
 func (l *Ledger) submissionMessages(ctx context.Context, f message.Filter, below int64) ([]int64, error) {
-	var key message.KeyHash
-	if f.Key != nil {
-		key = *f.Key
-	} else {
-		key = f.Submission.KeyHash()
+	var lane message.Lane
+	var submission int64
+	var count int
+	var err error
+	switch {
+	case f.Submission == (message.ID{}):
+		lane, submission, count, _, err = l.byKey(ctx, *f.Key)
+	case f.Key != nil && *f.Key != f.Submission.KeyHash():
+		return nil, nil
+	default:
+		lane, submission, count, err = l.identity(ctx, f.Submission)
 	}
-	lane, submission, count, print, err := l.byKey(ctx, key)
 	switch {
 	case errors.Is(err, message.ErrNotFound):
 		return nil, nil
 	case err != nil:
 		return nil, err
-	case f.Submission != (message.ID{}) && (f.Submission.KeyHash() != key || !f.Submission.Matches(print)):
-		return nil, nil
 	}
 	var ns []int64
 	for i := count - 1; i >= 0; i-- {

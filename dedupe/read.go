@@ -25,11 +25,18 @@ func (l *Ledger) find(ctx context.Context, id message.ID) (message.Position, err
 	return message.PositionOf(lane, submission, id.Index()), nil
 }
 
-// identity is the submission that an id, a message's or its own, belongs to.
+// identity is the submission that an id, a message's or its own, belongs to. It
+// is under another key when it came second under its own (see Enter).
 func (l *Ledger) identity(ctx context.Context, id message.ID) (lane message.Lane, submission int64, count int, err error) {
-	lane, submission, count, print, err := l.byKey(ctx, id.KeyHash())
-	if err == nil && !id.Matches(print) {
-		err = message.ErrNotFound
+	for _, key := range []message.KeyHash{id.KeyHash(), message.ConflictKey(id)} {
+		var print message.Fingerprint
+		lane, submission, count, print, err = l.byKey(ctx, key)
+		if err == nil && !id.Matches(print) {
+			err = message.ErrNotFound
+		}
+		if err != message.ErrNotFound {
+			break
+		}
 	}
 	return lane, submission, count, err
 }
@@ -78,7 +85,7 @@ func (l *Ledger) views(ctx context.Context, ns []int64) (map[message.Position]*m
 	}
 	b := &pgx.Batch{}
 	b.Queue(`
-		select m.n, m.id, m.tenant, s.name, m.seq, m.recipient, m.accepted_at, m.expires_at, coalesce(m.trace, ''), w.due,
+		select m.n, m.id, m.tenant, s.name, m.seq, m.recipient, m.accepted_at, m.expires_at, coalesce(m.trace, ''), m.entered_at, w.due,
 		       exists (select from doubt d where d.n = m.n), w.held is not null
 		from message m join stream s on s.id = m.stream left join waiting w on w.n = m.n
 		where m.n = any ($1)`, ns)
@@ -118,15 +125,18 @@ func scanMessages(r pgx.BatchResults, count int) (map[message.Position]*message.
 		v := &message.View{}
 		var n int64
 		var id []byte
-		var due *time.Time
+		var due, entered *time.Time
 		var doubt bool
-		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &due, &doubt, &v.Aside); err != nil {
+		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &entered, &due, &doubt, &v.Aside); err != nil {
 			return nil, nil, err
 		}
 		v.Position = message.Position(n)
 		copy(v.ID[:24], id)
 		v.ID = v.ID.Message(v.Position.Index())
 		v.Lane = v.Position.Lane()
+		if entered != nil {
+			v.EnteredAt = *entered
+		}
 		if due != nil {
 			v.DueAt = *due
 		}

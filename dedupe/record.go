@@ -80,9 +80,10 @@ const maxParked = 1 << 20
 
 // Park implements delivery.Ledger.
 func (l *Ledger) Park(ctx context.Context, source string, raw []byte, reason string) error {
-	if len(raw) > maxParked {
-		raw = raw[:maxParked]
-	}
+	return l.park(ctx, source, raw[:min(len(raw), maxParked)], reason)
+}
+
+func (l *Ledger) park(ctx context.Context, source string, raw []byte, reason string) error {
 	if raw == nil {
 		raw = []byte{}
 	}

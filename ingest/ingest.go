@@ -6,12 +6,14 @@
 //
 //	validate   all problems at once, as message.FieldErrors; nothing is kept
 //	submit     canonical content, fingerprint and ids
-//	accept     durable and numbered; from here on the answer is a promise
+//	accept     durable and numbered; from here on the answer is a promise. While
+//	           the ledger is away: durable in the journal, numbered later
 //	publish    one item for each message that is due; best effort, never waits
 //	answer     ids and numbers
 package ingest
 
 import (
+	"log/slog"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -30,6 +32,13 @@ type Config struct {
 	// Finder answers for submissions that were made before. Nil leaves their
 	// states as they were when they were new.
 	Finder Finder
+	// Journal keeps what the ledger can't. Nil: what the ledger can't take is
+	// answered with message.ErrUnavailable.
+	Journal Journal
+	// Patience is how long the ledger may take to accept before the journal does
+	// instead, at most half of what is left of the request: 2 s.
+	Patience time.Duration
+	Log      *slog.Logger // nil: none
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
@@ -38,6 +47,7 @@ type Config struct {
 type Service struct {
 	acceptor  Acceptor
 	publisher Publisher
+	breaker   *breaker
 	cfg       Config
 }
 
@@ -53,7 +63,18 @@ func New(acceptor Acceptor, publisher Publisher, cfg Config) *Service {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Service{acceptor: acceptor, publisher: publisher, cfg: cfg}
+	orDefault(&cfg.Patience, 2*time.Second)
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	changed := func(open bool, cause error) {
+		if open {
+			cfg.Log.Warn("the ledger doesn't accept; the journal does", "error", cause)
+		} else {
+			cfg.Log.Info("the ledger accepts again")
+		}
+	}
+	return &Service{acceptor: acceptor, publisher: publisher, breaker: newBreaker(cfg.Patience, cfg.Now, changed), cfg: cfg}
 }
 
 func orDefault(d *time.Duration, value time.Duration) {

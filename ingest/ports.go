@@ -24,6 +24,18 @@ type Publisher interface {
 	Publish(items []message.Item)
 }
 
+// Journal keeps submissions while the ledger is away: Kafka.
+type Journal interface {
+	// Append makes j durable, to be entered into the ledger when that is back.
+	// message.ErrUnavailable means that it may be kept or not; appending it again,
+	// or accepting it otherwise, is safe.
+	Append(ctx context.Context, j message.Journaled) error
+	// Find says what the journal holds of an id; content, stream and who its
+	// recipients are it need not know. known is false while it may hold it without
+	// that it can tell.
+	Find(id message.ID) (j *message.Journaled, known bool)
+}
+
 // Finder tells what became of a submission that was made before: the ledger.
 type Finder interface {
 	// Messages is one page of the messages that f matches.

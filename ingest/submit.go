@@ -31,7 +31,7 @@ type Message struct {
 	To       string
 	State    message.State
 	Stream   string
-	Sequence int64
+	Sequence int64 // 0 while it has none
 }
 
 // KeyHash is the hash under which the ledger keeps what p submitted with an
@@ -78,8 +78,11 @@ func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
 	if stale != nil {
 		return s.repeatOrStale(ctx, r, sub, stale)
 	}
-	receipt, err := s.acceptor.Accept(ctx, sub)
-	if err != nil {
+	receipt, err := s.keep(ctx, sub, now)
+	switch {
+	case errors.Is(err, errJournaled):
+		return journaled(sub), nil
+	case err != nil:
 		return nil, fmt.Errorf("accept: %w", err)
 	}
 	accepted := answer(sub, receipt)
@@ -88,25 +91,9 @@ func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
 		return accepted, nil
 	}
 	if !receipt.Waiting {
-		s.publisher.Publish(items(sub, receipt))
+		s.publisher.Publish(sub.Items(receipt))
 	}
 	return accepted, nil
-}
-
-// items is one request for a first attempt for each message of sub.
-func items(sub *message.Submission, receipt message.Receipt) []message.Item {
-	id := sub.ID()
-	out := make([]message.Item, len(sub.Recipients))
-	for i := range out {
-		out[i] = message.Item{
-			Position: message.PositionOf(sub.Lane, receipt.Submission, i),
-			ID:       id.Message(i),
-			Attempt:  1,
-			Content:  sub.Content,
-			Trace:    sub.Trace,
-		}
-	}
-	return out
 }
 
 func answer(sub *message.Submission, receipt message.Receipt) *Accepted {
@@ -145,9 +132,17 @@ func (s *Service) repeatOrStale(ctx context.Context, r Request, sub *message.Sub
 	if r.Key == "" {
 		return nil, stale
 	}
+	kept, known := s.inJournal(sub)
 	views, err := s.find(ctx, sub)
-	if err != nil && !errors.Is(err, message.ErrNotFound) {
+	switch {
+	case kept && len(views) == 0:
+		a := journaled(sub)
+		a.Replayed = true
+		return a, nil
+	case err != nil && !errors.Is(err, message.ErrNotFound):
 		return nil, fmt.Errorf("find the earlier request: %w", err)
+	case !known && len(views) == 0:
+		return nil, fmt.Errorf("find the earlier request: %w: the journal can't be read yet", message.ErrUnavailable)
 	}
 	if len(views) != len(sub.Recipients) {
 		return nil, stale

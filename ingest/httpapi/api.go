@@ -44,6 +44,7 @@ type Check struct {
 type Config struct {
 	Service        *ingest.Service
 	Ledger         Ledger
+	Journal        Journal // nil: there is none
 	Keyring        Verifier
 	Incidents      Incidents
 	Ready          func(context.Context) []Check

@@ -134,7 +134,7 @@ func (a *api) batchOperation() *huma.Operation {
 			Content: map[string]*huma.MediaType{ndjson: {
 				Schema: a.schemaOf(lineAnswer{}),
 				Example: lineAnswer{Line: 1, Status: http.StatusAccepted, ID: exampleSubmission, Messages: []submitted{
-					{ID: exampleMessage, To: "jo@example.net", State: message.StateQueued, Stream: "default", Sequence: 7},
+					{ID: exampleMessage, To: "jo@example.net", State: message.StateQueued, Stream: "default", Sequence: number(7)},
 				}},
 			}},
 		}},

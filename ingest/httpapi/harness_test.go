@@ -32,6 +32,8 @@ type store struct {
 	items       []message.Item
 	holds       []message.Hold
 	panics      bool
+
+	failReads error // of one message
 }
 
 type kept struct {
@@ -97,6 +99,9 @@ func (s *store) view(tenant int32, id message.ID) (*message.View, error) {
 func (s *store) Message(_ context.Context, tenant int32, id message.ID) (*message.View, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.failReads != nil {
+		return nil, s.failReads
+	}
 	return s.view(tenant, id)
 }
 
@@ -119,6 +124,9 @@ func (s *store) Messages(_ context.Context, f message.Filter) (message.Page[mess
 	defer s.mu.Unlock()
 	s.filter = f
 	var p message.Page[message.View]
+	if s.failReads != nil {
+		return p, s.failReads
+	}
 	for _, k := range s.byKey {
 		if f.Submission != (message.ID{}) && f.Submission != k.sub.ID() || f.Key != nil && *f.Key != k.sub.Key {
 			continue

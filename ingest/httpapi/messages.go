@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -55,11 +57,84 @@ func (a *api) registerMessages() {
 }
 
 func (a *api) getMessage(ctx context.Context, in *messageInput) (*output[messageView], error) {
-	return a.oneMessage(ctx, in.ID, a.Ledger.Message)
+	return a.oneMessage(ctx, in.ID, a.seek)
 }
 
+// seek is one message from the ledger, or from the journal that it is still in.
+// The journal is asked first: what has left it by then is in the ledger. What
+// neither store is known not to have is unavailable, never unknown.
+func (a *api) seek(ctx context.Context, tenant int32, id message.ID) (*message.View, error) {
+	if a.Journal == nil {
+		return a.Ledger.Message(ctx, tenant, id)
+	}
+	j, known := a.Journal.Find(id)
+	if j != nil && tenant != 0 && j.Tenant != tenant {
+		return nil, message.ErrNotFound
+	}
+	if j != nil {
+		// There is an answer, so the ledger isn't waited for long.
+		limit, cancel := context.WithTimeout(ctx, seekPatience)
+		defer cancel()
+		ctx = limit
+	}
+	v, err := a.Ledger.Message(ctx, tenant, id)
+	switch {
+	case err == nil || !errors.Is(err, message.ErrNotFound) && !errors.Is(err, message.ErrUnavailable):
+		return v, err
+	case j != nil:
+		v := journaledView(j, id)
+		return &v, nil
+	case !known:
+		return nil, fmt.Errorf("%w: the journal can't be read yet", message.ErrUnavailable)
+	}
+	return nil, err
+}
+
+func journaledView(j *message.Journaled, id message.ID) message.View {
+	return message.View{ID: id, Tenant: j.Tenant, State: message.StateJournaled, Lane: j.Lane, AcceptedAt: j.AcceptedAt}
+}
+
+// search is one page of messages. Of a submission that is still in the journal it
+// tells all; other lists are of what the ledger has.
+func (a *api) search(ctx context.Context, f message.Filter) (page message.Page[message.View], err error) {
+	if a.Journal == nil || f.Submission == (message.ID{}) {
+		return a.Ledger.Messages(ctx, f)
+	}
+	j, known := a.Journal.Find(f.Submission) // before the ledger: see seek
+	page, err = a.Ledger.Messages(ctx, f)
+	switch {
+	case err != nil && !errors.Is(err, message.ErrUnavailable), len(page.Items) > 0, f.Cursor != "":
+		return page, err
+	case j != nil && (f.Tenant == 0 || f.Tenant == j.Tenant) && (f.State == "" || f.State == message.StateJournaled):
+		for i := len(j.Recipients) - 1; i >= 0; i-- {
+			page.Items = append(page.Items, journaledView(j, f.Submission.Message(i)))
+		}
+		return page, nil
+	case err == nil && !known:
+		err = fmt.Errorf("%w: the journal can't be read yet", message.ErrUnavailable)
+	}
+	return page, err
+}
+
+// seekPatience is how long the ledger may take to tell of a message that the
+// journal tells of.
+const seekPatience = time.Second
+
 func (a *api) cancelMessage(ctx context.Context, in *messageInput) (*output[messageView], error) {
-	return a.oneMessage(ctx, in.ID, a.Ledger.Cancel)
+	return a.oneMessage(ctx, in.ID, a.cancel)
+}
+
+// cancel cancels in the ledger alone. What is still in the journal can't be
+// canceled before it is entered.
+func (a *api) cancel(ctx context.Context, tenant int32, id message.ID) (*message.View, error) {
+	v, err := a.Ledger.Cancel(ctx, tenant, id)
+	if a.Journal == nil || !errors.Is(err, message.ErrNotFound) {
+		return v, err
+	}
+	if j, known := a.Journal.Find(id); !known || j != nil && (tenant == 0 || j.Tenant == tenant) {
+		return nil, fmt.Errorf("%w: it is journaled, or may be: try again when it is entered", message.ErrUnavailable)
+	}
+	return v, err
 }
 
 // oneMessage answers with what do makes of a message. An id that can't be, that
@@ -104,7 +179,7 @@ func (a *api) listMessages(ctx context.Context, in *messagesInput) (*output[page
 	if err != nil {
 		return nil, a.problem(ctx, err)
 	}
-	found, err := a.Ledger.Messages(ctx, filter)
+	found, err := a.search(ctx, filter)
 	if err != nil {
 		return nil, a.problem(ctx, err)
 	}

@@ -160,7 +160,7 @@ func (target) Schema(huma.Registry) *huma.Schema {
 
 func exampleView() messageView {
 	return messageView{
-		ID: exampleMessage, Submission: exampleSubmission, State: message.StateSent, Stream: "codes", Sequence: 1,
+		ID: exampleMessage, Submission: exampleSubmission, State: message.StateSent, Stream: "codes", Sequence: number(1),
 		Class: "transactional", Channel: "email", To: "Jo <jo@example.net>", AcceptedAt: exampleTime,
 		ExpiresAt: exampleTime.Add(72 * time.Hour),
 		Attempts: []attemptView{{

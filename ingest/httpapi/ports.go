@@ -7,6 +7,14 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
+// Journal is what was accepted while the ledger was away.
+type Journal interface {
+	// Find says what the journals hold of a message's or submission's id; content,
+	// stream and who its recipients are it need not know. known is false while they
+	// may hold it without that it can tell.
+	Find(id message.ID) (j *message.Journaled, known bool)
+}
+
 // Ledger is what the API reads and changes beside accepting. A tenant of 0
 // stands for an operator, who sees everything. An id of another tenant is
 // message.ErrNotFound; an unreachable ledger is message.ErrUnavailable.

@@ -28,7 +28,7 @@ type submitted struct {
 	To       string        `json:"to" doc:"Its recipient."`
 	State    message.State `json:"state" example:"queued" doc:"How it is doing."`
 	Stream   string        `json:"stream" example:"default" doc:"The stream that numbers it."`
-	Sequence int64         `json:"sequence" example:"1" doc:"Its number in the stream."`
+	Sequence *int64        `json:"sequence" example:"1" doc:"Its number in the stream; null while it is journaled."`
 }
 
 func (a *api) registerSubmit() {
@@ -85,9 +85,17 @@ func (a *api) accept(ctx context.Context, key string, c *message.Content, wrong 
 func submittedOf(accepted *ingest.Accepted) []submitted {
 	out := make([]submitted, len(accepted.Messages))
 	for i, m := range accepted.Messages {
-		out[i] = submitted{ID: m.ID.String(), To: m.To, State: m.State, Stream: m.Stream, Sequence: m.Sequence}
+		out[i] = submitted{ID: m.ID.String(), To: m.To, State: m.State, Stream: m.Stream, Sequence: number(m.Sequence)}
 	}
 	return out
+}
+
+// number shows a message's number, or null while it has none.
+func number(n int64) *int64 {
+	if n == 0 {
+		return nil
+	}
+	return &n
 }
 
 // idempotencyKey is the request's key, or empty when it has none. It is taken as
@@ -138,7 +146,7 @@ func (a *api) submitOperation(channel message.Channel) *huma.Operation {
 	example := submission{
 		ID: exampleSubmission,
 		Messages: []submitted{{
-			ID: exampleMessage, To: "Jo <jo@example.net>", State: message.StateQueued, Stream: "codes", Sequence: 1,
+			ID: exampleMessage, To: "Jo <jo@example.net>", State: message.StateQueued, Stream: "codes", Sequence: number(1),
 		}},
 	}
 	schema := a.schemaOf(submission{})

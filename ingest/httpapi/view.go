@@ -15,13 +15,13 @@ type messageView struct {
 	Tenant     int32         `json:"tenant,omitempty" doc:"Whose it is; shown to operators."`
 	State      message.State `json:"state" doc:"How it is doing."`
 	Reason     string        `json:"reason,omitempty" doc:"Why it failed, is held or in doubt."`
-	Stream     string        `json:"stream" doc:"The stream that numbers it."`
-	Sequence   int64         `json:"sequence" doc:"Its number in the stream."`
+	Stream     string        `json:"stream" doc:"The stream that numbers it; empty while it is journaled."`
+	Sequence   *int64        `json:"sequence" doc:"Its number in the stream; null while it is journaled."`
 	Class      string        `json:"class" enum:"transactional,trigger,campaign" doc:"How urgent it is."`
 	Channel    string        `json:"channel" enum:"email,push" doc:"The way to its recipient."`
-	To         string        `json:"to" doc:"Its recipient."`
+	To         string        `json:"to" doc:"Its recipient; empty while it is journaled."`
 	AcceptedAt time.Time     `json:"accepted_at" doc:"When it was kept."`
-	ExpiresAt  time.Time     `json:"expires_at" doc:"It is never sent after this."`
+	ExpiresAt  time.Time     `json:"expires_at,omitzero" doc:"It is never sent after this; not shown while it is journaled."`
 	DueAt      time.Time     `json:"due_at,omitzero" doc:"When its next attempt is due, while it waits."`
 	Trace      string        `json:"traceparent,omitempty" doc:"W3C trace context of the request."`
 	Attempts   []attemptView `json:"attempts" doc:"What was tried, and what ended it."`
@@ -48,7 +48,7 @@ type attemptView struct {
 
 type eventView struct {
 	At      time.Time `json:"at" doc:"When."`
-	Event   string    `json:"event" enum:"accepted,sending,canceled,expired,superseded,held,sent,deferred,rejected,unknown,returned,decided" doc:"What happened."`
+	Event   string    `json:"event" enum:"accepted,entered,sending,canceled,expired,superseded,held,sent,deferred,rejected,unknown,returned,decided" doc:"What happened."`
 	Attempt int       `json:"attempt,omitempty" doc:"Of which attempt."`
 	Detail  string    `json:"detail,omitempty" doc:"More about it."`
 }
@@ -84,7 +84,7 @@ type attachmentView struct {
 func viewOf(v *message.View, operator bool) messageView {
 	out := messageView{
 		ID: v.ID.String(), Submission: v.ID.Submission().String(), State: v.State, Reason: v.Reason,
-		Stream: v.Stream, Sequence: v.Sequence, Class: v.Lane.Class.String(), Channel: v.Lane.Channel.String(),
+		Stream: v.Stream, Sequence: number(v.Sequence), Class: v.Lane.Class.String(), Channel: v.Lane.Channel.String(),
 		To: v.Recipient, AcceptedAt: v.AcceptedAt, ExpiresAt: v.ExpiresAt, DueAt: v.DueAt, Trace: v.Trace,
 		Attempts: make([]attemptView, len(v.Attempts)), Timeline: timeline(v),
 	}
@@ -133,6 +133,9 @@ func detailOf(v *message.View, operator bool) (messageView, error) {
 // timeline tells a message's attempts as events.
 func timeline(v *message.View) []eventView {
 	events := []eventView{{At: v.AcceptedAt, Event: "accepted"}}
+	if !v.EnteredAt.IsZero() {
+		events = append(events, eventView{At: v.EnteredAt, Event: "entered", Detail: "from the journal into the ledger"})
+	}
 	for _, a := range v.Attempts {
 		events = append(events, eventView{At: a.At, Event: begun(a.Kind), Attempt: a.Number})
 		if a.Outcome != 0 {

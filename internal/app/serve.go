@@ -23,6 +23,7 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
 	"github.com/stormpost/stormpost/internal/watch"
+	"github.com/stormpost/stormpost/recovery"
 )
 
 // Options are what the command line gives Serve beside the configuration.
@@ -52,6 +53,10 @@ type process struct {
 	service   *ingest.Service
 	worker    *delivery.Worker
 	consumer  *broker.Consumer
+	tail      *broker.Tail // what the journals hold; the API's
+	journal   *broker.Journal
+	journals  *broker.JournalConsumer
+	drain     *recovery.Drain
 	providers []delivery.Provider
 	loopback  delivery.Provider // instead of the configured ones; the bench's
 	health    health
@@ -113,8 +118,18 @@ func (p *process) build() (err error) {
 		return err
 	}
 	p.watching.numbering = watch.NewEvents(numberingHold, time.Now, incident.Numbering)
+	if p.cfg.Has("api") || p.cfg.Has("recovery") {
+		if p.publisher, err = p.kafka.NewPublisher(); err != nil {
+			return err
+		}
+	}
 	if p.cfg.Has("api") {
 		if err := p.buildAPI(); err != nil {
+			return err
+		}
+	}
+	if p.cfg.Has("recovery") {
+		if err := p.buildRecovery(); err != nil {
 			return err
 		}
 	}
@@ -128,12 +143,13 @@ func (p *process) build() (err error) {
 
 func (p *process) buildAPI() (err error) {
 	p.ring = keyring.Open(filepath.Join(p.cfg.DataDir, "keys.json"), p.ledger, p.log, time.Now)
-	if p.publisher, err = p.kafka.NewPublisher(); err != nil {
+	p.tail = p.kafka.NewTail()
+	if p.journal, err = p.kafka.NewJournal(p.tail); err != nil {
 		return err
 	}
 	p.service = ingest.New(noticing{p.ledger, p.watching.numbering}, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		PushCheck: checkPush, Finder: p.ledger,
+		PushCheck: checkPush, Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
 	return nil
 }
@@ -172,6 +188,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	p.watching.run(house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
+		back.run("journal index", func() error { return p.tail.Run(house) })
 	}
 
 	front := newGroup()
@@ -183,6 +200,10 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	if p.worker != nil {
 		front.run("worker", func() error { return p.worker.Run(fctx) })
 		front.run("consumer", func() error { return p.consumer.Run(fctx, consumed{p.worker, p.ledger}) })
+	}
+	if p.drain != nil {
+		front.run("drain", func() error { return p.drain.Run(fctx) })
+		front.run("journal", func() error { return p.journals.Run(fctx, drained{p.drain, p.ledger}) })
 	}
 	if p.ring != nil {
 		// The first answers should know the newest keys. With the ledger away,
@@ -206,6 +227,9 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	}
 	endFront()
 	err = errors.Join(err, front.wait())
+	if p.drain != nil {
+		p.drain.Wait()
+	}
 	if p.publisher != nil {
 		pctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 		if perr := p.publisher.Close(pctx); perr != nil {
@@ -213,6 +237,11 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 			p.log.Warn("publishing was cut short", "error", perr)
 		}
 		cancel()
+	}
+	if p.journal != nil {
+		if jerr := p.journal.Close(); jerr != nil {
+			p.log.Warn("the journal did not close", "error", jerr)
+		}
 	}
 	endHouse()
 	return errors.Join(err, back.wait())

@@ -50,13 +50,13 @@ func (g *generation) audit(ctx context.Context) error {
 			}
 		}
 	}
-	found, err := g.broker.unowned(ctx)
+	found, err := g.broker.unowned(ctx, g.sub)
 	switch {
 	case found != nil:
 		return fmt.Errorf("topic %s, partition %d: nobody reads it", found.topic, found.id)
 	case errors.Is(err, kafka.UnknownTopicOrPartition):
 		g.log.Warn("a topic is gone; making it anew", "error", err)
-		_ = g.broker.EnsureTopics(ctx) // else the next audit does
+		_ = g.broker.ensure(ctx, g.sub) // else the next audit does
 	}
 	return nil
 }

@@ -2,8 +2,8 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 
 	"github.com/segmentio/kafka-go"
@@ -30,9 +30,11 @@ type bounds struct{ first, last int64 }
 // connected already believes in a dead cluster for seconds. Each partition's
 // leader is asked, since the others speak well of one that hangs. An error
 // means that a lane's topic is missing, or a leader away.
-func (b *Broker) Probe(ctx context.Context) (c Cluster, err error) {
+func (b *Broker) Probe(ctx context.Context) (c Cluster, err error) { return b.probe(ctx, b.lanes()) }
+
+func (b *Broker) probe(ctx context.Context, s sub) (c Cluster, err error) {
 	err = b.withClient(func(client *kafka.Client) error {
-		meta, places, err := b.places(ctx, client)
+		meta, places, err := s.places(ctx, client)
 		if err != nil {
 			return err
 		}
@@ -51,33 +53,36 @@ func (b *Broker) Probe(ctx context.Context) (c Cluster, err error) {
 func (b *Broker) Backlog(ctx context.Context) (map[message.Lane]int64, error) {
 	lanes := b.topics()
 	backlog := make(map[message.Lane]int64, len(lanes))
-	err := b.withClient(func(client *kafka.Client) error {
-		_, places, err := b.places(ctx, client)
-		if err != nil {
-			return err
-		}
-		ends, err := listBounds(ctx, client, places)
-		if err != nil {
-			return err
-		}
-		committed, err := b.committed(ctx, client, places)
-		if err != nil {
-			return err
-		}
-		for _, p := range places {
-			backlog[lanes[p.topic]] += max(0, ends[p].last-max(committed[p], ends[p].first))
-		}
-		return nil
-	})
+	ends, committed, err := b.progress(ctx, b.lanes())
 	if err != nil {
 		return nil, fmt.Errorf("backlog: %w", err)
+	}
+	for p, end := range ends {
+		backlog[lanes[p.topic]] += max(0, end.last-max(committed[p], end.first))
 	}
 	return backlog, nil
 }
 
-// places are all partitions of the lanes' topics, each with a leader.
-func (b *Broker) places(ctx context.Context, c *kafka.Client) (*kafka.MetadataResponse, []place, error) {
-	meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: slices.Sorted(maps.Keys(b.topics()))})
+// progress is each partition's bounds, and what the group has committed: -1
+// where that is nothing.
+func (b *Broker) progress(ctx context.Context, s sub) (ends map[place]bounds, committed map[place]int64, err error) {
+	err = b.withClient(func(client *kafka.Client) error {
+		_, places, err := s.places(ctx, client)
+		if err != nil {
+			return err
+		}
+		if ends, err = listBounds(ctx, client, places); err != nil {
+			return err
+		}
+		committed, err = s.committed(ctx, client, places)
+		return err
+	})
+	return ends, committed, err
+}
+
+// places are all partitions of the topics, each with a leader.
+func (s sub) places(ctx context.Context, c *kafka.Client) (*kafka.MetadataResponse, []place, error) {
+	meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: s.topics})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -127,8 +132,8 @@ func listBounds(ctx context.Context, c *kafka.Client, places []place) (map[place
 }
 
 // committed are the group's offsets, -1 where there is none.
-func (b *Broker) committed(ctx context.Context, c *kafka.Client, places []place) (map[place]int64, error) {
-	req := &kafka.OffsetFetchRequest{GroupID: b.group(), Topics: make(map[string][]int)}
+func (s sub) committed(ctx context.Context, c *kafka.Client, places []place) (map[place]int64, error) {
+	req := &kafka.OffsetFetchRequest{GroupID: s.group, Topics: make(map[string][]int)}
 	for _, p := range places {
 		req.Topics[p.topic] = append(req.Topics[p.topic], p.id)
 	}
@@ -136,10 +141,16 @@ func (b *Broker) committed(ctx context.Context, c *kafka.Client, places []place)
 	if err == nil {
 		err = resp.Error
 	}
+	all := make(map[place]int64, len(places))
+	if errors.Is(err, kafka.GroupIdNotFound) { // nobody has joined it yet
+		for _, p := range places {
+			all[p] = -1
+		}
+		return all, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetch offsets: %w", err)
 	}
-	all := make(map[place]int64, len(places))
 	for topic, partitions := range resp.Topics {
 		for _, o := range partitions {
 			if o.Error != nil {
@@ -154,13 +165,13 @@ func (b *Broker) committed(ctx context.Context, c *kafka.Client, places []place)
 // unowned finds a partition that no member of the group reads, although the
 // group has settled: one that was added, or whose topic was made anew, after
 // the members had joined. A missing topic is an error.
-func (b *Broker) unowned(ctx context.Context) (found *place, err error) {
+func (b *Broker) unowned(ctx context.Context, s sub) (found *place, err error) {
 	err = b.withClient(func(c *kafka.Client) error {
-		_, places, err := b.places(ctx, c)
+		_, places, err := s.places(ctx, c)
 		if err != nil {
 			return err
 		}
-		resp, err := c.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{b.group()}})
+		resp, err := c.DescribeGroups(ctx, &kafka.DescribeGroupsRequest{GroupIDs: []string{s.group}})
 		if err != nil {
 			return fmt.Errorf("describe group: %w", err)
 		}

@@ -1,10 +1,13 @@
 package broker
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -121,6 +124,24 @@ func (b *Broker) Topic(l message.Lane) string { return b.cfg.Prefix + "." + l.St
 
 // group is the workers' consumer group.
 func (b *Broker) group() string { return b.cfg.Prefix + ".delivery" }
+
+// sub is topics that are read together, by a group.
+type sub struct {
+	topics []string
+	group  string
+	config func(ctx context.Context, c *kafka.Client) (replicas int, entries []kafka.ConfigEntry, err error)
+	// readAhead is how many records of a partition are read before they are asked
+	// for. With content of the greatest size it is what the process holds of them.
+	readAhead int
+	maxBytes  int // of one fetch
+	// Of one partition, handed out and unfinished at a time.
+	inflightRecords, inflightBytes int
+}
+
+// lanes are the lanes' topics.
+func (b *Broker) lanes() sub {
+	return sub{slices.Sorted(maps.Keys(b.topics())), b.group(), b.laneConfig, 32, 4 << 20, inflightRecords, inflightBytes}
+}
 
 func (b *Broker) topics() map[string]message.Lane {
 	topics := make(map[string]message.Lane)

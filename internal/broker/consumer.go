@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,10 +65,35 @@ type Poison struct {
 }
 
 // Consumer reads the lanes' topics as a member of the workers' group.
-type Consumer struct {
+type Consumer struct{ member }
+
+// taker decodes what a member reads and hands it out.
+type taker interface {
+	// take hands out a record, which is finished in t as number n, or says why
+	// it is none.
+	take(ctx context.Context, topic string, m *kafka.Message, t *tracker, n uint64) (bad error)
+	Park(ctx context.Context, p Poison) error
+}
+
+type lanesTaker struct {
+	Handler
+	lanes map[string]message.Lane
+}
+
+func (l lanesTaker) take(ctx context.Context, topic string, m *kafka.Message, t *tracker, n uint64) error {
+	it, err := decode(l.lanes[topic], m)
+	if err != nil {
+		return err
+	}
+	l.Handle(ctx, l.lanes[topic], &Record{Item: it, tracker: t, number: n})
+	return nil
+}
+
+// member reads topics as a member of their group.
+type member struct {
 	broker *Broker
 	log    *slog.Logger
-	lanes  map[string]message.Lane
+	sub    sub
 	read   metric.Int64Counter
 	failed atomic.Pointer[error] // nil while all is well
 	once   sync.Once
@@ -83,11 +106,21 @@ func (b *Broker) NewConsumer() (*Consumer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consumer: %w", err)
 	}
-	return &Consumer{broker: b, log: b.log, lanes: b.topics(), read: read, joined: make(chan struct{})}, nil
+	return &Consumer{b.newMember(b.lanes(), read)}, nil
+}
+
+func (b *Broker) newMember(s sub, read metric.Int64Counter) member {
+	return member{broker: b, log: b.log, sub: s, read: read, joined: make(chan struct{})}
+}
+
+// Run reads until ctx ends, through rebalances, restarts and absences of
+// brokers. It only returns ctx's end, as nil.
+func (c *Consumer) Run(ctx context.Context, h Handler) error {
+	return c.run(ctx, lanesTaker{h, c.broker.topics()})
 }
 
 // Joined waits until the consumer has been given partitions for the first time.
-func (c *Consumer) Joined(ctx context.Context) error {
+func (c *member) Joined(ctx context.Context) error {
 	select {
 	case <-c.joined:
 		return nil
@@ -98,26 +131,24 @@ func (c *Consumer) Joined(ctx context.Context) error {
 
 // Err is why nothing is consumed just now, or nil. Before the first partitions
 // are assigned it is nil, too: see Joined.
-func (c *Consumer) Err() error {
+func (c *member) Err() error {
 	if err := c.failed.Load(); err != nil {
 		return *err
 	}
 	return nil
 }
 
-func (c *Consumer) fails(err error) {
+func (c *member) fails(err error) {
 	if was := c.failed.Swap(&err); was == nil {
 		c.log.Warn("not consuming; trying again", "error", err)
 	}
 }
 
-// Run reads until ctx ends, through rebalances, restarts and absences of
-// brokers. It only returns ctx's end, as nil.
-func (c *Consumer) Run(ctx context.Context, h Handler) error {
+func (c *member) run(ctx context.Context, h taker) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 200*time.Millisecond, 3*time.Second, 0
 	for ctx.Err() == nil {
-		err := c.member(ctx, h, wait.Reset)
+		err := c.join(ctx, h, wait.Reset)
 		if ctx.Err() != nil {
 			break
 		}
@@ -132,18 +163,18 @@ func (c *Consumer) Run(ctx context.Context, h Handler) error {
 	return nil
 }
 
-// member is one membership in the group: generation after generation.
-func (c *Consumer) member(ctx context.Context, h Handler, joined func()) error {
+// join is one membership in the group: generation after generation.
+func (c *member) join(ctx context.Context, h taker, joined func()) error {
 	// A group that joins while a topic is missing is never told about it.
 	tctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	err := c.broker.EnsureTopics(tctx)
+	err := c.broker.ensure(tctx, c.sub)
 	cancel()
 	if err != nil {
 		return err
 	}
 	cfg := c.broker.cfg
 	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
-		ID: c.broker.group(), Brokers: cfg.Brokers, Dialer: c.broker.dialer(), Topics: slices.Sorted(maps.Keys(c.lanes)),
+		ID: c.sub.group, Brokers: cfg.Brokers, Dialer: c.broker.dialer(), Topics: c.sub.topics,
 		StartOffset: kafka.FirstOffset, SessionTimeout: cfg.Session, RebalanceTimeout: cfg.Session,
 		HeartbeatInterval: cfg.Session / 5, JoinGroupBackoff: 200 * time.Millisecond, Timeout: 5 * time.Second,
 	})

@@ -17,4 +17,12 @@
 // another log under the same name: it is read from its beginning, and so is
 // committed. A partition that nobody in a settled group reads, since it was
 // added or its topic made anew, makes the group join again.
+//
+// # Journals
+//
+// There Kafka does hold a promise: what the ledger could not take is in a
+// journal's topic alone until a JournalConsumer's handler has entered it. So these
+// topics are made as safe as the cluster allows, an append waits for its
+// answer, and an offset is committed after the ledger's commit. Tail tells, in
+// each API process, what is in them.
 package broker

@@ -10,18 +10,16 @@ import (
 	"github.com/segmentio/kafka-go"
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
-
-	"github.com/stormpost/stormpost/internal/message"
 )
 
 // generation starts what runs until the group is rebalanced: a reader for each
 // partition, which together with the committer and the auditor ends the
 // generation when it fails.
-func (c *Consumer) generation(gen *kafka.Generation, h Handler) {
-	g := &generation{Consumer: c, gen: gen, handler: h, committed: make(map[*partition]int64)}
+func (c *member) generation(gen *kafka.Generation, h taker) {
+	g := &generation{member: c, gen: gen, taker: h, committed: make(map[*partition]int64)}
 	for topic, assigned := range gen.Assignments {
 		for _, a := range assigned {
-			p := &partition{place: place{topic, a.ID}, lane: c.lanes[topic], tracker: newTracker(inflightRecords, inflightBytes)}
+			p := &partition{place: place{topic, a.ID}, tracker: newTracker(c.sub.inflightRecords, c.sub.inflightBytes)}
 			p.position.Store(a.Offset)
 			p.attrs = metric.WithAttributeSet(attribute.NewSet(attribute.String("messaging.system", "kafka"), attribute.String("messaging.destination.name", topic)))
 			g.partitions = append(g.partitions, p)
@@ -36,9 +34,9 @@ func (c *Consumer) generation(gen *kafka.Generation, h Handler) {
 }
 
 type generation struct {
-	*Consumer
+	*member
 	gen        *kafka.Generation
-	handler    Handler
+	taker      taker
 	partitions []*partition
 
 	mu        sync.Mutex
@@ -47,7 +45,6 @@ type generation struct {
 
 type partition struct {
 	place
-	lane     message.Lane
 	tracker  *tracker
 	position atomic.Int64 // of the next record
 	blocked  atomic.Bool  // by the handler

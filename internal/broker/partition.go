@@ -9,10 +9,6 @@ import (
 	"github.com/segmentio/kafka-go"
 )
 
-// readAhead is how many records of a partition are read before they are asked
-// for. With content of the greatest size it is what the process holds of them.
-const readAhead = 32
-
 // consume reads one partition until the generation ends. Returning earlier
 // ends the generation.
 func (g *generation) consume(ctx context.Context, p *partition) {
@@ -29,9 +25,9 @@ func (g *generation) fetch(ctx context.Context, p *partition) error {
 	}
 	r := kafka.NewReader(kafka.ReaderConfig{
 		Brokers: g.broker.cfg.Brokers, Dialer: g.broker.dialer(), Topic: p.topic, Partition: p.id,
-		MinBytes: 1, MaxBytes: 4 << 20,
+		MinBytes: 1, MaxBytes: g.sub.maxBytes,
 		MaxWait:       250 * time.Millisecond, // Close waits for it, and so does a rebalance
-		QueueCapacity: readAhead, ReadLagInterval: -1, MaxAttempts: 3,
+		QueueCapacity: g.sub.readAhead, ReadLagInterval: -1, MaxAttempts: 3,
 		ReadBackoffMin: 20 * time.Millisecond, ReadBackoffMax: 500 * time.Millisecond,
 		OffsetOutOfRangeError: true,
 	})
@@ -108,9 +104,8 @@ func (g *generation) bounds(ctx context.Context, p *partition) (bounds, error) {
 // handle hands a record out, or parks it. Its position counts as read when it
 // returns nil.
 func (g *generation) handle(ctx context.Context, p *partition, m *kafka.Message, number uint64) error {
-	it, bad := decode(p.lane, m)
+	bad := g.taker.take(ctx, p.topic, m, p.tracker, number)
 	if bad == nil {
-		g.handler.Handle(ctx, p.lane, &Record{Item: it, tracker: p.tracker, number: number})
 		return nil
 	}
 	headers := make(map[string][]byte, len(m.Headers))
@@ -119,7 +114,7 @@ func (g *generation) handle(ctx context.Context, p *partition, m *kafka.Message,
 	}
 	poison := Poison{Topic: p.topic, Partition: p.id, Offset: m.Offset, Key: m.Key, Headers: headers, Value: m.Value, Reason: bad.Error()}
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		err := g.handler.Park(ctx, poison)
+		err := g.taker.Park(ctx, poison)
 		if err == nil {
 			p.tracker.finish(number)
 			return nil

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"strconv"
 	"time"
 
@@ -23,16 +21,17 @@ const (
 // each of their partitions has a leader that answers as such. It tries until ctx ends, and may be
 // called by many processes at once. Topics are never left to be made by
 // themselves: those would have the cluster's defaults.
-func (b *Broker) EnsureTopics(ctx context.Context) error {
-	want := slices.Sorted(maps.Keys(b.topics()))
+func (b *Broker) EnsureTopics(ctx context.Context) error { return b.ensure(ctx, b.lanes()) }
+
+func (b *Broker) ensure(ctx context.Context, s sub) error {
 	for {
-		missing, err := b.missing(ctx, want)
+		missing, err := b.missing(ctx, s.topics)
 		switch {
 		case err != nil:
 		case len(missing) > 0:
-			err = b.create(ctx, missing)
+			err = b.create(ctx, s, missing)
 		default:
-			if _, err = b.Probe(ctx); err == nil {
+			if _, err = b.probe(ctx, s); err == nil {
 				return nil
 			}
 		}
@@ -74,16 +73,25 @@ func (b *Broker) missing(ctx context.Context, want []string) (missing []string, 
 	return missing, err
 }
 
-func (b *Broker) create(ctx context.Context, names []string) error {
-	entries := []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: strconv.Itoa(maxMessageBytes)}}
+// laneConfig is how a lane's topic is made.
+func (b *Broker) laneConfig(context.Context, *kafka.Client) (replicas int, entries []kafka.ConfigEntry, err error) {
+	entries = []kafka.ConfigEntry{{ConfigName: "max.message.bytes", ConfigValue: strconv.Itoa(maxMessageBytes)}}
 	if b.cfg.Replication >= 3 {
 		entries = append(entries, kafka.ConfigEntry{ConfigName: "min.insync.replicas", ConfigValue: "2"})
 	}
-	configs := make([]kafka.TopicConfig, len(names))
-	for i, name := range names {
-		configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: b.cfg.Partitions, ReplicationFactor: b.cfg.Replication, ConfigEntries: entries}
-	}
+	return b.cfg.Replication, entries, nil
+}
+
+func (b *Broker) create(ctx context.Context, s sub, names []string) error {
 	return b.withClient(func(c *kafka.Client) error {
+		replicas, entries, err := s.config(ctx, c)
+		if err != nil {
+			return err
+		}
+		configs := make([]kafka.TopicConfig, len(names))
+		for i, name := range names {
+			configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: b.cfg.Partitions, ReplicationFactor: replicas, ConfigEntries: entries}
+		}
 		resp, err := c.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: configs})
 		if err != nil {
 			return err
@@ -97,10 +105,10 @@ func (b *Broker) create(ctx context.Context, names []string) error {
 	})
 }
 
-// RemoveTopics removes the lanes' topics with all that is in them.
+// RemoveTopics removes the lanes' topics, and the journals', with all that is in them.
 func (b *Broker) RemoveTopics(ctx context.Context) error {
 	return b.withClient(func(c *kafka.Client) error {
-		resp, err := c.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: slices.Sorted(maps.Keys(b.topics()))})
+		resp, err := c.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: append(b.lanes().topics, b.journals().topics...)})
 		if err != nil {
 			return fmt.Errorf("remove topics: %w", err)
 		}

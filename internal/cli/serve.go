@@ -11,13 +11,15 @@ func (c *command) serve() *cobra.Command {
 	var listen string
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Run the API, a worker and the watch on your PostgreSQL and Kafka",
-		Long: `Run the API, a worker and the watch on your PostgreSQL and Kafka, until SIGTERM.
-Start as many as you like: none has to be alone. The watch opens incidents and
-tells the log, a webhook and Alertmanager of them, as incidents.* say; provider
-trouble is seen by the watch of a process that is a worker, too. On SIGTERM it
-takes no more requests and makes no more claims, finishes open replies within
-delivery.shutdown_grace, and gives back what it has not handed over.
+		Short: "Run the API, a worker, recovery and the watch on your PostgreSQL and Kafka",
+		Long: `Run the API, a worker, recovery and the watch, or some of them, on your
+PostgreSQL and Kafka, until SIGTERM. Start as many as you like: none has to be
+alone. Recovery enters into the ledger what the API accepted into Kafka's journal
+while PostgreSQL was away: some process must have that role. The watch opens
+incidents and tells the log, a webhook and Alertmanager of them, as incidents.*
+say; provider trouble is seen by the watch of a process that is a worker, too. On
+SIGTERM it takes no more requests and makes no more claims, finishes open replies
+within delivery.shutdown_grace, and gives back what it has not handed over.
 
 Settings come from the file of --config, and over it from STORMPOST_*: the key
 smtp.addr is STORMPOST_SMTP_ADDR. The ones to begin with:
@@ -49,7 +51,7 @@ Traces and metrics are exported as OTEL_EXPORTER_OTLP_* say.`,
 			return app.Serve(cmd.Context(), cfg, app.Options{Version: Version, Output: c.Out})
 		},
 	}
-	cmd.Flags().StringSliceVar(&roles, "roles", []string{"api", "worker", "watch"}, "of api, worker and watch")
+	cmd.Flags().StringSliceVar(&roles, "roles", []string{"api", "worker", "recovery", "watch"}, "of api, worker, recovery and watch")
 	cmd.Flags().StringVar(&listen, "listen", "", "host:port of the API")
 	return cmd
 }

@@ -22,7 +22,7 @@ type Config struct {
 	Listen        string   `koanf:"listen"`         // host:port of the API
 	MetricsListen string   `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
 	TLS           TLSFiles `koanf:"tls"`            // of the API's listener
-	Roles         []string `koanf:"roles"`          // what the process does, one or more of api, worker and watch
+	Roles         []string `koanf:"roles"`          // what the process does, one or more of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away
 	DSN           Secret   `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
 	Brokers       []string `koanf:"brokers"`        // Kafka, host:port each
 	DataDir       string   `koanf:"data_dir"`       // folder of the API keys' snapshot, and of the last incidents
@@ -72,6 +72,7 @@ type Ledger struct {
 // Accept is what the API takes.
 type Accept struct {
 	Timeout     time.Duration `koanf:"timeout"`      // until a request is answered
+	Patience    time.Duration `koanf:"patience"`     // how long the ledger may take to accept before the journal in Kafka does instead; at most half of the timeout
 	EmailLife   time.Duration `koanf:"email_life"`   // life of an email without expires_at
 	PushLife    time.Duration `koanf:"push_life"`    // life of a push without expires_at
 	MaxSchedule time.Duration `koanf:"max_schedule"` // how far ahead send_at may be
@@ -149,13 +150,13 @@ func Default() Config {
 	return Config{
 		Listen:        "127.0.0.1:8080",
 		MetricsListen: "127.0.0.1:9464",
-		Roles:         []string{"api", "worker", "watch"},
+		Roles:         []string{"api", "worker", "recovery", "watch"},
 		Brokers:       []string{"127.0.0.1:9092"},
 		DataDir:       "stormpost-data",
 		Log:           Log{Level: "info", Format: "json"},
 		Kafka:         Kafka{Prefix: "stormpost", Partitions: 4},
 		Ledger:        Ledger{MaxConns: 24, Batch: 1000, Flushers: 2, Deadline: 5 * time.Second, BeatEvery: 2 * time.Second},
-		Accept:        Accept{Timeout: 10 * time.Second, EmailLife: 72 * time.Hour, PushLife: 24 * time.Hour, MaxSchedule: 30 * 24 * time.Hour},
+		Accept:        Accept{Timeout: 10 * time.Second, Patience: 2 * time.Second, EmailLife: 72 * time.Hour, PushLife: 24 * time.Hour, MaxSchedule: 30 * 24 * time.Hour},
 		Delivery: Delivery{
 			ClaimValid: 30 * time.Second, ShutdownGrace: 30 * time.Second,
 			RetryBase: 30 * time.Second, RetryMax: time.Hour,
@@ -197,11 +198,11 @@ func (c *Config) Validate() error {
 		address(fmt.Sprintf("brokers[%d]", i), b, false)
 	}
 	if len(c.Roles) == 0 {
-		bad("roles", "want one or more of api, worker and watch")
+		bad("roles", "want one or more of api, worker, recovery and watch")
 	}
 	for _, r := range c.Roles {
-		if !slices.Contains([]string{"api", "worker", "watch"}, r) {
-			bad("roles", "unknown role %q: want api, worker or watch", r)
+		if !slices.Contains([]string{"api", "worker", "recovery", "watch"}, r) {
+			bad("roles", "unknown role %q: want api, worker, recovery or watch", r)
 		}
 	}
 	address("listen", c.Listen, !c.Has("api"))
@@ -246,7 +247,7 @@ func (i *Incident) validate(bad func(key, format string, args ...any)) {
 
 func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 	for key, d := range map[string]time.Duration{
-		"ledger.deadline": c.Ledger.Deadline, "ledger.beat_every": c.Ledger.BeatEvery, "accept.timeout": c.Accept.Timeout,
+		"ledger.deadline": c.Ledger.Deadline, "ledger.beat_every": c.Ledger.BeatEvery, "accept.timeout": c.Accept.Timeout, "accept.patience": c.Accept.Patience,
 		"accept.email_life": c.Accept.EmailLife, "accept.push_life": c.Accept.PushLife, "accept.max_schedule": c.Accept.MaxSchedule,
 		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,

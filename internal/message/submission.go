@@ -59,6 +59,7 @@ type Receipt struct {
 	Sequence   int64 // of its first message in the stream; the others follow
 	Replayed   bool  // it was there before
 	Waiting    bool  // scheduled: not to be published
+	Held       bool  // set aside, since another request had its key: not to be published
 }
 
 // Item asks for one attempt of one message: what a Kafka record carries and

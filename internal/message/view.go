@@ -14,6 +14,7 @@ type View struct {
 	Lane       Lane
 	Recipient  string
 	AcceptedAt time.Time
+	EnteredAt  time.Time // when it came out of the journal; zero if it never was there
 	ExpiresAt  time.Time
 	DueAt      time.Time // of the next attempt, zero when not waiting
 	Aside      bool      // a hold of its tenant has set the attempt aside

@@ -15,7 +15,7 @@ import (
 func TestFreezePostgres(t *testing.T) {
 	s, pg := newStageWithPostgres(t)
 	api := s.start("api").api
-	s.start("worker")
+	s.start("worker,recovery")
 	s.start("worker")
 	c := newClient(t, s.key, func() string { return api })
 	stop := c.flow(80, mixed("freeze"))

@@ -1,0 +1,77 @@
+package httpapi_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stormpost/stormpost/ingest/httpapi"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+type journal struct {
+	j     *message.Journaled
+	known bool
+}
+
+func (j journal) Find(message.ID) (*message.Journaled, bool) { return j.j, j.known }
+
+// What each of the two stores says of an id, and what is answered.
+func TestGetJournaled(t *testing.T) {
+	lane := message.Lane{Class: message.Trigger, Channel: message.ChannelEmail}
+	of := func(tenant int32) *message.Journaled {
+		return &message.Journaled{Submission: &message.Submission{Tenant: tenant, Lane: lane, Recipients: make([]string, 2)}, AcceptedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+	}
+	sub := message.SubmissionID(message.HashKey(1, "k"), message.Fingerprint{1})
+	id := sub.Message(0).String()
+	for name, test := range map[string]struct {
+		journal journal
+		ledger  error // nil: it knows no such message
+		key     string
+		status  int
+	}{
+		"journaled, ledger away":          {journal{of(1), true}, message.ErrUnavailable, "one", 200},
+		"journaled, not entered":          {journal{of(1), true}, nil, "one", 200},
+		"journaled, for an operator":      {journal{of(1), true}, nil, "operator", 200},
+		"journaled by another tenant":     {journal{of(9), true}, message.ErrUnavailable, "one", 404},
+		"not journaled, ledger away":      {journal{nil, true}, message.ErrUnavailable, "one", 503},
+		"not journaled, not there":        {journal{nil, true}, nil, "one", 404},
+		"journal unknown, ledger away":    {journal{nil, false}, message.ErrUnavailable, "one", 503},
+		"journal unknown, ledger says no": {journal{nil, false}, nil, "one", 503},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFixture(t, func(c *httpapi.Config) { c.Journal = test.journal })
+			f.store.failReads = test.ledger
+			want := test.status
+			if want == 200 {
+				want = 503
+			}
+			if test.ledger == nil {
+				wantProblem(t, f.do("DELETE", "/v1/messages/"+id, test.key, ""), want)
+			}
+			// A list by the submission says the same; nothing is an empty page there.
+			switch a := f.do("GET", "/v1/messages?submission="+sub.String(), test.key, ""); {
+			case test.status == 200:
+				got := decodeInto[list](t, a, 200)
+				if len(got.Items) != 2 || got.Items[1]["id"] != id || got.Items[1]["state"] != "journaled" {
+					t.Errorf("list: %s", a.body)
+				}
+			case test.journal.known && test.ledger == nil:
+				if got := decodeInto[list](t, a, 200); len(got.Items) != 0 {
+					t.Errorf("list: %s", a.body)
+				}
+			default:
+				wantProblem(t, a, 503)
+			}
+			a := f.do("GET", "/v1/messages/"+id, test.key, "")
+			if test.status != 200 {
+				wantProblem(t, a, test.status)
+				return
+			}
+			got := decodeInto[map[string]any](t, a, 200)
+			if n, ok := got["sequence"]; got["state"] != "journaled" || n != nil || !ok || got["class"] != "trigger" || got["id"] != id ||
+				got["accepted_at"] != "2026-01-02T03:04:05Z" || got["expires_at"] != nil {
+				t.Errorf("got %v", got)
+			}
+		})
+	}
+}

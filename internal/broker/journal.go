@@ -1,0 +1,273 @@
+package broker
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/cenkalti/backoff/v4"
+	"github.com/segmentio/kafka-go"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// A journal's record, version 1, is one submission:
+//
+//	key                 key hash, 16 bytes
+//	value               a head of 74 bytes, then the canonical content
+//	header traceparent  W3C, where the submission had one
+//
+//	head   version 1 byte, flags 1, lane 1, recipients 1, tenant 4, accepted and
+//	       expires 8 each (microseconds since 1970), key hash 16, fingerprint 32, 0 0
+//
+// The value alone is all that the ledger needs, so that a parked one can be
+// entered by hand. Nothing but Kafka's own access control says that a record was
+// accepted by us: whoever may write to these topics may send in anyone's name.
+const (
+	journalVersion  = 1
+	journalTest     = 1 // flag: by a test-mode key
+	journalHead     = 74
+	maxBody         = 10 << 20 // the API's body limit
+	maxJournal      = 2*maxBody + 64<<10
+	maxJournalBatch = maxJournal - 16<<10
+)
+
+// journalTopic is a class's journal.
+func (b *Broker) journalTopic(c message.Class) string {
+	return b.cfg.Prefix + ".journal." + c.String()
+}
+
+// journals are the journals' topics, and the group that drains them.
+func (b *Broker) journals() sub {
+	s := sub{group: b.cfg.Prefix + ".journal", config: b.journalConfig, readAhead: 2, maxBytes: maxJournal, inflightRecords: 1000, inflightBytes: 4 << 20}
+	for c := message.Transactional; c <= message.Campaign; c++ {
+		s.topics = append(s.topics, b.journalTopic(c))
+	}
+	return s
+}
+
+// EnsureJournals is EnsureTopics for the journals.
+func (b *Broker) EnsureJournals(ctx context.Context) error { return b.ensure(ctx, b.journals()) }
+
+// journalConfig makes the journals safer than any other topic: until the
+// ledger has what is in them, nobody else does. Content can grow in its canonical
+// form, to the double of its body at most.
+func (b *Broker) journalConfig(ctx context.Context, c *kafka.Client) (replicas int, entries []kafka.ConfigEntry, err error) {
+	meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: []string{}})
+	if err != nil {
+		return 0, nil, err
+	}
+	replicas = max(1, min(3, len(meta.Brokers)))
+	for _, e := range [][2]string{
+		{"cleanup.policy", "delete"}, {"retention.ms", "-1"}, {"retention.bytes", "-1"},
+		{"min.insync.replicas", strconv.Itoa(min(2, replicas))},
+		{"unclean.leader.election.enable", "false"}, {"flush.messages", "1"},
+		{"max.message.bytes", strconv.Itoa(maxJournal)},
+	} {
+		entries = append(entries, kafka.ConfigEntry{ConfigName: e[0], ConfigValue: e[1]})
+	}
+	return replicas, entries, nil
+}
+
+func encodeJournaled(topic string, j message.Journaled) kafka.Message {
+	v := make([]byte, journalHead, journalHead+len(j.Content))
+	v[0] = journalVersion
+	if j.Test {
+		v[1] |= journalTest
+	}
+	v[2], v[3] = byte(j.Lane.Code()), byte(len(j.Recipients))
+	binary.BigEndian.PutUint32(v[4:], uint32(j.Tenant))
+	binary.BigEndian.PutUint64(v[8:], uint64(j.AcceptedAt.UnixMicro()))
+	binary.BigEndian.PutUint64(v[16:], uint64(j.ExpiresAt.UnixMicro()))
+	copy(v[24:], j.Key[:])
+	copy(v[40:], j.Print[:])
+	m := kafka.Message{Topic: topic, Key: j.Key[:], Value: append(v, j.Content...)}
+	if j.Trace != "" {
+		m.Headers = []kafka.Header{{Key: traceparent, Value: []byte(j.Trace)}}
+	}
+	return m
+}
+
+// head reads what stands before the content: all but content, stream and
+// recipients, of which it has the number.
+func head(v []byte) (j message.Journaled, recipients int, err error) {
+	switch {
+	case len(v) <= journalHead:
+		return j, 0, fmt.Errorf("it has %d bytes, want more than %d", len(v), journalHead)
+	case v[0] != journalVersion:
+		return j, 0, fmt.Errorf("its version is %d, not %d", v[0], journalVersion)
+	}
+	s := &message.Submission{
+		Tenant: int32(binary.BigEndian.Uint32(v[4:])), Lane: message.LaneOf(int64(v[2])), Test: v[1]&journalTest != 0,
+		ExpiresAt: time.UnixMicro(int64(binary.BigEndian.Uint64(v[16:]))),
+		Key:       message.KeyHash(v[24:40]), Print: message.Fingerprint(v[40:72]),
+	}
+	return message.Journaled{Submission: s, AcceptedAt: time.UnixMicro(int64(binary.BigEndian.Uint64(v[8:])))}, int(v[3]), nil
+}
+
+// decodeJournaled reads a record of a class's journal, or says why it is none.
+func decodeJournaled(c message.Class, m *kafka.Message) (message.Journaled, error) {
+	j, recipients, err := head(m.Value)
+	if err != nil {
+		return j, err
+	}
+	trace := ""
+	for _, h := range m.Headers {
+		if h.Key == traceparent && len(h.Value) <= maxTraceparent {
+			trace = string(h.Value)
+		}
+	}
+	at := j.Submission
+	s, err := message.Restore(at.Tenant, at.Key, m.Value[journalHead:], at.ExpiresAt, at.Test, trace)
+	switch {
+	case err != nil:
+		return j, err
+	case s.Print != at.Print:
+		return j, errors.New("its content is another one than its fingerprint's")
+	case s.Lane != at.Lane || s.Lane.Class != c:
+		return j, errors.New("its lane is another one than its content's or its topic's")
+	case len(s.Recipients) != recipients:
+		return j, errors.New("it has another number of recipients than its content")
+	}
+	j.Submission = s
+	return j, nil
+}
+
+// Journal writes to the journals. It is safe for concurrent use.
+type Journal struct {
+	broker *Broker
+	writer *kafka.Writer
+	trans  *kafka.Transport
+	taken  metric.Int64Counter
+	failed metric.Int64Counter
+	tail   *Tail // told of each that Kafka took
+}
+
+// Find implements ingest.Journal.
+func (j *Journal) Find(id message.ID) (*message.Journaled, bool) { return j.tail.Find(id) }
+
+// NewJournal makes a journal's writer; one for a process. tail learns of what
+// is written at once.
+func (b *Broker) NewJournal(tail *Tail) (*Journal, error) {
+	taken, err1 := b.meter.Int64Counter("stormpost.journal.appended", metric.WithUnit("{submission}"), metric.WithDescription("Submissions that the journal took while the ledger was away."))
+	failed, err2 := b.meter.Int64Counter("stormpost.journal.refused", metric.WithUnit("{submission}"), metric.WithDescription("Submissions that no store took."))
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	t := b.transport()
+	return &Journal{broker: b, trans: t, taken: taken, failed: failed, tail: tail, writer: &kafka.Writer{
+		Addr: b.address(), Balancer: kafka.BalancerFunc(balance), Transport: t,
+		RequiredAcks: kafka.RequireAll, // the zero value asks for none
+		BatchTimeout: 2 * time.Millisecond, BatchSize: flushRecords, BatchBytes: maxJournalBatch,
+		MaxAttempts: 3, WriteBackoffMin: 50 * time.Millisecond, WriteBackoffMax: 250 * time.Millisecond,
+		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
+	}}, nil
+}
+
+// appendPatience is how long Kafka may take to keep a submission: after the
+// ledger's patience, within the request's limit.
+const appendPatience = 4 * time.Second
+
+// Append implements ingest.Journal: it returns nil once every in-sync replica
+// has the record on disk.
+func (j *Journal) Append(ctx context.Context, sub message.Journaled) error {
+	class := sub.Lane.Class
+	attrs := metric.WithAttributeSet(attribute.NewSet(attribute.String("class", class.String())))
+	m := encodeJournaled(j.broker.journalTopic(class), sub)
+	limit, cancel := context.WithTimeout(ctx, appendPatience)
+	defer cancel()
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 50*time.Millisecond, 500*time.Millisecond, 0
+	// A leader that just died, or a topic that is just being made, is there in a moment.
+	if err := backoff.Retry(func() error { return j.writer.WriteMessages(limit, m) }, backoff.WithContext(wait, limit)); err != nil {
+		j.failed.Add(ctx, 1, attrs)
+		return fmt.Errorf("journal: %w: %w", message.ErrUnavailable, err)
+	}
+	j.taken.Add(ctx, 1, attrs)
+	j.tail.wrote(sub)
+	return nil
+}
+
+// Close ends the writer, after what is being written.
+func (j *Journal) Close() error {
+	defer j.trans.CloseIdleConnections()
+	return j.writer.Close()
+}
+
+// JournalHandler gets what a JournalConsumer reads.
+type JournalHandler interface {
+	// Enter takes a submission. It may block, which holds up its partition alone.
+	// The record is finished when finish is called, from anywhere; one that isn't
+	// comes again, to this or another consumer.
+	Enter(ctx context.Context, r JournalRecord, finish func())
+	// Park keeps a record that is no submission. It is tried again until it
+	// returns nil.
+	Park(ctx context.Context, p Poison) error
+}
+
+// JournalRecord is a submission as it stands in a journal.
+type JournalRecord struct {
+	message.Journaled
+	Source string // topic/partition/offset
+	Value  []byte
+}
+
+// JournalConsumer reads the journals as a member of the group that drains them.
+type JournalConsumer struct{ member }
+
+// NewJournalConsumer makes a consumer.
+func (b *Broker) NewJournalConsumer() (*JournalConsumer, error) {
+	read, err := b.meter.Int64Counter("messaging.client.consumed.messages", metric.WithUnit("{message}"), metric.WithDescription("Records read."))
+	if err != nil {
+		return nil, fmt.Errorf("journal: %w", err)
+	}
+	return &JournalConsumer{b.newMember(b.journals(), read)}, nil
+}
+
+// Run is Consumer.Run for the journals.
+func (c *JournalConsumer) Run(ctx context.Context, h JournalHandler) error {
+	classes := make(map[string]message.Class)
+	for k := message.Transactional; k <= message.Campaign; k++ {
+		classes[c.broker.journalTopic(k)] = k
+	}
+	return c.run(ctx, journalTaker{h, classes})
+}
+
+type journalTaker struct {
+	JournalHandler
+	classes map[string]message.Class
+}
+
+func (t journalTaker) take(ctx context.Context, topic string, m *kafka.Message, tr *tracker, n uint64) error {
+	j, err := decodeJournaled(t.classes[topic], m)
+	if err != nil {
+		return err
+	}
+	source := fmt.Sprintf("%s/%d/%d", topic, m.Partition, m.Offset)
+	t.Enter(ctx, JournalRecord{j, source, m.Value}, func() { tr.finish(n) })
+	return nil
+}
+
+// JournalBacklog is how many records of each class's journal are not entered
+// yet, and how many ever were: while that grows, the journal is drained.
+func (b *Broker) JournalBacklog(ctx context.Context) (left, done map[message.Class]int64, err error) {
+	ends, committed, err := b.progress(ctx, b.journals())
+	if err != nil {
+		return nil, nil, fmt.Errorf("journal backlog: %w", err)
+	}
+	left, done = make(map[message.Class]int64), make(map[message.Class]int64)
+	for c := message.Transactional; c <= message.Campaign; c++ {
+		for p, end := range ends {
+			if p.topic == b.journalTopic(c) {
+				left[c] += max(0, end.last-max(committed[p], end.first))
+				done[c] += max(0, committed[p])
+			}
+		}
+	}
+	return left, done, nil
+}

@@ -1,0 +1,260 @@
+package broker
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+const (
+	// mostTailed bounds the index, in submissions: some 150 MB of memory.
+	mostTailed = 2_000_000
+	tailEvery  = time.Second
+)
+
+// Tail knows which submissions are in the journals and not in the ledger yet: it
+// reads all of the journals, from what their workers have committed on, into an
+// index in memory. It is safe for concurrent use.
+type Tail struct {
+	broker *Broker
+	most   int
+
+	rounds int // Run's
+
+	mu      sync.RWMutex
+	index   map[submissionKey]tailed
+	lost    map[place]int64 // beyond the bound: up to this offset
+	below   map[int16]int64 // committed, by the last sweep
+	own     int             // entries that this process wrote and has not read
+	told    bool            // the index once had all that the journals have
+	changed chan struct{}   // closed when told becomes true
+}
+
+// submissionKey is the part that the ids of a submission have in common.
+type submissionKey [24]byte
+
+type tailed struct {
+	accepted int64 // µs
+	offset   int64 // -1: written by this process, and not read yet
+	tenant   int32
+	place    int16 // in places
+	lane     uint8
+	count    uint8
+	seen     uint8 // rounds of own that were not read
+}
+
+// NewTail makes a tail; one for a process. Run fills it.
+func (b *Broker) NewTail() *Tail {
+	return &Tail{broker: b, most: mostTailed, index: make(map[submissionKey]tailed), lost: make(map[place]int64), changed: make(chan struct{})}
+}
+
+// Find says what the journals hold of a message. known is false while they may
+// hold it and the tail can't tell. Of what is found, content and stream are not
+// known, and of its recipients only how many there are.
+func (t *Tail) Find(id message.ID) (j *message.Journaled, known bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	e, ok := t.index[submissionKey(id[:24])]
+	if !ok || !id.IsSubmission() && id.Index() >= int(e.count) {
+		return nil, ok || t.told && len(t.lost) == 0
+	}
+	return &message.Journaled{
+		Submission: &message.Submission{Tenant: e.tenant, Key: id.KeyHash(), Lane: message.LaneOf(int64(e.lane)), Recipients: make([]string, e.count)},
+		AcceptedAt: time.UnixMicro(e.accepted),
+	}, true
+}
+
+// Ready waits until the tail knows all that the journals hold.
+func (t *Tail) Ready(ctx context.Context) error {
+	select {
+	case <-t.changed:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("tail: %w", ctx.Err())
+	}
+}
+
+// wrote adds what this process wrote, so that its answers are true at once.
+func (t *Tail) wrote(j message.Journaled) {
+	id := j.ID()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if _, ok := t.index[submissionKey(id[:24])]; !ok && len(t.index) < t.most {
+		t.index[submissionKey(id[:24])] = tailed{j.AcceptedAt.UnixMicro(), -1, j.Tenant, -1, uint8(j.Lane.Code()), uint8(len(j.Recipients)), 0}
+		t.own++
+	}
+}
+
+// reading is one partition as it is read.
+type reading struct {
+	number   int16
+	end      context.CancelFunc
+	position atomic.Int64
+	done     chan struct{}
+}
+
+// Run tails until ctx ends, through absences of brokers.
+func (t *Tail) Run(ctx context.Context) error {
+	open := make(map[place]*reading)
+	tick := time.NewTicker(tailEvery)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		t.round(ctx, open)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+		}
+	}
+	for _, r := range open {
+		r.end()
+		<-r.done
+	}
+	return nil
+}
+
+// round starts readers where there are none, or where theirs has failed or its log
+// is another one; and forgets what the ledger has.
+func (t *Tail) round(ctx context.Context, open map[place]*reading) {
+	rctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	at := make(map[place]int64, len(open)) // before the ends are asked for
+	for p, r := range open {
+		at[p] = r.position.Load()
+	}
+	ends, committed, err := t.broker.progress(rctx, t.broker.journals())
+	if err != nil {
+		return // what is known stays known
+	}
+	caught := true
+	for p, b := range ends {
+		r := open[p]
+		if r != nil {
+			select {
+			case <-r.done:
+				r = nil
+			default:
+			}
+		}
+		if r != nil && at[p] > b.last { // another log under the same name
+			r.end()
+			<-r.done
+			r = nil
+		}
+		if r == nil {
+			from := max(committed[p], b.first)
+			if from > b.last {
+				from = b.first
+			}
+			open[p] = t.start(ctx, p, from, open[p], len(open))
+			at[p] = from
+		}
+		caught = caught && at[p] >= b.last
+	}
+	t.forget(open, committed, caught)
+}
+
+func (t *Tail) start(ctx context.Context, p place, from int64, was *reading, count int) *reading {
+	r := &reading{number: int16(count), done: make(chan struct{})}
+	if was != nil {
+		r.number = was.number
+	}
+	r.position.Store(from)
+	ctx, r.end = context.WithCancel(ctx)
+	go func() {
+		defer close(r.done)
+		defer r.end()
+		t.read(ctx, p, r, from)
+	}()
+	return r
+}
+
+// read reads a partition until something fails; the next round begins again.
+func (t *Tail) read(ctx context.Context, p place, r *reading, from int64) {
+	s := t.broker.journals()
+	k := kafka.NewReader(kafka.ReaderConfig{
+		Brokers: t.broker.cfg.Brokers, Dialer: t.broker.dialer(), Topic: p.topic, Partition: p.id,
+		MinBytes: 1, MaxBytes: s.maxBytes, MaxWait: 500 * time.Millisecond, QueueCapacity: s.readAhead,
+		ReadLagInterval: -1, MaxAttempts: 3, ReadBackoffMin: 20 * time.Millisecond, ReadBackoffMax: 500 * time.Millisecond,
+		OffsetOutOfRangeError: true,
+	})
+	defer k.Close()
+	if err := k.SetOffset(from); err != nil {
+		return
+	}
+	for {
+		m, err := k.FetchMessage(ctx)
+		if err != nil {
+			return
+		}
+		// What is no record of ours is the workers' to park.
+		if j, recipients, err := head(m.Value); err == nil {
+			t.add(p, r.number, m.Offset, j, recipients)
+		}
+		r.position.Store(m.Offset + 1)
+	}
+}
+
+func (t *Tail) add(p place, number int16, offset int64, j message.Journaled, recipients int) {
+	id := j.ID()
+	key := submissionKey(id[:24])
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	was, ok := t.index[key]
+	if !ok && len(t.index) >= t.most {
+		t.lost[p] = offset
+		return
+	}
+	if ok && was.place < 0 {
+		t.own--
+	}
+	t.index[key] = tailed{j.AcceptedAt.UnixMicro(), offset, j.Tenant, number, uint8(j.Lane.Code()), uint8(recipients), 0}
+}
+
+// forget drops what is below the committed offsets: the ledger has it. Of what
+// this process wrote the record comes by the reader, but for one that the workers
+// had entered before a reader began; that is dropped when all is read.
+func (t *Tail) forget(open map[place]*reading, committed map[place]int64, caught bool) {
+	below := make(map[int16]int64, len(open))
+	for p, r := range open {
+		below[r.number] = committed[p]
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	sweep := t.own > 0 || !maps.Equal(below, t.below)
+	if large := len(t.index) > 100_000; large { // as long as others wait
+		t.rounds++
+		sweep = sweep && t.rounds%10 == 0
+	}
+	if sweep {
+		t.below = below
+		t.sweep(below, caught)
+	}
+	maps.DeleteFunc(t.lost, func(p place, offset int64) bool { return offset < committed[p] })
+	if caught && !t.told {
+		t.told = true
+		close(t.changed)
+	}
+}
+
+func (t *Tail) sweep(below map[int16]int64, caught bool) {
+	for key, e := range t.index {
+		switch {
+		case e.place >= 0 && e.offset < below[e.place]:
+			delete(t.index, key)
+		case e.place < 0 && caught:
+			if e.seen++; e.seen > 3 {
+				delete(t.index, key)
+				t.own--
+			} else {
+				t.index[key] = e
+			}
+		}
+	}
+}
