@@ -115,6 +115,8 @@ type acceptArrays struct {
 	owners     []int32
 	indexes    []int16
 	recipients []string
+	supersedes [][]byte     // nil where no submission has a key
+	accepteds  []*time.Time // nil where all come in now
 }
 
 func (a *acceptArrays) add(c *acceptCall) {
@@ -141,6 +143,25 @@ func (a *acceptArrays) add(c *acceptCall) {
 	}
 }
 
+// addRare adds what few submissions have: a batch without it pays nothing.
+func (a *acceptArrays) addRare(calls []*acceptCall) {
+	for i, c := range calls {
+		if s := c.s; s.Supersede != "" {
+			if a.supersedes == nil {
+				a.supersedes = make([][]byte, len(calls))
+			}
+			h := message.HashSupersede(s.Tenant, s.Test, s.Supersede)
+			a.supersedes[i] = h[:]
+		}
+		if !c.s.AcceptedAt.IsZero() {
+			if a.accepteds == nil {
+				a.accepteds = make([]*time.Time, len(calls))
+			}
+			a.accepteds[i] = &c.s.AcceptedAt
+		}
+	}
+}
+
 func nullable(s string) *string {
 	if s == "" {
 		return nil
@@ -153,11 +174,13 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 	for _, c := range calls {
 		a.add(c)
 	}
+	a.addRare(calls)
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
 	unsure := l.unsure.Load()
-	rows, err := l.pool.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)`,
-		a.keys, a.prints, a.lanes, a.tenants, a.streams, a.counts, a.bodies, a.traces, a.tests, a.expiries, a.sendAts, a.owners, a.indexes, a.recipients)
+	rows, err := l.pool.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16)`,
+		a.keys, a.prints, a.lanes, a.tenants, a.streams, a.counts, a.bodies, a.traces, a.tests, a.expiries, a.sendAts, a.owners, a.indexes, a.recipients,
+		a.supersedes, a.accepteds)
 	if err != nil {
 		return nil, err
 	}
