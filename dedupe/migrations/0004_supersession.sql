@@ -196,7 +196,7 @@ begin
       owners, indexes, recipients, accepteds)
   loop
     if supersedes[ord] is not null then
-      ns := ns || (lanes[ord]::bigint << 57 | submission << 6);
+      ns := ns || ((lanes[ord]::bigint << 57) | (submission << 6));
       under := under || supersedes[ord];
     end if;
     return next;
