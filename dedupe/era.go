@@ -121,5 +121,28 @@ func (l *Ledger) dropEras(ctx context.Context, age time.Duration, onlyContent bo
 			l.log.InfoContext(ctx, "dropped for age", "era", w, "only_content", onlyContent)
 		}
 	}
+	if onlyContent {
+		return nil
+	}
+	return l.forgetSuperseded(ctx)
+}
+
+// forgetSuperseded drops what is kept of supersede keys below the lanes' floors:
+// every message there has ended. It waits for no accept under a key; what it
+// leaves, the next call takes.
+func (l *Ledger) forgetSuperseded(ctx context.Context) error {
+	err := l.ddl(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `
+			delete from superseded s using lane l where s.n > l.code::bigint << 57 and s.n <= l.floor`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+			delete from newest where key in (
+				select k.key from newest k join lane l on l.code = k.n >> 57 where k.n <= l.floor for update of k skip locked)`)
+		return err
+	})
+	if err != nil {
+		return unavailable("retain: supersede keys", err)
+	}
 	return nil
 }
