@@ -61,6 +61,7 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 func (p *process) ready(ctx context.Context) []httpapi.Check {
 	return []httpapi.Check{
 		{Name: "ledger", Err: p.ledger.Ping(ctx)},
+		{Name: "numbering", Err: p.guard.Err()},
 		{Name: "keys", Err: p.ring.Ready()},
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
+	"github.com/stormpost/stormpost/recovery"
 )
 
 // Options are what the command line gives Serve beside the configuration.
@@ -52,6 +53,7 @@ type process struct {
 	consumer  *broker.Consumer
 	providers []delivery.Provider
 	loopback  delivery.Provider // instead of the configured ones; the bench's
+	guard     *recovery.Guard
 	health    health
 	addr      Addresses
 }
@@ -104,6 +106,11 @@ func (p *process) build() (err error) {
 		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Resend: p.resend(), Logger: p.log,
 	})
 	if err != nil {
+		return err
+	}
+	if p.guard, err = recovery.NewGuard(recovery.GuardConfig{
+		Numbering: p.ledger, Every: p.cfg.Guard.Every, Repair: p.cfg.Has("recovery"), Log: p.log, Meters: p.tel.MeterProvider,
+	}); err != nil {
 		return err
 	}
 	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
@@ -161,6 +168,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	house, endHouse := context.WithCancel(context.WithoutCancel(ctx))
 	back := newGroup()
 	back.run("ledger", func() error { return p.ledger.Run(house, p.worker == nil) })
+	back.run("guard", func() error { p.guard.Run(house); return nil })
 	back.run("retention", func() error { p.retain(house); return nil })
 	back.run("kafka", func() error { p.health.watchKafka(house, p.kafka, p.log); return nil })
 	if p.ring != nil {

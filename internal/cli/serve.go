@@ -11,9 +11,10 @@ func (c *command) serve() *cobra.Command {
 	var listen string
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Run the API, a worker or both on your PostgreSQL and Kafka",
-		Long: `Run the API, a worker or both on your PostgreSQL and Kafka, until SIGTERM. Start
-as many as you like: none has to be alone. On SIGTERM it takes no more requests
+		Short: "Run the API, a worker, recovery or all of them on your PostgreSQL and Kafka",
+		Long: `Run the API, a worker, recovery or all of them on your PostgreSQL and Kafka, until
+SIGTERM. Start as many as you like: none has to be alone. Recovery repairs the
+numbering when the ledger loses it; at least one process should have the role. On SIGTERM it takes no more requests
 and makes no more claims, finishes open replies within delivery.shutdown_grace,
 and gives back what it has not handed over.
 
@@ -47,7 +48,7 @@ Traces and metrics are exported as OTEL_EXPORTER_OTLP_* say.`,
 			return app.Serve(cmd.Context(), cfg, app.Options{Version: Version, Output: c.Out})
 		},
 	}
-	cmd.Flags().StringSliceVar(&roles, "roles", []string{"api", "worker"}, "of api and worker")
+	cmd.Flags().StringSliceVar(&roles, "roles", []string{"api", "worker", "recovery"}, "of api, worker and recovery")
 	cmd.Flags().StringVar(&listen, "listen", "", "host:port of the API")
 	return cmd
 }
