@@ -94,7 +94,8 @@ type fault struct {
 // survey is what a check finds. Its fields tell the repair what to go by.
 type survey struct {
 	faults   []fault
-	usable   bool     // tables and marks are there
+	usable   bool     // the tables are there
+	marked   bool     // and the marks, which schemas before 0005_guard have not
 	sound    []string // partitions of message with their index of (stream, seq)
 	unsound  []string // those without
 	top      int64    // the highest submission number known of
@@ -122,7 +123,7 @@ type querier interface {
 
 // structure looks at everything but the counters.
 func structure(ctx context.Context, q querier) (*survey, error) {
-	s := &survey{usable: true}
+	s := &survey{usable: true, marked: true}
 	if err := s.tables(ctx, q); err != nil || !s.usable {
 		return s, err
 	}
@@ -134,9 +135,12 @@ func structure(ctx context.Context, q querier) (*survey, error) {
 	return s, nil
 }
 
-const counterTable = `
+const (
+	counterTable = `
 	create table counter (stream bigint primary key, last bigint not null check (last >= 0), floor bigint not null default 0) with (fillfactor = 50);
-	create trigger keep_mark after insert or update of floor on counter for each row when (new.floor > 0) execute function keep_mark()`
+	` + counterTrigger
+	counterTrigger = `create trigger keep_mark after insert or update of floor on counter for each row when (new.floor > 0) execute function keep_mark()`
+)
 
 func (s *survey) tables(ctx context.Context, q querier) error {
 	names := []string{"numbering", "suspect", "counter"}
@@ -154,7 +158,11 @@ func (s *survey) tables(ctx context.Context, q querier) error {
 		return err
 	}
 	for _, t := range missing {
-		s.usable = false
+		if t == "numbering" || t == "suspect" {
+			s.marked = false
+		} else {
+			s.usable = false
+		}
 		if t == "counter" {
 			s.add("table counter is missing", "", false, statements(counterTable))
 			continue
@@ -221,15 +229,30 @@ func (s *survey) indexes(ctx context.Context, q querier) error {
 func (s *survey) functions(ctx context.Context, q querier) error {
 	rows, err := q.Query(ctx, `
 		select 'function ' || f from unnest('{accept_batch,add_era,keep_mark}'::text[]) f
-		where not exists (select from pg_proc p where p.proname = f and pg_function_is_visible(p.oid))`)
+		where not exists (select from pg_proc p where p.proname = f and pg_function_is_visible(p.oid)) and ($1 or f <> 'keep_mark')
+		union all
+		select 'trigger keep_mark of counter' where $1
+		and not exists (select from pg_trigger t where t.tgrelid = to_regclass('counter') and t.tgname = 'keep_mark' and t.tgenabled in ('O', 'A'))`, s.marked)
 	if err != nil {
 		return err
 	}
 	missing, err := pgx.CollectRows(rows, pgx.RowTo[string])
 	for _, f := range missing {
+		if strings.HasPrefix(f, "trigger") {
+			s.add(f+" is missing", "", false, statements(`drop trigger if exists keep_mark on counter; `+counterTrigger+`; update counter set floor = floor where floor > 0`))
+			continue
+		}
 		s.add(f+" is missing", "its migration must be run again by hand", false, nil)
 	}
 	return err
+}
+
+// of makes a statement do without the marks where there are none.
+func (s *survey) of(sql string) string {
+	if s.marked {
+		return sql
+	}
+	return strings.NewReplacer("(select max(n.position) from numbering n)", "0", "s.id, s.mark, c.last", "s.id, 0::bigint as mark, c.last").Replace(sql)
 }
 
 // highest is the highest submission number that is known of: of the messages,
@@ -243,7 +266,7 @@ const highest = `
 const createPosition = `create sequence position as bigint minvalue 1 maxvalue 2251799813685247 cache 1`
 
 func (s *survey) sequence(ctx context.Context, q querier) error {
-	if err := q.QueryRow(ctx, highest, int64(submissionMask)).Scan(&s.top); err != nil {
+	if err := q.QueryRow(ctx, s.of(highest), int64(submissionMask)).Scan(&s.top); err != nil {
 		return err
 	}
 	var there, asMade *bool
@@ -360,13 +383,18 @@ func tops(parts []string) string {
 // byIndex makes probes of what would be scans to a planner without statistics.
 const byIndex = `set local enable_seqscan = off; set local enable_bitmapscan = off; set local enable_sort = off; set local jit = off`
 
+// ofStreams is s: the streams of $1 with what their counters say. offset 0 keeps
+// each look-up an index probe, whatever the planner believes.
+const ofStreams = `unnest($1::bigint[]) u(id) cross join lateral (
+	select s.id, s.mark, c.last from stream s left join lateral (select c.last from counter c where c.stream = u.id offset 0) c on true
+	where s.id = u.id offset 0) s`
+
 // lags lists which of the streams have no counter, or one that is behind what
 // the sound partitions hold.
 func (s *survey) lags(ctx context.Context, q querier, streams []int64) ([]message.Fault, error) {
-	rows, err := q.Query(ctx, `
-		select * from (select s.id, c.last, `+tops(s.sound)+` as top from unnest($1::bigint[]) u(id) join stream s on s.id = u.id
-			left join counter c on c.stream = s.id) x
-		where x.last is null or x.last < x.top order by 1 limit $2`, streams, mostFaults)
+	rows, err := q.Query(ctx, s.of(`
+		select * from (select s.id, s.last, `+tops(s.sound)+` as top from `+ofStreams+` offset 0) x
+		where x.last is null or x.last < x.top limit $2`), streams, mostFaults)
 	if err != nil {
 		return nil, err
 	}

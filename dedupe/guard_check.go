@@ -31,7 +31,7 @@ func (l *Ledger) Numbering(ctx context.Context) ([]message.Fault, error) {
 		for _, f := range s.faults {
 			faults = append(faults, f.Fault)
 		}
-		if !s.usable {
+		if !s.usable || !s.marked {
 			return nil
 		}
 		lost, err := l.guard.round(ctx, tx, s, suspects)

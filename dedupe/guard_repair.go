@@ -60,7 +60,7 @@ func (l *Ledger) RepairNumbering(ctx context.Context) (repaired []message.Fault,
 			done(f.Fault, repairTx(ctx, conn.Conn(), func(tx pgx.Tx) error { return f.fix(ctx, tx) }))
 		}
 	}
-	if !s.usable {
+	if !s.usable || !s.marked {
 		return repaired, errors.Join(errs...)
 	}
 	var inside []message.Fault
@@ -105,7 +105,7 @@ func repairLocked(ctx context.Context, tx pgx.Tx, failed func(message.Fault, err
 		}
 	}
 	s, err := structure(ctx, tx) // as it is now that nobody else changes it
-	if err != nil || !s.usable {
+	if err != nil || !s.usable || !s.marked {
 		return nil, err
 	}
 	var repaired []message.Fault
@@ -165,14 +165,14 @@ func (s *survey) repairCounters(ctx context.Context, tx pgx.Tx) ([]message.Fault
 		fmt.Fprintf(&most, ", x%d.top", i)
 	}
 	rows, err = tx.Query(ctx, `
-		with right_ as (
-			select s.id, s.mark, greatest(`+tops(s.sound)+most.String()+`) as top, c.last as was
-			from stream s left join counter c on c.stream = s.id`+scans.String()+` where s.id = any ($1)
+		with right_ as materialized (
+			select s.id, s.mark, greatest(`+tops(s.sound)+most.String()+`) as top, s.last as was
+			from `+ofStreams+scans.String()+`
 		), set_ as (
 			insert into counter as c (stream, last, floor) select id, top, mark from right_ where was is null or was < top
 			on conflict (stream) do update set last = excluded.last
 		)
-		select id, top, was from right_ where was is null or was < top order by id`, ids)
+		select id, top, was from right_ where was is null or was < top`, ids)
 	if err != nil {
 		return nil, err
 	}

@@ -260,10 +260,17 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 }
 
 func (p *process) brokerConfig() broker.Config {
-	k := p.cfg.Kafka
+	c := kafkaConfig(p.cfg)
+	c.Logger, c.Meters = p.log, p.tel.MeterProvider
+	return c
+}
+
+// kafkaConfig is the broker's configuration without logs and metrics.
+func kafkaConfig(cfg config.Config) broker.Config {
+	k := cfg.Kafka
 	c := broker.Config{
-		Brokers: p.cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
-		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(), Logger: p.log, Meters: p.tel.MeterProvider,
+		Brokers: cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
+		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(),
 	}
 	if k.TLS {
 		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}

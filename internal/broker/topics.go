@@ -49,6 +49,12 @@ func (b *Broker) EnsureTopics(ctx context.Context) error {
 	}
 }
 
+// MissingTopics lists the lanes' topics that don't exist, or have a partition
+// without leader.
+func (b *Broker) MissingTopics(ctx context.Context) ([]string, error) {
+	return b.missing(ctx, slices.Sorted(maps.Keys(b.topics())))
+}
+
 // missing lists the topics that don't exist, or have a partition without leader.
 func (b *Broker) missing(ctx context.Context, want []string) (missing []string, err error) {
 	err = b.withClient(func(c *kafka.Client) error {
