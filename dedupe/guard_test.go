@@ -80,6 +80,9 @@ func submitting(t *testing.T, l *dedupe.Ledger, tenant int32) *clients {
 					if errors.Is(err, dedupe.ErrNumbering) {
 						c.broken.Add(1)
 					}
+					if t.Failed() { // it may never go on
+						return
+					}
 					<-pause.C
 				}
 				<-pause.C
