@@ -96,12 +96,17 @@ func (l *Ledger) enter(calls []*acceptCall) (known []*acceptCall) {
 	case blameFor(err) == blameRow:
 		err = rowError("accept", err)
 		if errors.Is(err, ErrNumbering) { // its caller only hears 503
+			l.guard.suspect(calls[0].stream)
 			l.log.Error("numbering is broken", "error", err)
 		}
 		calls[0].fail(err)
 	default:
+		err = unavailable("accept", err)
+		if errors.Is(err, ErrNumbering) {
+			l.log.Error("numbering is broken", "error", err)
+		}
 		for _, c := range calls {
-			c.fail(unavailable("accept", err))
+			c.fail(err)
 		}
 	}
 	return nil

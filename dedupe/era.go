@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -112,6 +113,14 @@ func (l *Ledger) dropEras(ctx context.Context, age time.Duration, onlyContent bo
 	for _, w := range old {
 		dropped := false
 		err := l.ddl(ctx, func(tx pgx.Tx) error {
+			// A counter that is missing could not keep the mark of what goes.
+			var lost bool
+			if err := tx.QueryRow(ctx, `select exists (select from stream s where not exists (select from counter c where c.stream = s.id))`).Scan(&lost); err != nil {
+				return err
+			}
+			if lost {
+				return errors.New("a stream has lost its counter")
+			}
 			return tx.QueryRow(ctx, `select drop_era($1, $2)`, w, onlyContent).Scan(&dropped)
 		})
 		if err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -46,6 +48,12 @@ func (b *Broker) ensure(ctx context.Context, s sub) error {
 			return fmt.Errorf("topics: %w", errors.Join(ctx.Err(), err))
 		}
 	}
+}
+
+// MissingTopics lists the lanes' topics that don't exist, or have a partition
+// without leader.
+func (b *Broker) MissingTopics(ctx context.Context) ([]string, error) {
+	return b.missing(ctx, slices.Sorted(maps.Keys(b.topics())))
 }
 
 // missing lists the topics that don't exist, or have a partition without leader.

@@ -56,7 +56,7 @@ var kinds = map[Kind]nature{
 		"stormpost serve --roles worker"},
 	ClusterChanged: {0, 5 * time.Second, Warning, "kafka-away",
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
-	JournalNotDraining: {3 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
+	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 }
 
