@@ -45,9 +45,12 @@ first delivery by the new cluster comes within 60 s, and resubmitting everything
 		// An offset that the new cluster has committed is of a message that came
 		// by it: there are no others in it.
 		first := map[string]float64{}
+		var failed error
 		s.Until(ctx, 90*time.Second, func() bool {
-			sums, err := s.Kafka.Committed(ctx, s.Prefix)
-			if err != nil {
+			cctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+			sums, err := s.Kafka.Committed(cctx, s.Prefix+".delivery")
+			cancel()
+			if failed = err; err != nil {
 				return false
 			}
 			for topic, n := range sums {
@@ -59,6 +62,9 @@ first delivery by the new cluster comes within 60 s, and resubmitting everything
 			return len(first) == 6
 		})
 		s.Evidence("first_delivery_after_wipe_s", first)
+		if failed != nil {
+			s.Event("the new cluster's offsets could not be read: %v", failed)
+		}
 		soonest := 1e9
 		for _, t := range first {
 			soonest = min(soonest, t)
