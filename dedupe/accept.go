@@ -95,16 +95,12 @@ func (l *Ledger) enter(calls []*acceptCall) (known []*acceptCall) {
 		return append(l.enter(calls[:half]), l.enter(calls[half:])...)
 	case blameFor(err) == blameRow:
 		err = rowError("accept", err)
-		if errors.Is(err, ErrNumbering) { // its caller only hears 503
+		if errors.Is(err, ErrNumbering) { // the guard tells, once
 			l.guard.suspect(calls[0].stream)
-			l.log.Error("numbering is broken", "error", err)
 		}
 		calls[0].fail(err)
 	default:
 		err = unavailable("accept", err)
-		if errors.Is(err, ErrNumbering) {
-			l.log.Error("numbering is broken", "error", err)
-		}
 		for _, c := range calls {
 			c.fail(err)
 		}

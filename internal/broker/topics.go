@@ -98,7 +98,7 @@ func (b *Broker) create(ctx context.Context, s sub, names []string) error {
 		}
 		configs := make([]kafka.TopicConfig, len(names))
 		for i, name := range names {
-			configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: b.cfg.Partitions, ReplicationFactor: replicas, ConfigEntries: entries}
+			configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: s.partitions, ReplicationFactor: replicas, ConfigEntries: entries}
 		}
 		resp, err := c.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: configs})
 		if err != nil {

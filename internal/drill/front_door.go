@@ -13,62 +13,75 @@ var frontDoor = Drill{
 	Name: "front-door",
 	Outage: `Brevo: sign-in failed entirely and the transactional API with it, at times; customers were told to
 look in their own logs for what had been queued or dropped.`,
-	About: `PostgreSQL is killed, then hangs (SIGSTOP), then refuses connections, API processes are killed and
-started meanwhile; then Kafka goes too. Accepting goes on: 503 only while both are away, and all ends sent, once.`,
+	About: `PostgreSQL is killed, then hangs (SIGSTOP), then refuses connections for 5 minutes (less with fewer
+messages), and API processes are killed and started meanwhile; then Kafka goes too. Accepting goes on: 503 only while
+both are away, all ends sent, once, and whoever asks what became of a message gets the truth.`,
 	Needs: Needs{Postgres: true, Kafka: true},
 	Run: func(ctx context.Context, s *Stage) error {
-		bit := true
-		phase := func(at, span float64, name string, down, up func() error) error {
-			if err := s.At(ctx, at); err != nil {
-				return err
-			}
-			s.Harm("PostgreSQL: %s", name)
-			from := time.Now()
-			if err := down(); err != nil {
-				return err
-			}
-			half := s.Span(span, 6*time.Second) / 2
-			err := s.Wait(ctx, half)
-			for i := range s.apis {
-				err = errors.Join(err, s.RestartAPI(ctx, i))
-			}
-			err = errors.Join(err, s.Wait(ctx, half))
-			bit = bit && !s.postgresUp(ctx)
-			refused := s.Refused(from, time.Now())
-			if err = errors.Join(err, up()); err != nil {
-				return err
-			}
-			s.Healed("PostgreSQL is back")
-			s.Evidence(name+"_s", time.Since(from).Seconds())
-			s.Evidence(name+"_refused_503_s", refused)
-			if name != "both" && refused > 0 {
-				s.Broke("PostgreSQL %s: requests were answered 503 in %d seconds, although Kafka was there", name, refused)
-			}
-			return nil
-		}
 		back := func() error { return s.Postgres.Restart(ctx) }
-		if err := phase(0.1, 0.1, "killed", s.Postgres.Kill, back); err != nil {
-			return err
-		}
-		if err := phase(0.3, 0.1, "hung", func() error { return s.Postgres.Signal(syscall.SIGSTOP) }, func() error { return s.Postgres.Signal(syscall.SIGCONT) }); err != nil {
-			return err
-		}
-		if err := phase(0.5, 0.2, "refusing", func() error { return s.refuse(ctx, true) }, func() error { return s.refuse(ctx, false) }); err != nil {
-			return err
-		}
-		err := phase(0.8, 0.1, "both", func() error {
+		signal := func(sig syscall.Signal) func() error { return func() error { return s.Postgres.Signal(sig) } }
+		refuse := func(yes bool) func() error { return func() error { return s.refuse(ctx, yes) } }
+		both := func() error {
 			errs := []error{s.Postgres.Kill()}
 			for i := range s.brokers {
 				errs = append(errs, s.Kafka.Kill(i))
 			}
 			return errors.Join(errs...)
-		}, func() error { return errors.Join(back(), s.Kafka.RestartAll(ctx)) })
-		s.Bit(bit)
-		if err != nil {
-			return err
 		}
+		bit := true
+		for _, p := range []outage{
+			{"killed", s.Scaled(30*time.Second, 6*time.Second), s.Postgres.Kill, back},
+			{"hung", s.Scaled(30*time.Second, 6*time.Second), signal(syscall.SIGSTOP), signal(syscall.SIGCONT)},
+			{"refusing", s.Scaled(5*time.Minute, 10*time.Second), refuse(true), refuse(false)},
+			{"both", s.Scaled(20*time.Second, 6*time.Second), both, func() error { return errors.Join(back(), s.Kafka.RestartAll(ctx)) }},
+		} {
+			// In between the backlog gets some time, as much as it may need.
+			if err := s.Wait(ctx, s.Scaled(20*time.Second, 8*time.Second)); err != nil {
+				return err
+			}
+			away, err := s.suffer(ctx, p)
+			if err != nil {
+				return err
+			}
+			bit = bit && away
+		}
+		s.Bit(bit)
 		return s.At(ctx, 1)
 	},
+}
+
+// outage is a time without PostgreSQL, or without both stores.
+type outage struct {
+	name     string
+	span     time.Duration
+	down, up func() error
+}
+
+// suffer lives through an outage, in the middle of which the API's processes
+// are killed and started. It says whether PostgreSQL was away.
+func (s *Stage) suffer(ctx context.Context, p outage) (away bool, err error) {
+	s.Harm("PostgreSQL: %s", p.name)
+	from := time.Now()
+	if err := p.down(); err != nil {
+		return false, err
+	}
+	err = s.Wait(ctx, p.span/2)
+	for i := range s.apis {
+		err = errors.Join(err, s.RestartAPI(ctx, i))
+	}
+	err = errors.Join(err, s.Wait(ctx, p.span/2))
+	away = !s.postgresUp(ctx)
+	refused := s.Refused(from, time.Now())
+	if err = errors.Join(err, p.up()); err != nil {
+		return false, err
+	}
+	s.Healed("the stores are back")
+	s.Evidence(p.name+"_s", time.Since(from).Seconds())
+	s.Evidence(p.name+"_refused_503_s", refused)
+	if p.name != "both" && refused > 0 {
+		s.Broke("PostgreSQL %s: requests were answered 503 in %d seconds, although Kafka was there", p.name, refused)
+	}
+	return away, nil
 }
 
 // refuse has PostgreSQL turn all connections to the ledger away, or take them

@@ -40,6 +40,8 @@ type load struct {
 	refused, unreachable          secondsSeen
 
 	mu     sync.Mutex
+	known  []known   // the newest that were accepted, in a ring
+	next   int       // of it
 	orders []order   // all that were offered
 	queue  []*trying // to be tried now
 	wake   *sync.Cond
@@ -204,6 +206,7 @@ type answer struct {
 	ID       string
 	Messages []struct {
 		ID       string
+		State    string
 		Sequence int64
 	}
 }
@@ -238,6 +241,7 @@ func (l *load) try(ctx context.Context, t *trying) bool {
 	}
 	if !l.repeating.Load() {
 		l.accepted.Add(1)
+		l.remember(known{m.ID, time.Now(), m.State == "journaled"})
 	}
 	return true
 }

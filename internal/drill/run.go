@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -38,6 +39,9 @@ func Run(ctx context.Context, d Drill, opt Options) (res *Result, err error) {
 	watch.Go(func() { s.watch(wctx) })
 	defer watch.Wait()
 	defer endWatch()
+	for range askers {
+		watch.Go(func() { s.ask(wctx) })
+	}
 	if err := s.underLoad(ctx, d); err != nil {
 		return nil, err
 	}
@@ -125,6 +129,7 @@ func (s *Stage) verdict(ctx context.Context) error {
 	}
 	v, err := judge.Decide(judge.Case{
 		Client: filepath.Join(s.dir, "accepted.jsonl"), Taken: []string{filepath.Join(s.dir, "providers", sim.TakenFile)}, Ends: ends,
+		Told: slices.Collect(maps.Keys(s.asked.sent)),
 	})
 	if err != nil {
 		return err
@@ -142,6 +147,7 @@ func (s *Stage) verdict(ctx context.Context) error {
 		late[class] = map[string]float64{"p50_s": l.P50.Seconds(), "p99_s": l.P99.Seconds(), "max_s": l.Max.Seconds()}
 	}
 	r.Evidence["latency"] = late
+	r.Evidence["asked_what_became_of_it"] = s.asked.states
 	r.Evidence["unreachable_s"] = s.load.unreachable.count()
 	if limit, ok := r.Evidence["transactional_p99_limit_s"].(float64); ok && v.Latency["transactional"].P99.Seconds() > limit {
 		s.Broke("transactional messages took %.1f s at the 99th percentile, over %.0f s", v.Latency["transactional"].P99.Seconds(), limit)

@@ -40,15 +40,18 @@ type Stage struct {
 	apis    []*server
 	others  []*server
 	load    *load
+	asked   asked
 	file    *judge.File
 	start   time.Time
 	closers []func() error
 
-	mu       sync.Mutex
-	result   *Result
-	harmed   time.Time
-	healed   time.Time
-	brokenBy map[string]int
+	mu        sync.Mutex
+	result    *Result
+	harmed    time.Time // first
+	lastHarm  time.Time
+	healed    time.Time
+	kafkaLess time.Time // when a node of Kafka was seen missing last
+	brokenBy  map[string]int
 }
 
 // Rows of a process: how soon what a drill breaks is seen to, where the
@@ -62,7 +65,7 @@ var processSettings = []string{
 // newStage starts everything. What it has started is ended by close also after
 // an error.
 func newStage(ctx context.Context, d Drill, opt Options) (*Stage, error) {
-	s := &Stage{opt: opt, brokenBy: make(map[string]int), result: &Result{
+	s := &Stage{opt: opt, asked: asked{states: make(map[string]int), sent: make(map[string]bool)}, brokenBy: make(map[string]int), result: &Result{
 		Drill: d.Name, Seed: opt.Seed, Evidence: map[string]any{}, Broken: []string{}, Timeline: []Tick{},
 	}}
 	var err error
@@ -280,6 +283,12 @@ func (s *Stage) Wait(ctx context.Context, d time.Duration) error {
 	return nil
 }
 
+// Scaled is d in a drill of 100,000 messages, and shorter with fewer, but at
+// least least.
+func (s *Stage) Scaled(d, least time.Duration) time.Duration {
+	return min(d, max(least, time.Duration(float64(d)*float64(s.opt.Messages)/100_000)))
+}
+
 // Span is a share of the time that the load takes, but at least least.
 func (s *Stage) Span(share float64, least time.Duration) time.Duration {
 	return max(least, time.Duration(share*float64(s.opt.Messages)/float64(s.opt.Rate)*float64(time.Second)))
@@ -298,7 +307,7 @@ func (s *Stage) Harm(format string, args ...any) {
 	if s.harmed.IsZero() {
 		s.harmed = time.Now()
 	}
-	s.healed, s.result.RecoverS = time.Time{}, nil
+	s.lastHarm, s.healed, s.result.RecoverS = time.Now(), time.Time{}, nil
 	s.mu.Unlock()
 	s.Event(format, args...)
 }
@@ -348,21 +357,27 @@ func (s *Stage) Refused(a, b time.Time) int { return s.load.refused.between(a, b
 
 // get reads the API as an operator.
 func (s *Stage) get(ctx context.Context, n int, path string, out any) error {
+	_, err := s.getAs(ctx, s.oper, n, path, out)
+	return err
+}
+
+// getAs reads the API with a key. The status is 0 when there was no answer.
+func (s *Stage) getAs(ctx context.Context, key string, n int, path string, out any) (status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.API(n)+path, nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	req.Header.Set("Authorization", "Bearer "+s.oper)
+	req.Header.Set("Authorization", "Bearer "+key)
 	resp, err := s.load.http.Do(req)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
 		_, _ = io.Copy(io.Discard, resp.Body)
-		return fmt.Errorf("GET %s: %s", cmp.Or(path, "/"), resp.Status)
+		return resp.StatusCode, fmt.Errorf("GET %s: %s", cmp.Or(path, "/"), resp.Status)
 	}
-	return json.NewDecoder(resp.Body).Decode(out)
+	return resp.StatusCode, json.NewDecoder(resp.Body).Decode(out)
 }

@@ -40,6 +40,9 @@ func (s *Stage) watch(ctx context.Context) {
 func (s *Stage) observe(t Tick) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if t.Kafka < len(s.brokers) {
+		s.kafkaLess = time.Now()
+	}
 	if s.result.NoticeS == nil && !s.harmed.IsZero() && t.Incidents != nil && *t.Incidents > 0 {
 		s.result.NoticeS = seconds(time.Since(s.harmed))
 	}

@@ -14,6 +14,7 @@ type Case struct {
 	Client string            // path of the client's file
 	Taken  []string          // paths of the simulators' files
 	Ends   map[string]string // by message id: in_doubt, expired or superseded, as the API says
+	Told   []string          // ids that the API has ever called sent
 }
 
 // staleSlack is how long a hand-over that began in time may take: the last
@@ -34,6 +35,7 @@ type Verdict struct {
 	Doubled    int // at providers more than once, or one key with two ids
 	Gaps       int // numbers of 1..N that nobody has or two have, and messages without one
 	Stale      int // taken after their life had ended
+	Untrue     int // told as sent, and with no provider
 	Problems   []string
 	Latency    map[string]Latency // by class, from the accepted request to the provider's file
 }
@@ -42,7 +44,7 @@ type Verdict struct {
 type Latency struct{ P50, P99, Max time.Duration }
 
 // Broken says whether a promise was broken.
-func (v *Verdict) Broken() bool { return v.Lost+v.Doubled+v.Gaps+v.Stale > 0 }
+func (v *Verdict) Broken() bool { return v.Lost+v.Doubled+v.Gaps+v.Stale+v.Untrue > 0 }
 
 // taken is what providers have of one key.
 type taken struct {
@@ -101,6 +103,10 @@ func Decide(c Case) (*Verdict, error) {
 			problem("doubled", "%s is %d times with a provider", key, k.times)
 		}
 	}
+	told := make(map[string]bool, len(c.Told))
+	for _, id := range c.Told {
+		told[id] = true
+	}
 	latencies := make(map[string][]time.Duration)
 	for _, key := range slices.Sorted(maps.Keys(accepted)) {
 		a, k := accepted[key], at[key]
@@ -113,6 +119,10 @@ func Decide(c Case) (*Verdict, error) {
 				problem("stale", "%s was taken at %s, its life had ended at %s", key, k.last.Format(time.RFC3339Nano), a.ExpiresAt.Format(time.RFC3339Nano))
 			}
 			continue
+		}
+		if told[a.ID] {
+			v.Untrue++
+			problem("untrue", "%s (%s) was told as sent, and no provider has it", key, a.ID)
 		}
 		switch end := c.Ends[a.ID]; {
 		case end == "in_doubt":
