@@ -58,7 +58,7 @@ type process struct {
 	providers []delivery.Provider
 	loopback  delivery.Provider // instead of the configured ones; the bench's
 	guard     *recovery.Guard
-	health    health
+	cluster   *cluster
 	watching  watching
 	addr      Addresses
 }
@@ -121,6 +121,10 @@ func (p *process) build() (err error) {
 	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
 		return err
 	}
+	// Who needs it says so: what is only helped by it goes on without.
+	_ = os.MkdirAll(p.cfg.DataDir, 0o700)
+	p.cluster = newCluster("main", p.kafka, p.cfg.DataDir, p.log)
+	p.cluster.changed = p.readAnew
 	if p.cfg.Has("api") || p.cfg.Has("recovery") {
 		if p.publisher, err = p.kafka.NewPublisher(); err != nil {
 			return err
@@ -152,9 +156,24 @@ func (p *process) buildAPI() (err error) {
 	}
 	p.service = ingest.New(p.ledger, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		PushCheck: checkPush, Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
+		PushCheck: checkPush, Finder: p.ledger, Journal: p.journal, JournalAway: func() bool { return !p.cluster.canJournal() },
+		Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
 	return nil
+}
+
+// readAnew has all begin anew that read from Kafka: it is another cluster than it
+// was.
+func (p *process) readAnew() {
+	if p.consumer != nil {
+		p.consumer.Rejoin()
+	}
+	if p.journals != nil {
+		p.journals.Rejoin()
+	}
+	if p.tail != nil {
+		p.tail.Restart()
+	}
 }
 
 // giveUp is how long after its claim an attempt of this process may still end
@@ -188,7 +207,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	back.run("ledger", func() error { return p.ledger.Run(house, p.worker == nil) })
 	back.run("guard", func() error { p.guard.Run(house); return nil })
 	back.run("retention", func() error { p.retain(house); return nil })
-	back.run("kafka", func() error { p.health.watchKafka(house, p.kafka, p.log); return nil })
+	back.run("kafka", func() error { p.cluster.run(house); return nil })
 	p.watching.run(house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })

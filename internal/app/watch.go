@@ -50,7 +50,7 @@ func (p *process) checks() []watch.Check {
 	o := p.cfg.Incidents.Objective
 	all := []watch.Check{
 		watch.LedgerAway(p.ledger.Ping, time.Now),
-		watch.KafkaAway(p.health.kafka, time.Now),
+		watch.KafkaAway(p.cluster.health, time.Now),
 		watch.Stalls(p.ledger, map[message.Class]time.Duration{
 			message.Transactional: o.Transactional, message.Trigger: o.Trigger, message.Campaign: o.Campaign,
 		}, time.Now),

@@ -90,7 +90,7 @@ func (p *process) deliveryConfig(routes map[message.Channel][]delivery.Route) (d
 		Ledger: p.ledger, Routes: routes, Senders: senders, Doubts: doubts,
 		Retry:      delivery.Schedule{Base: d.RetryBase, Max: d.RetryMax},
 		ClaimValid: d.ClaimValid, ShutdownGrace: d.ShutdownGrace, BeatEvery: p.cfg.Ledger.BeatEvery,
-		KafkaAway: p.health.kafkaAway,
+		KafkaAway: p.cluster.isAway,
 		Log:       p.log, Meters: p.tel.MeterProvider, Tracers: p.tel.TracerProvider,
 	}, nil
 }

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -28,6 +29,9 @@ const (
 	// failuresShown is after how many failures in a row to join the group the
 	// consumer counts as failing. One or two are usual in a rebalance.
 	failuresShown = 3
+	// mostFailures is after how many the group is left, and its topics are looked
+	// after.
+	mostFailures = 5
 )
 
 // Handler gets what a Consumer reads.
@@ -98,6 +102,8 @@ type member struct {
 	failed atomic.Pointer[error] // nil while all is well
 	once   sync.Once
 	joined chan struct{} // closed by the first generation
+	again  chan struct{} // leave the group, and join it anew
+	left   sync.WaitGroup
 }
 
 // NewConsumer makes a consumer.
@@ -110,7 +116,16 @@ func (b *Broker) NewConsumer() (*Consumer, error) {
 }
 
 func (b *Broker) newMember(s sub, read metric.Int64Counter) member {
-	return member{broker: b, log: b.log, sub: s, read: read, joined: make(chan struct{})}
+	return member{broker: b, log: b.log, sub: s, read: read, joined: make(chan struct{}), again: make(chan struct{}, 1)}
+}
+
+// Rejoin has the consumer leave its group and join it anew, at once: the cluster
+// that it reads is another one than it was.
+func (c *member) Rejoin() {
+	select {
+	case c.again <- struct{}{}:
+	default:
+	}
 }
 
 // Run reads until ctx ends, through rebalances, restarts and absences of
@@ -145,17 +160,24 @@ func (c *member) fails(err error) {
 }
 
 func (c *member) run(ctx context.Context, h taker) error {
+	defer c.left.Wait()
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 200*time.Millisecond, 3*time.Second, 0
+	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 200*time.Millisecond, 2*time.Second, 0
 	for ctx.Err() == nil {
 		err := c.join(ctx, h, wait.Reset)
-		if ctx.Err() != nil {
-			break
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errAgain):
+			wait.Reset()
+			continue
 		}
 		c.fails(err)
 		timer := time.NewTimer(wait.NextBackOff())
 		select {
 		case <-timer.C:
+		case <-c.again:
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 		}
@@ -163,11 +185,33 @@ func (c *member) run(ctx context.Context, h taker) error {
 	return nil
 }
 
+// errAgain ends a membership that Rejoin was called in.
+var errAgain = errors.New("joining anew")
+
 // join is one membership in the group: generation after generation.
-func (c *member) join(ctx context.Context, h taker, joined func()) error {
+func (c *member) join(outer context.Context, h taker, joined func()) (err error) {
+	ctx, leave := context.WithCancel(outer)
+	defer leave()
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		select {
+		case <-c.again:
+			leave()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() {
+		over := ctx.Err() != nil
+		leave()
+		<-told
+		if over && outer.Err() == nil {
+			err = errAgain
+		}
+	}()
 	// A group that joins while a topic is missing is never told about it.
 	tctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	err := c.broker.ensure(tctx, c.sub)
+	err = c.broker.ensure(tctx, c.sub)
 	cancel()
 	if err != nil {
 		return err
@@ -181,7 +225,9 @@ func (c *member) join(ctx context.Context, h taker, joined func()) error {
 	if err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
-	defer group.Close()
+	// To leave takes as long as a coordinator that hangs: the next membership
+	// doesn't wait for it. What both read is claimed once.
+	defer c.left.Go(func() { _ = group.Close() })
 	for failures := 0; ; {
 		gen, err := group.Next(ctx)
 		switch {
@@ -192,7 +238,7 @@ func (c *member) join(ctx context.Context, h taker, joined func()) error {
 			// that doesn't recover is better left and joined again.
 			err = fmt.Errorf("next generation: %w", err)
 			switch failures++; {
-			case failures > 10:
+			case failures > mostFailures:
 				return err
 			case failures >= failuresShown:
 				c.fails(err)

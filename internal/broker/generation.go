@@ -19,7 +19,7 @@ func (c *member) generation(gen *kafka.Generation, h taker) {
 	g := &generation{member: c, gen: gen, taker: h, committed: make(map[*partition]int64)}
 	for topic, assigned := range gen.Assignments {
 		for _, a := range assigned {
-			p := &partition{place: place{topic, a.ID}, tracker: newTracker(c.sub.inflightRecords, c.sub.inflightBytes)}
+			p := &partition{place: place{topic, a.ID}, tracker: newTracker(c.sub.inflightRecords, c.sub.inflightBytes), stuckAt: -1}
 			p.position.Store(a.Offset)
 			p.attrs = metric.WithAttributeSet(attribute.NewSet(attribute.String("messaging.system", "kafka"), attribute.String("messaging.destination.name", topic)))
 			g.partitions = append(g.partitions, p)

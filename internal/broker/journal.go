@@ -62,7 +62,8 @@ func (b *Broker) journalConfig(ctx context.Context, c *kafka.Client) (replicas i
 	if err != nil {
 		return 0, nil, err
 	}
-	replicas = max(1, min(3, len(meta.Brokers)))
+	// A cluster that just comes up knows of few brokers yet.
+	replicas = max(1, b.cfg.Replication, min(3, len(meta.Brokers)))
 	for _, e := range [][2]string{
 		{"cleanup.policy", "delete"}, {"retention.ms", "-1"}, {"retention.bytes", "-1"},
 		{"min.insync.replicas", strconv.Itoa(min(2, replicas))},

@@ -30,35 +30,25 @@ func LedgerAway(ping func(context.Context) error, now func() time.Time) Check {
 
 // Kafka is what a process knows of Kafka.
 type Kafka struct {
-	Away    error         // nil while it answers
-	For     time.Duration // how long it has been away
-	Cluster string        // the cluster's id; empty as long as it never answered
+	Away      error         // nil while it answers
+	For       time.Duration // how long it has been away
+	Changed   string        // how it became another one than it was, last; empty: it didn't
+	ChangedAt time.Time
 }
 
-// KafkaAway checks what status says. Another cluster than the one that was seen
-// first is told of for noteFor, since nothing has to be done about it.
+// KafkaAway checks what status says. That Kafka was wiped, rolled back or
+// replaced is told of for noteFor, since nothing has to be done about it.
 func KafkaAway(status func() Kafka, now func() time.Time) Check {
 	const noteFor = 5 * time.Minute
-	var cluster, before string
-	var changed time.Time
 	return Check{Kinds: []incident.Kind{incident.KafkaAway, incident.ClusterChanged}, Look: func(context.Context) (found []incident.Condition, _ error) {
 		k := status()
-		if k.Cluster != "" && k.Cluster != cluster {
-			if cluster != "" {
-				before, changed = cluster, now()
-			}
-			cluster = k.Cluster
-		}
 		if k.Away != nil {
 			found = append(found, incident.Condition{
 				Kind: incident.KafkaAway, Oldest: k.For, Summary: fmt.Sprintf("Kafka is away, the ledger feeds the workers: %v", k.Away),
 			})
 		}
-		if before != "" && now().Sub(changed) < noteFor {
-			found = append(found, incident.Condition{
-				Kind: incident.ClusterChanged, Oldest: now().Sub(changed).Truncate(time.Minute),
-				Summary: fmt.Sprintf("the brokers belong to another Kafka cluster than before: %s, was %s", cluster, before),
-			})
+		if age := now().Sub(k.ChangedAt); k.Changed != "" && age < noteFor {
+			found = append(found, incident.Condition{Kind: incident.ClusterChanged, Oldest: age.Truncate(time.Minute), Summary: k.Changed})
 		}
 		return found, nil
 	}}

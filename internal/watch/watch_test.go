@@ -242,13 +242,13 @@ func TestHungCheckHidesNothing(t *testing.T) {
 }
 
 func TestClusterChanged(t *testing.T) {
-	k := Kafka{Cluster: "one"}
+	var k Kafka
 	within(t, func() []Check { return []Check{KafkaAway(func() Kafka { return k }, time.Now)} }, func(t *testing.T, e *incident.Engine) {
 		nap(time.Minute)
 		if n := len(e.Open()); n != 0 {
 			t.Errorf("%+v", e.Open())
 		}
-		k.Cluster = "two"
+		k = Kafka{Changed: "another cluster", ChangedAt: time.Now()}
 		nap(5 * time.Second)
 		if i := causes(e)["cluster_changed"]; i.Severity != incident.Warning {
 			t.Errorf("%+v", e.Open())
