@@ -163,7 +163,7 @@ func TestFeed(t *testing.T) {
 				l := newLedger(t)
 				r := start(t, l, func(_ *running, c *Config) {
 					c.Senders[transactional] = 500
-					c.KafkaAway = func() bool { return away }
+					c.KafkaAway = func(message.Lane) bool { return away }
 				})
 				limit := 3 * time.Second
 				if away {
@@ -192,7 +192,7 @@ func TestFeed(t *testing.T) {
 // The feed leaves out what is in hand, and looks beyond it.
 func TestFeedLeavesOutWhatIsInHand(t *testing.T) {
 	l := newLedger(t)
-	w, err := New(Config{Ledger: l.process(), KafkaAway: func() bool { return true }})
+	w, err := New(Config{Ledger: l.process(), KafkaAway: func(message.Lane) bool { return true }})
 	if err != nil {
 		t.Fatal(err)
 	}

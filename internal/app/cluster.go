@@ -34,6 +34,7 @@ const (
 // a while. What was seen of it last is kept in a file, so that one which was
 // wiped or rolled back is also known after a restart.
 type cluster struct {
+	clusterUse
 	name   string
 	broker *broker.Broker
 	file   string
@@ -41,11 +42,11 @@ type cluster struct {
 	// changed is called when the cluster is another one than before.
 	changed func()
 
-	away     atomic.Bool
-	cause    atomic.Pointer[error] // nil as long as nobody has looked
-	since    atomic.Int64          // when away changed last, in Unix nanoseconds
-	journals atomic.Bool           // whether the journals' topics are there
-	change   atomic.Pointer[clusterChange]
+	away    atomic.Bool
+	cause   atomic.Pointer[error] // nil as long as nobody has looked
+	since   atomic.Int64          // when away changed last, in Unix nanoseconds
+	canKeep atomic.Bool           // whether the journals' topics are there
+	change  atomic.Pointer[clusterChange]
 
 	// The loop's.
 	seen   broker.Sight
@@ -90,7 +91,7 @@ func (c *cluster) isAway() bool { return c.away.Load() }
 // looked at last.
 func (c *cluster) canJournal() bool {
 	cause := c.cause.Load()
-	return c.journals.Load() && cause != nil && *cause == nil
+	return c.canKeep.Load() && cause != nil && *cause == nil
 }
 
 // health is what is known of the cluster.
@@ -145,7 +146,7 @@ func (c *cluster) look(ctx context.Context) error {
 		return err
 	}
 	c.saw(s)
-	c.journals.Store(len(c.journalsOf(s.Missing)) == 0)
+	c.canKeep.Store(len(c.journalsOf(s.Missing)) == 0)
 	if len(s.Missing) == 0 {
 		return nil
 	}
@@ -159,7 +160,7 @@ func (c *cluster) look(ctx context.Context) error {
 	if jerr := c.broker.EnsureJournals(mctx); jerr != nil {
 		c.log.Warn("there is no journal: with the ledger away, nothing is accepted; trying again", "error", jerr)
 	} else {
-		c.journals.Store(true)
+		c.canKeep.Store(true)
 	}
 	return err
 }

@@ -41,7 +41,7 @@ func TestClusterIsKnownAgainAfterARestart(t *testing.T) {
 	c := start()
 	well(c) // makes the topics
 	well(c)
-	if c.health().Changed != "" || !c.journals.Load() || anew != 0 {
+	if c.health().Changed != "" || !c.canKeep.Load() || anew != 0 {
 		t.Errorf("%+v", c.health())
 	}
 	c.keep()

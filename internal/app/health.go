@@ -18,7 +18,7 @@ const readyPatience = 700 * time.Millisecond
 // kept by the journal, also what it can't number. A ledger that refuses us is another matter: with such a
 // DSN a new release shall not replace one that works.
 func (p *process) ready(ctx context.Context) []httpapi.Check {
-	journal := p.cluster.canJournal()
+	journal := p.clusters.canJournal()
 	if journal {
 		limit, cancel := context.WithTimeout(ctx, readyPatience)
 		defer cancel()

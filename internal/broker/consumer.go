@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -69,7 +70,7 @@ type Poison struct {
 }
 
 // Consumer reads the lanes' topics as a member of the workers' group.
-type Consumer struct{ member }
+type Consumer struct{ *member }
 
 // taker decodes what a member reads and hands it out.
 type taker interface {
@@ -97,7 +98,8 @@ func (l lanesTaker) take(ctx context.Context, topic string, m *kafka.Message, t 
 type member struct {
 	broker *Broker
 	log    *slog.Logger
-	sub    sub
+	mu     sync.Mutex
+	sub    sub // of the next membership
 	read   metric.Int64Counter
 	failed atomic.Pointer[error] // nil while all is well
 	once   sync.Once
@@ -115,8 +117,31 @@ func (b *Broker) NewConsumer() (*Consumer, error) {
 	return &Consumer{b.newMember(b.lanes(), read)}, nil
 }
 
-func (b *Broker) newMember(s sub, read metric.Int64Counter) member {
-	return member{broker: b, log: b.log, sub: s, read: read, joined: make(chan struct{}), again: make(chan struct{}, 1)}
+func (b *Broker) newMember(s sub, read metric.Int64Counter) *member {
+	return &member{broker: b, log: b.log, sub: s, read: read, joined: make(chan struct{}), again: make(chan struct{}, 1)}
+}
+
+// Assign has the consumer read these lanes' topics, and no others, from now on.
+// With none it leaves the group.
+func (c *Consumer) Assign(lanes []message.Lane) {
+	var topics []string
+	for _, l := range lanes {
+		topics = append(topics, c.broker.Topic(l))
+	}
+	slices.Sort(topics)
+	c.mu.Lock()
+	same := slices.Equal(topics, c.sub.topics)
+	c.sub.topics = topics
+	c.mu.Unlock()
+	if !same {
+		c.Rejoin()
+	}
+}
+
+func (c *member) subscription() sub {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sub
 }
 
 // Rejoin has the consumer leave its group and join it anew, at once: the cluster
@@ -210,15 +235,20 @@ func (c *member) join(outer context.Context, h taker, joined func()) (err error)
 		}
 	}()
 	// A group that joins while a topic is missing is never told about it.
+	sub := c.subscription()
+	if len(sub.topics) == 0 {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	tctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	err = c.broker.ensure(tctx, c.sub)
+	err = c.broker.ensure(tctx, sub)
 	cancel()
 	if err != nil {
 		return err
 	}
 	cfg := c.broker.cfg
 	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
-		ID: c.sub.group, Brokers: cfg.Brokers, Dialer: c.broker.dialer(), Topics: c.sub.topics,
+		ID: sub.group, Brokers: cfg.Brokers, Dialer: c.broker.dialer(), Topics: sub.topics,
 		StartOffset: kafka.FirstOffset, SessionTimeout: cfg.Session, RebalanceTimeout: cfg.Session,
 		HeartbeatInterval: cfg.Session / 5, JoinGroupBackoff: 200 * time.Millisecond, Timeout: 5 * time.Second,
 	})
@@ -250,6 +280,6 @@ func (c *member) join(outer context.Context, h taker, joined func()) (err error)
 		if c.failed.Swap(nil) != nil {
 			c.log.Info("consuming again", "generation", gen.ID)
 		}
-		c.generation(gen, h)
+		c.generation(gen, sub, h)
 	}
 }

@@ -219,7 +219,7 @@ type JournalRecord struct {
 }
 
 // JournalConsumer reads the journals as a member of the group that drains them.
-type JournalConsumer struct{ member }
+type JournalConsumer struct{ *member }
 
 // NewJournalConsumer makes a consumer.
 func (b *Broker) NewJournalConsumer() (*JournalConsumer, error) {
