@@ -189,6 +189,26 @@ func TestFeed(t *testing.T) {
 	}
 }
 
+// A lane's rate bounds what its feed takes of the backlog.
+func TestFeedRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		start(t, l, func(_ *running, c *Config) {
+			c.Senders[transactional] = 500
+			c.KafkaAway = func(message.Lane) bool { return true }
+			c.FeedRate = func(message.Lane) float64 { return 10 }
+		})
+		for range 1000 {
+			l.accept(transactional, time.Hour)
+		}
+		idle(20 * time.Second)
+		synctest.Wait()
+		if n := l.states()["sent"]; n < 180 || n > 220 {
+			t.Errorf("in 20 s at 10 a second it took %d", n)
+		}
+	})
+}
+
 // The feed leaves out what is in hand, and looks beyond it.
 func TestFeedLeavesOutWhatIsInHand(t *testing.T) {
 	l := newLedger(t)

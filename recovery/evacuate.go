@@ -142,7 +142,7 @@ func Evacuate(ctx context.Context, l EvacuationLedger, target EvacuationTarget, 
 			return moves, resumed, err
 		}
 		m.Moved, m.mark = true, moved.Mark
-		log.Info("a lane uses another Kafka cluster", "lane", m.Lane, "from", m.From, "to", p.To, "by", p.By)
+		log.Info("a lane uses another Kafka cluster", "lane", m.Lane.String(), "from", m.From, "to", p.To, "by", p.By)
 	}
 	if progress != nil {
 		if err := follow(ctx, l, moves, progress); err != nil {
