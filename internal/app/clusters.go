@@ -174,8 +174,13 @@ func (cs *clusters) health() (all []watch.Kafka) {
 	return all
 }
 
-// placed again: consumers read the lanes of their clusters.
+// assign has consumers read the lanes of their clusters.
 func (cs *clusters) assign() {
+	for _, l := range message.Lanes() {
+		if cs.of(l) == nil {
+			cs.placed.log.Warn("a lane uses a Kafka cluster that isn't configured here; the ledger feeds it", "lane", l.String(), "cluster", cs.placed.where(l))
+		}
+	}
 	for _, c := range cs.all {
 		if c.consumer != nil {
 			c.consumer.Assign(cs.lanesOf(c))
