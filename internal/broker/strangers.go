@@ -18,7 +18,7 @@ import (
 // beginning on.
 const sampled = 20
 
-const settleFor = 20 * time.Second
+const settleFor = 45 * time.Second
 
 // Strangers names what the cluster holds under our topics' prefix and isn't ours,
 // one line each: topics of other names, and in ours records that can't be read or

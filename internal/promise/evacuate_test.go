@@ -132,6 +132,7 @@ func TestEvacuateUnderLoad(t *testing.T) {
 	if err := main.Restart(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
+	s.well(main.Brokers())
 	back, err := s.evacuate("--to", "main")
 	if err != nil {
 		t.Fatal(err)
