@@ -35,7 +35,10 @@ type Config struct {
 	FeedAge time.Duration
 	// KafkaAway says that Kafka brings nothing: then the feed takes everything
 	// at once. Nil means never.
-	KafkaAway func() bool
+	KafkaAway func(message.Lane) bool
+	// FeedRate bounds what the feed takes beside what is due, in messages a
+	// second; 0: no bound. Nil: none.
+	FeedRate func(message.Lane) float64
 
 	Clock   func() Instant
 	Log     *slog.Logger
@@ -49,8 +52,11 @@ func (c *Config) setDefaults() {
 	c.BeatEvery = cmp.Or(c.BeatEvery, 2*time.Second)
 	c.FeedAge = cmp.Or(c.FeedAge, time.Second)
 	c.Retry = c.Retry.orDefault()
+	if c.FeedRate == nil {
+		c.FeedRate = func(message.Lane) float64 { return 0 }
+	}
 	if c.KafkaAway == nil {
-		c.KafkaAway = func() bool { return false }
+		c.KafkaAway = func(message.Lane) bool { return false }
 	}
 	if c.Clock == nil {
 		c.Clock = systemClock()

@@ -26,6 +26,9 @@ type feeder struct {
 	full  bool  // the round before found as many unclaimed ones as it wanted
 	won   int64 // lane.won then
 	vain  int64 // lane.vain then
+
+	asked time.Duration // when the rate was looked at last, by the monotonic clock
+	spare float64       // what the rate allows by now
 }
 
 func (f *feeder) run() {
@@ -70,7 +73,7 @@ func (f *feeder) round() error {
 	}
 	dues := l.fill(due, half, f.clock().Mono)
 
-	away, age, pause := f.cfg.KafkaAway(), f.cfg.FeedAge, feedPause
+	away, age, pause := f.cfg.KafkaAway(l.lane), f.cfg.FeedAge, feedPause
 	room -= dues
 	want := min(room, f.adapt())
 	limit := want
@@ -78,12 +81,18 @@ func (f *feeder) round() error {
 		ready, _ := l.hand.counts()
 		age, pause, want, limit = 0, feedPause/4, room, room+ready
 	}
+	bounded := f.bound(&want)
+	if bounded && want == 0 {
+		f.full, f.wait = false, feedPause
+		return nil
+	}
 	unclaimed, err := f.cfg.Ledger.Unclaimed(f.soft, l.lane, age, limit)
 	if err != nil {
 		return err
 	}
 	lost := l.fill(unclaimed, want, f.clock().Mono)
-	f.full = lost == want
+	f.spare -= float64(lost)
+	f.full = lost == want && !bounded
 
 	if dues+lost > 0 {
 		f.wait = pause
@@ -94,6 +103,21 @@ func (f *feeder) round() error {
 		l.more.Store(true)
 	}
 	return nil
+}
+
+// bound keeps want to what the lane's rate allows, if it has one. It saves up a
+// second's worth at most.
+func (f *feeder) bound(want *int) bool {
+	rate := f.cfg.FeedRate(f.lane.lane)
+	now := f.clock().Mono
+	f.spare = min(f.spare+rate*(now-f.asked).Seconds(), max(rate, 1))
+	f.asked = now
+	if rate <= 0 {
+		f.spare = 0
+		return false
+	}
+	*want = min(*want, max(0, int(f.spare)))
+	return true
 }
 
 // adapt is how many unclaimed messages to take beside what Kafka brings: more

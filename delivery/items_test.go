@@ -163,7 +163,7 @@ func TestFeed(t *testing.T) {
 				l := newLedger(t)
 				r := start(t, l, func(_ *running, c *Config) {
 					c.Senders[transactional] = 500
-					c.KafkaAway = func() bool { return away }
+					c.KafkaAway = func(message.Lane) bool { return away }
 				})
 				limit := 3 * time.Second
 				if away {
@@ -189,10 +189,30 @@ func TestFeed(t *testing.T) {
 	}
 }
 
+// A lane's rate bounds what its feed takes of the backlog.
+func TestFeedRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		start(t, l, func(_ *running, c *Config) {
+			c.Senders[transactional] = 500
+			c.KafkaAway = func(message.Lane) bool { return true }
+			c.FeedRate = func(message.Lane) float64 { return 10 }
+		})
+		for range 1000 {
+			l.accept(transactional, time.Hour)
+		}
+		idle(20 * time.Second)
+		synctest.Wait()
+		if n := l.states()["sent"]; n < 180 || n > 220 {
+			t.Errorf("in 20 s at 10 a second it took %d", n)
+		}
+	})
+}
+
 // The feed leaves out what is in hand, and looks beyond it.
 func TestFeedLeavesOutWhatIsInHand(t *testing.T) {
 	l := newLedger(t)
-	w, err := New(Config{Ledger: l.process(), KafkaAway: func() bool { return true }})
+	w, err := New(Config{Ledger: l.process(), KafkaAway: func(message.Lane) bool { return true }})
 	if err != nil {
 		t.Fatal(err)
 	}

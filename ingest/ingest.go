@@ -35,6 +35,8 @@ type Config struct {
 	// Journal keeps what the ledger can't. Nil: what the ledger can't take is
 	// answered with message.ErrUnavailable.
 	Journal Journal
+	// JournalAway says that the journal can't take anything just now; nil: never.
+	JournalAway func() bool
 	// Patience is how long the ledger may take to accept before the journal does
 	// instead, at most half of what is left of the request: 2 s.
 	Patience time.Duration

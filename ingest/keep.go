@@ -36,12 +36,21 @@ func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Ti
 
 // offer has the ledger accept sub within the patience that pass has.
 func (s *Service) offer(ctx context.Context, sub *message.Submission, pass *pass) (message.Receipt, error) {
-	limit, cancel := context.WithTimeout(ctx, min(pass.patience, s.share(ctx)))
+	limit, cancel := context.WithTimeout(ctx, s.patience(ctx, pass))
 	defer cancel()
 	defer context.AfterFunc(pass.ctx, cancel)()
 	receipt, err := s.acceptor.Accept(limit, sub)
 	pass.leave(err)
 	return receipt, err
+}
+
+// patience is how long the ledger may take. While there is no journal to go to,
+// to give it up would be to refuse the request.
+func (s *Service) patience(ctx context.Context, pass *pass) time.Duration {
+	if deadline, ok := ctx.Deadline(); ok && s.cfg.JournalAway != nil && s.cfg.JournalAway() {
+		return time.Until(deadline) * 9 / 10
+	}
+	return min(pass.patience, s.share(ctx))
 }
 
 // share is how much of what is left of a request the ledger may use: the other

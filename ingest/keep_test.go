@@ -75,6 +75,24 @@ func TestJournaled(t *testing.T) {
 	}
 }
 
+// While no journal can take it the ledger has the request's time, not only its
+// patience: to give it up would be to refuse what it takes in a moment.
+func TestPatienceWithoutAJournal(t *testing.T) {
+	for _, away := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			d := &deaf{}
+			began := time.Now()
+			s := New(d, d, Config{Journal: &kafka{err: message.ErrUnavailable}, JournalAway: func() bool { return away }, Patience: 2 * time.Second})
+			if _, err := submit(s, "k"); !errors.Is(err, message.ErrUnavailable) {
+				t.Error(err)
+			}
+			if took := time.Since(began); away != (took >= 9*time.Second) || !away && took != 2*time.Second {
+				t.Errorf("away %v: given up after %s", away, took)
+			}
+		})
+	}
+}
+
 // What the ledger has judged is not the journal's.
 func TestNotJournaled(t *testing.T) {
 	for _, refused := range []error{message.ErrKeyReused, errors.New("a row at fault"), nil} {

@@ -41,6 +41,7 @@ func Bench(ctx context.Context, cfg config.Config, opt BenchOptions) (res *bench
 	}
 	defer os.RemoveAll(dir)
 	cfg.Roles, cfg.Listen, cfg.MetricsListen, cfg.DataDir = []string{"api", "worker", "recovery"}, "127.0.0.1:0", "", dir
+	cfg.Clusters, cfg.Kafka.Standby = nil, ""
 	cfg.Kafka.Prefix = "stormpost-bench-" + strings.ToLower(rand.Text()[:8])
 	cfg.Log = config.Log{Level: "warn", Format: "text"}
 	cfg.Delivery.Senders = map[string]int{"transactional.email": opt.Senders}
@@ -102,13 +103,13 @@ func (p *process) benchReady(ctx context.Context) error {
 	if err := p.ring.Refresh(ctx); err != nil {
 		return err
 	}
-	return p.consumer.Joined(ctx)
+	return p.clusters.all[0].consumer.Joined(ctx)
 }
 
 func (p *process) removeTopics() {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	if err := p.kafka.RemoveTopics(ctx); err != nil {
+	if err := p.clusters.all[0].broker.RemoveTopics(ctx); err != nil {
 		p.log.Warn("the bench's topics are left", "error", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 // preflightLimit is how long one check of Preflight may take.
@@ -28,10 +29,6 @@ func Preflight(ctx context.Context, cfg config.Config) ([]PreflightCheck, error)
 		return nil, err
 	}
 	defer l.Close()
-	b, err := broker.New(kafkaConfig(cfg))
-	if err != nil {
-		return nil, err
-	}
 	var checks []PreflightCheck
 	add := func(name string, look func(context.Context) ([]string, error)) bool {
 		cctx, cancel := context.WithTimeout(ctx, preflightLimit)
@@ -63,12 +60,25 @@ func Preflight(ctx context.Context, cfg config.Config) ([]PreflightCheck, error)
 			return broken, err
 		})
 	}
-	add("kafka", func(ctx context.Context) (lost []string, err error) {
-		missing, err := b.MissingTopics(ctx)
-		for _, topic := range missing {
-			lost = append(lost, fmt.Sprintf("topic %s does not exist or has no leader: serve makes it at start", topic))
+	names, brokers := clusterBrokers(cfg)
+	for _, name := range names {
+		bc := kafkaConfig(cfg)
+		bc.Brokers = brokers[name]
+		b, err := broker.New(bc)
+		if err != nil {
+			return nil, fmt.Errorf("cluster %s: %w", name, err)
 		}
-		return lost, err
-	})
+		check := "kafka"
+		if name != message.MainCluster {
+			check += " " + name
+		}
+		add(check, func(ctx context.Context) (lost []string, err error) {
+			missing, err := b.MissingTopics(ctx)
+			for _, topic := range missing {
+				lost = append(lost, fmt.Sprintf("topic %s does not exist or has no leader: serve makes it at start", topic))
+			}
+			return lost, err
+		})
+	}
 	return checks, nil
 }

@@ -9,28 +9,26 @@ import (
 )
 
 func (p *process) buildRecovery() (err error) {
-	if p.drain, err = recovery.NewDrain(recovery.DrainConfig{
-		Ledger: p.ledger, Publisher: p.publisher, Backlog: p.kafka.JournalBacklog, Log: p.log, Meters: p.tel.MeterProvider,
-	}); err != nil {
-		return err
-	}
-	p.journals, err = p.kafka.NewJournalConsumer()
+	p.drain, err = recovery.NewDrain(recovery.DrainConfig{
+		Ledger: p.ledger, Publisher: p.clusters, Backlog: p.clusters.backlog, Log: p.log, Meters: p.tel.MeterProvider,
+	})
 	return err
 }
 
 // drained hands what the journals bring to the drain.
 type drained struct {
-	drain  *recovery.Drain
-	ledger recovery.Ledger
+	drain   *recovery.Drain
+	ledger  recovery.Ledger
+	cluster *cluster
 }
 
 var _ broker.JournalHandler = drained{}
 
 func (d drained) Enter(ctx context.Context, r broker.JournalRecord, finish func()) {
-	d.drain.Enter(ctx, r.Journaled, r.Source, r.Value, finish)
+	d.drain.Enter(ctx, r.Journaled, d.cluster.source(r.Source), r.Value, finish)
 }
 
 func (d drained) Park(ctx context.Context, poison broker.Poison) error {
 	source := fmt.Sprintf("%s/%d/%d", poison.Topic, poison.Partition, poison.Offset)
-	return d.ledger.ParkWhole(ctx, source, poison.Value, poison.Reason)
+	return d.ledger.ParkWhole(ctx, d.cluster.source(source), poison.Value, poison.Reason)
 }

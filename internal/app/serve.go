@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/stormpost/stormpost/dedupe"
@@ -46,19 +47,13 @@ type process struct {
 	log       *slog.Logger
 	ledger    *dedupe.Ledger
 	ring      *keyring.Ring
-	kafka     *broker.Broker
-	publisher *broker.Publisher
+	clusters  *clusters
 	service   *ingest.Service
 	worker    *delivery.Worker
-	consumer  *broker.Consumer
-	tail      *broker.Tail // what the journals hold; the API's
-	journal   *broker.Journal
-	journals  *broker.JournalConsumer
 	drain     *recovery.Drain
 	providers []delivery.Provider
 	loopback  delivery.Provider // instead of the configured ones; the bench's
 	guard     *recovery.Guard
-	health    health
 	watching  watching
 	addr      Addresses
 }
@@ -118,18 +113,11 @@ func (p *process) build() (err error) {
 	}); err != nil {
 		return err
 	}
-	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
+	if err := p.buildClusters(); err != nil {
 		return err
 	}
-	if p.cfg.Has("api") || p.cfg.Has("recovery") {
-		if p.publisher, err = p.kafka.NewPublisher(); err != nil {
-			return err
-		}
-	}
 	if p.cfg.Has("api") {
-		if err := p.buildAPI(); err != nil {
-			return err
-		}
+		p.buildAPI()
 	}
 	if p.cfg.Has("recovery") {
 		if err := p.buildRecovery(); err != nil {
@@ -144,16 +132,37 @@ func (p *process) build() (err error) {
 	return p.buildWatch()
 }
 
-func (p *process) buildAPI() (err error) {
+func (p *process) buildAPI() {
 	p.ring = keyring.Open(filepath.Join(p.cfg.DataDir, "keys.json"), p.ledger, p.log, time.Now)
-	p.tail = p.kafka.NewTail()
-	if p.journal, err = p.kafka.NewJournal(p.tail); err != nil {
-		return err
-	}
-	p.service = ingest.New(p.ledger, p.publisher, ingest.Config{
+	p.service = ingest.New(p.ledger, p.clusters, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		PushCheck: checkPush, Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
+		PushCheck: checkPush, Finder: p.ledger, Journal: p.clusters, JournalAway: func() bool { return !p.clusters.canJournal() },
+		Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
+}
+
+// buildClusters makes what the roles need of every cluster.
+func (p *process) buildClusters() error {
+	// Who needs it says so: what is only helped by it goes on without.
+	_ = os.MkdirAll(p.cfg.DataDir, 0o700)
+	p.clusters = &clusters{placed: newPlacements(p.ledger, p.cfg.DataDir, p.log)}
+	names, brokers := clusterBrokers(p.cfg)
+	for _, name := range names {
+		cfg := p.brokerConfig()
+		cfg.Brokers = brokers[name]
+		b, err := broker.New(cfg)
+		if err != nil {
+			return fmt.Errorf("cluster %s: %w", name, err)
+		}
+		c := newCluster(name, b, p.cfg.DataDir, p.log)
+		if err := c.use(p.cfg.Has("api"), p.cfg.Has("worker"), p.cfg.Has("recovery")); err != nil {
+			return fmt.Errorf("cluster %s: %w", name, err)
+		}
+		c.changed = c.readAnew
+		p.clusters.all = append(p.clusters.all, c)
+	}
+	p.clusters.placed.changed = p.clusters.assign
+	p.clusters.assign()
 	return nil
 }
 
@@ -188,11 +197,17 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	back.run("ledger", func() error { return p.ledger.Run(house, p.worker == nil) })
 	back.run("guard", func() error { p.guard.Run(house); return nil })
 	back.run("retention", func() error { p.retain(house); return nil })
-	back.run("kafka", func() error { p.health.watchKafka(house, p.kafka, p.log); return nil })
+	for _, c := range p.clusters.all {
+		back.run("kafka "+c.name, func() error { c.run(house); return nil })
+		if c.tail != nil {
+			back.run("journal index "+c.name, func() error { return c.tail.Run(house) })
+		}
+	}
+	back.run("placement", func() error { p.clusters.placed.run(house, p.clusters); return nil })
+	back.run("standby", func() error { p.standBy(ctx); return nil })
 	p.watching.run(house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
-		back.run("journal index", func() error { return p.tail.Run(house) })
 	}
 
 	front := newGroup()
@@ -203,11 +218,15 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	}
 	if p.worker != nil {
 		front.run("worker", func() error { return p.worker.Run(fctx) })
-		front.run("consumer", func() error { return p.consumer.Run(fctx, consumed{p.worker, p.ledger}) })
+		for _, c := range p.clusters.all {
+			front.run("consumer "+c.name, func() error { return c.consumer.Run(fctx, consumed{p.worker, p.ledger, c}) })
+		}
 	}
 	if p.drain != nil {
 		front.run("drain", func() error { return p.drain.Run(fctx) })
-		front.run("journal", func() error { return p.journals.Run(fctx, drained{p.drain, p.ledger}) })
+		for _, c := range p.clusters.all {
+			front.run("journal "+c.name, func() error { return c.journals.Run(fctx, drained{p.drain, p.ledger, c}) })
+		}
 	}
 	if p.ring != nil {
 		// The first answers should know the newest keys. With the ledger away,
@@ -234,21 +253,32 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	if p.drain != nil {
 		p.drain.Wait()
 	}
-	if p.publisher != nil {
-		pctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-		if perr := p.publisher.Close(pctx); perr != nil {
-			// What is not published is found by the lanes' cursors.
-			p.log.Warn("publishing was cut short", "error", perr)
-		}
-		cancel()
-	}
-	if p.journal != nil {
-		if jerr := p.journal.Close(); jerr != nil {
-			p.log.Warn("the journal did not close", "error", jerr)
-		}
-	}
+	p.endPublishing()
 	endHouse()
 	return errors.Join(err, back.wait())
+}
+
+// endPublishing publishes what is left, for a moment.
+func (p *process) endPublishing() {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, c := range p.clusters.all {
+		all.Go(func() {
+			if c.publisher != nil {
+				if err := c.publisher.Close(ctx); err != nil {
+					// What is not published is found by the lanes' cursors.
+					p.log.Warn("publishing was cut short", "cluster", c.name, "error", err)
+				}
+			}
+			if c.journal != nil {
+				if err := c.journal.Close(); err != nil {
+					p.log.Warn("the journal did not close", "cluster", c.name, "error", err)
+				}
+			}
+		})
+	}
+	all.Wait()
 }
 
 // teardown ends what build made, in reverse.

@@ -50,14 +50,15 @@ func (p *process) checks() []watch.Check {
 	o := p.cfg.Incidents.Objective
 	all := []watch.Check{
 		watch.LedgerAway(p.ledger.Ping, time.Now),
-		watch.KafkaAway(p.health.kafka, time.Now),
+		watch.KafkaAway(p.clusters.health, time.Now),
+		watch.Evacuated(p.ledger.Placements),
 		watch.Stalls(p.ledger, map[message.Class]time.Duration{
 			message.Transactional: o.Transactional, message.Trigger: o.Trigger, message.Campaign: o.Campaign,
 		}, time.Now),
 		watch.Doubts(p.ledger.OpenDoubts),
 		watch.NoWorker(p.ledger.Workers, time.Now),
 		watch.Numbering(p.guard.Open),
-		watch.Journal(p.kafka.JournalBacklog, time.Now),
+		watch.Journal(p.clusters.backlog, time.Now),
 	}
 	if p.worker != nil {
 		all = append(all, watch.Providers(p.worker.Providers, time.Now))

@@ -57,9 +57,6 @@ func (p *process) buildWorker() (err error) {
 			return fmt.Errorf("fcm: %w", err)
 		}
 	}
-	if p.consumer, err = p.kafka.NewConsumer(); err != nil {
-		return err
-	}
 	cfg, err := p.deliveryConfig(routes)
 	if err != nil {
 		return err
@@ -90,8 +87,8 @@ func (p *process) deliveryConfig(routes map[message.Channel][]delivery.Route) (d
 		Ledger: p.ledger, Routes: routes, Senders: senders, Doubts: doubts,
 		Retry:      delivery.Schedule{Base: d.RetryBase, Max: d.RetryMax},
 		ClaimValid: d.ClaimValid, ShutdownGrace: d.ShutdownGrace, BeatEvery: p.cfg.Ledger.BeatEvery,
-		KafkaAway: p.health.kafkaAway,
-		Log:       p.log, Meters: p.tel.MeterProvider, Tracers: p.tel.TracerProvider,
+		KafkaAway: p.clusters.away, FeedRate: p.clusters.placed.rate,
+		Log: p.log, Meters: p.tel.MeterProvider, Tracers: p.tel.TracerProvider,
 	}, nil
 }
 
@@ -122,8 +119,9 @@ func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {
 
 // consumed hands what Kafka brings to the worker.
 type consumed struct {
-	worker *delivery.Worker
-	ledger *dedupe.Ledger
+	worker  *delivery.Worker
+	ledger  *dedupe.Ledger
+	cluster *cluster
 }
 
 var _ broker.Handler = consumed{}
@@ -138,5 +136,5 @@ func (c consumed) Handle(ctx context.Context, lane message.Lane, r *broker.Recor
 
 func (c consumed) Park(ctx context.Context, poison broker.Poison) error {
 	source := fmt.Sprintf("%s/%d/%d", poison.Topic, poison.Partition, poison.Offset)
-	return c.ledger.Park(ctx, source, poison.Value, poison.Reason)
+	return c.ledger.Park(ctx, c.cluster.source(source), poison.Value, poison.Reason)
 }

@@ -2,8 +2,10 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,6 +30,9 @@ const (
 	// failuresShown is after how many failures in a row to join the group the
 	// consumer counts as failing. One or two are usual in a rebalance.
 	failuresShown = 3
+	// mostFailures is after how many the group is left, and its topics are looked
+	// after.
+	mostFailures = 5
 )
 
 // Handler gets what a Consumer reads.
@@ -65,7 +70,7 @@ type Poison struct {
 }
 
 // Consumer reads the lanes' topics as a member of the workers' group.
-type Consumer struct{ member }
+type Consumer struct{ *member }
 
 // taker decodes what a member reads and hands it out.
 type taker interface {
@@ -93,11 +98,14 @@ func (l lanesTaker) take(ctx context.Context, topic string, m *kafka.Message, t 
 type member struct {
 	broker *Broker
 	log    *slog.Logger
-	sub    sub
+	mu     sync.Mutex
+	sub    sub // of the next membership
 	read   metric.Int64Counter
 	failed atomic.Pointer[error] // nil while all is well
 	once   sync.Once
 	joined chan struct{} // closed by the first generation
+	again  chan struct{} // leave the group, and join it anew
+	left   sync.WaitGroup
 }
 
 // NewConsumer makes a consumer.
@@ -109,8 +117,40 @@ func (b *Broker) NewConsumer() (*Consumer, error) {
 	return &Consumer{b.newMember(b.lanes(), read)}, nil
 }
 
-func (b *Broker) newMember(s sub, read metric.Int64Counter) member {
-	return member{broker: b, log: b.log, sub: s, read: read, joined: make(chan struct{})}
+func (b *Broker) newMember(s sub, read metric.Int64Counter) *member {
+	return &member{broker: b, log: b.log, sub: s, read: read, joined: make(chan struct{}), again: make(chan struct{}, 1)}
+}
+
+// Assign has the consumer read these lanes' topics, and no others, from now on.
+// With none it leaves the group.
+func (c *Consumer) Assign(lanes []message.Lane) {
+	var topics []string
+	for _, l := range lanes {
+		topics = append(topics, c.broker.Topic(l))
+	}
+	slices.Sort(topics)
+	c.mu.Lock()
+	same := slices.Equal(topics, c.sub.topics)
+	c.sub.topics = topics
+	c.mu.Unlock()
+	if !same {
+		c.Rejoin()
+	}
+}
+
+func (c *member) subscription() sub {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sub
+}
+
+// Rejoin has the consumer leave its group and join it anew, at once: the cluster
+// that it reads is another one than it was.
+func (c *member) Rejoin() {
+	select {
+	case c.again <- struct{}{}:
+	default:
+	}
 }
 
 // Run reads until ctx ends, through rebalances, restarts and absences of
@@ -145,17 +185,24 @@ func (c *member) fails(err error) {
 }
 
 func (c *member) run(ctx context.Context, h taker) error {
+	defer c.left.Wait()
 	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 200*time.Millisecond, 3*time.Second, 0
+	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 200*time.Millisecond, 2*time.Second, 0
 	for ctx.Err() == nil {
 		err := c.join(ctx, h, wait.Reset)
-		if ctx.Err() != nil {
-			break
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, errAgain):
+			wait.Reset()
+			continue
 		}
 		c.fails(err)
 		timer := time.NewTimer(wait.NextBackOff())
 		select {
 		case <-timer.C:
+		case <-c.again:
+			timer.Stop()
 		case <-ctx.Done():
 			timer.Stop()
 		}
@@ -163,25 +210,54 @@ func (c *member) run(ctx context.Context, h taker) error {
 	return nil
 }
 
+// errAgain ends a membership that Rejoin was called in.
+var errAgain = errors.New("joining anew")
+
 // join is one membership in the group: generation after generation.
-func (c *member) join(ctx context.Context, h taker, joined func()) error {
+func (c *member) join(outer context.Context, h taker, joined func()) (err error) {
+	ctx, leave := context.WithCancel(outer)
+	defer leave()
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		select {
+		case <-c.again:
+			leave()
+		case <-ctx.Done():
+		}
+	}()
+	defer func() {
+		over := ctx.Err() != nil
+		leave()
+		<-told
+		if over && outer.Err() == nil {
+			err = errAgain
+		}
+	}()
 	// A group that joins while a topic is missing is never told about it.
+	sub := c.subscription()
+	if len(sub.topics) == 0 {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	tctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	err := c.broker.ensure(tctx, c.sub)
+	err = c.broker.ensure(tctx, sub)
 	cancel()
 	if err != nil {
 		return err
 	}
 	cfg := c.broker.cfg
 	group, err := kafka.NewConsumerGroup(kafka.ConsumerGroupConfig{
-		ID: c.sub.group, Brokers: cfg.Brokers, Dialer: c.broker.dialer(), Topics: c.sub.topics,
+		ID: sub.group, Brokers: cfg.Brokers, Dialer: c.broker.dialer(), Topics: sub.topics,
 		StartOffset: kafka.FirstOffset, SessionTimeout: cfg.Session, RebalanceTimeout: cfg.Session,
 		HeartbeatInterval: cfg.Session / 5, JoinGroupBackoff: 200 * time.Millisecond, Timeout: 5 * time.Second,
 	})
 	if err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
-	defer group.Close()
+	// To leave takes as long as a coordinator that hangs: the next membership
+	// doesn't wait for it. What both read is claimed once.
+	defer c.left.Go(func() { _ = group.Close() })
 	for failures := 0; ; {
 		gen, err := group.Next(ctx)
 		switch {
@@ -192,7 +268,7 @@ func (c *member) join(ctx context.Context, h taker, joined func()) error {
 			// that doesn't recover is better left and joined again.
 			err = fmt.Errorf("next generation: %w", err)
 			switch failures++; {
-			case failures > 10:
+			case failures > mostFailures:
 				return err
 			case failures >= failuresShown:
 				c.fails(err)
@@ -204,6 +280,6 @@ func (c *member) join(ctx context.Context, h taker, joined func()) error {
 		if c.failed.Swap(nil) != nil {
 			c.log.Info("consuming again", "generation", gen.ID)
 		}
-		c.generation(gen, h)
+		c.generation(gen, sub, h)
 	}
 }

@@ -15,11 +15,11 @@ import (
 // generation starts what runs until the group is rebalanced: a reader for each
 // partition, which together with the committer and the auditor ends the
 // generation when it fails.
-func (c *member) generation(gen *kafka.Generation, h taker) {
-	g := &generation{member: c, gen: gen, taker: h, committed: make(map[*partition]int64)}
+func (c *member) generation(gen *kafka.Generation, s sub, h taker) {
+	g := &generation{member: c, sub: s, gen: gen, taker: h, committed: make(map[*partition]int64)}
 	for topic, assigned := range gen.Assignments {
 		for _, a := range assigned {
-			p := &partition{place: place{topic, a.ID}, tracker: newTracker(c.sub.inflightRecords, c.sub.inflightBytes)}
+			p := &partition{place: place{topic, a.ID}, tracker: newTracker(s.inflightRecords, s.inflightBytes), stuckAt: -1}
 			p.position.Store(a.Offset)
 			p.attrs = metric.WithAttributeSet(attribute.NewSet(attribute.String("messaging.system", "kafka"), attribute.String("messaging.destination.name", topic)))
 			g.partitions = append(g.partitions, p)
@@ -35,6 +35,7 @@ func (c *member) generation(gen *kafka.Generation, h taker) {
 
 type generation struct {
 	*member
+	sub        sub
 	gen        *kafka.Generation
 	taker      taker
 	partitions []*partition

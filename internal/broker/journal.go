@@ -64,7 +64,8 @@ func (b *Broker) journalConfig(ctx context.Context, c *kafka.Client) (replicas i
 	if err != nil {
 		return 0, nil, err
 	}
-	replicas = max(1, min(3, len(meta.Brokers)))
+	// A cluster that just comes up knows of few brokers yet.
+	replicas = max(1, b.cfg.Replication, min(3, len(meta.Brokers)))
 	for _, e := range [][2]string{
 		{"cleanup.policy", "delete"}, {"retention.ms", "-1"}, {"retention.bytes", "-1"},
 		{"min.insync.replicas", strconv.Itoa(min(2, replicas))},
@@ -159,7 +160,7 @@ type JournalRecord struct {
 }
 
 // JournalConsumer reads the journals as a member of the group that drains them.
-type JournalConsumer struct{ member }
+type JournalConsumer struct{ *member }
 
 // NewJournalConsumer makes a consumer.
 func (b *Broker) NewJournalConsumer() (*JournalConsumer, error) {

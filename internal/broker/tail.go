@@ -27,14 +27,34 @@ type Tail struct {
 	most   int
 
 	rounds int // Run's
+	anew   atomic.Bool
 
 	mu      sync.RWMutex
 	index   map[submissionKey]tailed
 	lost    map[place]int64 // beyond the bound: up to this offset
 	below   map[int16]int64 // committed, by the last sweep
 	own     int             // entries that this process wrote and has not read
-	told    bool            // the index once had all that the journals have
-	changed chan struct{}   // closed when told becomes true
+	told    bool            // the index had all that the journals have
+	once    sync.Once
+	changed chan struct{} // closed when told becomes true for the first time
+}
+
+// Restart has the journals read anew: they are others than they were, also where
+// they look alike. What they held is forgotten.
+func (t *Tail) Restart() { t.anew.Store(true) }
+
+// begin ends all reading, and forgets what it brought.
+func (t *Tail) begin(open map[place]*reading) {
+	for _, r := range open {
+		r.end()
+		<-r.done
+	}
+	clear(open)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.told, t.below = false, nil
+	clear(t.lost)
+	maps.DeleteFunc(t.index, func(_ submissionKey, e tailed) bool { return e.place >= 0 })
 }
 
 // submissionKey is the part that the ids of a submission have in common.
@@ -131,6 +151,10 @@ func (t *Tail) round(ctx context.Context, open map[place]*reading) {
 	ends, committed, err := t.broker.progress(rctx, t.broker.journals())
 	if err != nil {
 		return // what is known stays known
+	}
+	if t.anew.Swap(false) {
+		t.begin(open)
+		clear(at)
 	}
 	caught := true
 	for p, b := range ends {
@@ -239,7 +263,7 @@ func (t *Tail) forget(open map[place]*reading, committed map[place]int64, caught
 	maps.DeleteFunc(t.lost, func(p place, offset int64) bool { return offset < committed[p] })
 	if caught && !t.told {
 		t.told = true
-		close(t.changed)
+		t.once.Do(func() { close(t.changed) })
 	}
 }
 

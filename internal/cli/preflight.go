@@ -18,7 +18,8 @@ func (c *command) preflight() *cobra.Command {
   schema      every migration is applied
   durability  fsync, full_page_writes and synchronous_commit are not off
   numbering   what messages are numbered by is whole, of every stream
-  kafka       the lanes' topics exist and have leaders
+  kafka       the lanes' topics exist and have leaders; each cluster of the setting
+              clusters is a check of its own
 
 It exits 1 if anything is wrong, and names each finding. Without the ledger the
 checks that need it are left out.`,

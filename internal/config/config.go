@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -19,23 +20,24 @@ import (
 // Config is every setting. The key of a setting is its path in the YAML file,
 // as smtp.addr; its variable is the same in capitals, as STORMPOST_SMTP_ADDR.
 type Config struct {
-	Listen        string   `koanf:"listen"`         // host:port of the API
-	MetricsListen string   `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
-	TLS           TLSFiles `koanf:"tls"`            // of the API's listener
-	Roles         []string `koanf:"roles"`          // what the process does, some of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away, and repairs the numbering
-	DSN           Secret   `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
-	Brokers       []string `koanf:"brokers"`        // Kafka, host:port each
-	DataDir       string   `koanf:"data_dir"`       // folder of the API keys' snapshot, and of the last incidents
-	Log           Log      `koanf:"log"`
-	Kafka         Kafka    `koanf:"kafka"`
-	Ledger        Ledger   `koanf:"ledger"`
-	Accept        Accept   `koanf:"accept"`
-	Delivery      Delivery `koanf:"delivery"`
-	Retention     Retain   `koanf:"retention"`
-	Guard         Guard    `koanf:"guard"`
-	SMTP          SMTP     `koanf:"smtp"`
-	FCM           FCM      `koanf:"fcm"`
-	Incidents     Incident `koanf:"incidents"`
+	Listen        string            `koanf:"listen"`         // host:port of the API
+	MetricsListen string            `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
+	TLS           TLSFiles          `koanf:"tls"`            // of the API's listener
+	Roles         []string          `koanf:"roles"`          // what the process does, some of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away, and repairs the numbering
+	DSN           Secret            `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
+	Brokers       []string          `koanf:"brokers"`        // Kafka, host:port each
+	Clusters      map[string]string `koanf:"clusters"`       // further Kafka clusters by name, for stormpost evacuate: NAME=HOST:PORT HOST:PORT,…; all as kafka.* says, and the cluster of brokers is called main
+	DataDir       string            `koanf:"data_dir"`       // folder of the API keys' snapshot, of the last incidents, and of what was seen of Kafka
+	Log           Log               `koanf:"log"`
+	Kafka         Kafka             `koanf:"kafka"`
+	Ledger        Ledger            `koanf:"ledger"`
+	Accept        Accept            `koanf:"accept"`
+	Delivery      Delivery          `koanf:"delivery"`
+	Retention     Retain            `koanf:"retention"`
+	Guard         Guard             `koanf:"guard"`
+	SMTP          SMTP              `koanf:"smtp"`
+	FCM           FCM               `koanf:"fcm"`
+	Incidents     Incident          `koanf:"incidents"`
 }
 
 // TLSFiles are PEM files; both or neither.
@@ -52,13 +54,15 @@ type Log struct {
 
 // Kafka is how topics are made and brokers are spoken to.
 type Kafka struct {
-	Prefix      string `koanf:"prefix"`         // of the topics' names and the consumer group's
-	Partitions  int    `koanf:"partitions"`     // of each lane's topic, when it is made
-	Replication int    `koanf:"replication"`    // of each topic, when it is made; 0: the lesser of 3 and the number of brokers
-	TLS         bool   `koanf:"tls"`            // speak TLS with the brokers
-	Mechanism   string `koanf:"sasl_mechanism"` // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty: none
-	Username    string `koanf:"sasl_username"`  // for SASL
-	Password    Secret `koanf:"sasl_password"`  // for SASL
+	Prefix        string        `koanf:"prefix"`         // of the topics' names and the consumer group's
+	Partitions    int           `koanf:"partitions"`     // of each lane's topic, when it is made
+	Replication   int           `koanf:"replication"`    // of each topic, when it is made; 0: the lesser of 3 and the number of brokers
+	TLS           bool          `koanf:"tls"`            // speak TLS with the brokers
+	Mechanism     string        `koanf:"sasl_mechanism"` // PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512; empty: none
+	Username      string        `koanf:"sasl_username"`  // for SASL
+	Password      Secret        `koanf:"sasl_password"`  // for SASL
+	Standby       string        `koanf:"standby"`        // the cluster of clusters that lanes are moved to by themselves when theirs is gone; empty: none
+	EvacuateAfter time.Duration `koanf:"evacuate_after"` // how long a cluster must have been away, without a break, to be gone
 }
 
 // Ledger is how PostgreSQL is used.
@@ -160,7 +164,7 @@ func Default() Config {
 		Brokers:       []string{"127.0.0.1:9092"},
 		DataDir:       "stormpost-data",
 		Log:           Log{Level: "info", Format: "json"},
-		Kafka:         Kafka{Prefix: "stormpost", Partitions: 4},
+		Kafka:         Kafka{Prefix: "stormpost", Partitions: 4, EvacuateAfter: 30 * time.Second},
 		Ledger:        Ledger{MaxConns: 24, Batch: 1000, Flushers: 2, Deadline: 5 * time.Second, BeatEvery: 2 * time.Second},
 		Accept:        Accept{Timeout: 10 * time.Second, Patience: 2 * time.Second, EmailLife: 72 * time.Hour, PushLife: 24 * time.Hour, MaxSchedule: 30 * 24 * time.Hour},
 		Delivery: Delivery{
@@ -206,6 +210,7 @@ func (c *Config) Validate() error {
 	for i, b := range c.Brokers {
 		address(fmt.Sprintf("brokers[%d]", i), b, false)
 	}
+	c.validateClusters(bad)
 	if len(c.Roles) == 0 {
 		bad("roles", "want some of %s", strings.Join(roles, ", "))
 	}
@@ -227,6 +232,33 @@ func (c *Config) Validate() error {
 	c.Incidents.validate(bad)
 	return errors.Join(errs...)
 }
+
+func (c *Config) validateClusters(bad func(key, format string, args ...any)) {
+	for name, list := range c.Clusters {
+		brokers := strings.Fields(list)
+		if !clusterName.MatchString(name) || name == message.MainCluster {
+			bad("clusters", "want names of a-z, 0-9 and -, and not main, which is the cluster of brokers; not %q", name)
+		}
+		if len(brokers) == 0 {
+			bad("clusters."+name, "want at least one HOST:PORT")
+		}
+		for _, b := range brokers {
+			if _, _, err := net.SplitHostPort(b); err != nil {
+				bad("clusters."+name, "want HOST:PORT, divided by spaces, not %q", b)
+			} else if slices.Contains(c.Brokers, b) {
+				bad("clusters."+name, "%s is a broker of main", b)
+			}
+		}
+	}
+	if len(c.Clusters) > 8 {
+		bad("clusters", "want at most 8, not %d", len(c.Clusters))
+	}
+	if _, ok := c.Clusters[c.Kafka.Standby]; c.Kafka.Standby != "" && !ok {
+		bad("kafka.standby", "is none of clusters: %q", c.Kafka.Standby)
+	}
+}
+
+var clusterName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
 
 func (i *Incident) validate(bad func(key, format string, args ...any)) {
 	if len(i.Alertmanager) > 10 {
@@ -260,7 +292,7 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		"accept.email_life": c.Accept.EmailLife, "accept.push_life": c.Accept.PushLife, "accept.max_schedule": c.Accept.MaxSchedule,
 		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
-		"guard.every": c.Guard.Every, "smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit,
+		"guard.every": c.Guard.Every, "kafka.evacuate_after": c.Kafka.EvacuateAfter, "smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit,
 		"incidents.objective.transactional": c.Incidents.Objective.Transactional, "incidents.objective.trigger": c.Incidents.Objective.Trigger,
 		"incidents.objective.campaign": c.Incidents.Objective.Campaign,
 	} {

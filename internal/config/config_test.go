@@ -47,6 +47,16 @@ smtp:
 	}
 }
 
+func TestClusters(t *testing.T) {
+	c, err := Load("", []string{"STORMPOST_DSN=x", "STORMPOST_CLUSTERS=b=h1:9092 h2:9092,c=h3:9092", "STORMPOST_KAFKA_STANDBY=b"})
+	if err == nil {
+		err = c.Validate()
+	}
+	if err != nil || c.Clusters["b"] != "h1:9092 h2:9092" || c.Clusters["c"] != "h3:9092" || c.Kafka.Standby != "b" {
+		t.Errorf("%v %+v %v", c.Clusters, c.Kafka, err)
+	}
+}
+
 func TestLoadNamesWhatIsWrong(t *testing.T) {
 	for name, test := range map[string]struct{ yaml, env, want string }{
 		"unknown key":      {"lisen: x", "", "lisen"},
@@ -66,6 +76,10 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		"short secret":     {"incidents: {webhook: {url: 'https://pager.example/x', secret: whsec_c2hvcnQ=}}", "", "incidents.webhook.secret"},
 		"no receiver":      {"incidents: {webhook: {secret: whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}}", "", "incidents.webhook.url"},
 		"bad alertmanager": {"incidents: {alertmanager: ['am:9093']}", "", "incidents.alertmanager[0]"},
+		"main's broker":    {"clusters: {b: '127.0.0.1:9092'}", "", "is a broker of main"},
+		"no brokers":       {"clusters: {b: ' '}", "", "clusters.b"},
+		"named main":       {"clusters: {main: 'h:1'}", "", "clusters: want names"},
+		"no standby":       {"kafka: {standby: b}", "", "kafka.standby"},
 		"no dsn":           {"listen: ':1'", "", "dsn"},
 	} {
 		t.Run(name, func(t *testing.T) {

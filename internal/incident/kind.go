@@ -17,7 +17,8 @@ const (
 	InDoubt            Kind = "in_doubt"
 	Provider           Kind = "provider" // subject: the provider's name
 	NoWorker           Kind = "no_worker"
-	ClusterChanged     Kind = "cluster_changed"
+	ClusterChanged     Kind = "cluster_changed" // subject: the cluster, where there are several
+	Evacuated          Kind = "evacuated"
 	JournalNotDraining Kind = "journal_not_draining"
 )
 
@@ -56,6 +57,8 @@ var kinds = map[Kind]nature{
 		"stormpost serve --roles worker"},
 	ClusterChanged: {0, 5 * time.Second, Warning, "kafka-away",
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
+	Evacuated: {0, 5 * time.Second, Warning, "kafka-away",
+		"stormpost evacuate --to main --dry-run"},
 	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 }

@@ -28,39 +28,63 @@ func LedgerAway(ping func(context.Context) error, now func() time.Time) Check {
 	}}
 }
 
-// Kafka is what a process knows of Kafka.
+// Kafka is what a process knows of a Kafka cluster.
 type Kafka struct {
-	Away    error         // nil while it answers
-	For     time.Duration // how long it has been away
-	Cluster string        // the cluster's id; empty as long as it never answered
+	Name      string        // empty where there is but one
+	Used      bool          // lanes use it
+	Away      error         // nil while it answers
+	For       time.Duration // how long it has been away
+	Changed   string        // how it became another one than it was, last; empty: it didn't
+	ChangedAt time.Time
 }
 
-// KafkaAway checks what status says. Another cluster than the one that was seen
-// first is told of for noteFor, since nothing has to be done about it.
-func KafkaAway(status func() Kafka, now func() time.Time) Check {
+// KafkaAway checks what status says. That Kafka was wiped, rolled back or
+// replaced is told of for noteFor, since nothing has to be done about it.
+func KafkaAway(status func() []Kafka, now func() time.Time) Check {
 	const noteFor = 5 * time.Minute
-	var cluster, before string
-	var changed time.Time
 	return Check{Kinds: []incident.Kind{incident.KafkaAway, incident.ClusterChanged}, Look: func(context.Context) (found []incident.Condition, _ error) {
-		k := status()
-		if k.Cluster != "" && k.Cluster != cluster {
-			if cluster != "" {
-				before, changed = cluster, now()
+		for _, k := range status() {
+			what := "Kafka is away, the ledger feeds the workers"
+			switch {
+			case k.Name != "" && k.Used:
+				what = fmt.Sprintf("the Kafka cluster %s is away, the ledger feeds its lanes", k.Name)
+			case k.Name != "":
+				what = fmt.Sprintf("the Kafka cluster %s, which no lane uses, is away", k.Name)
 			}
-			cluster = k.Cluster
-		}
-		if k.Away != nil {
-			found = append(found, incident.Condition{
-				Kind: incident.KafkaAway, Oldest: k.For, Summary: fmt.Sprintf("Kafka is away, the ledger feeds the workers: %v", k.Away),
-			})
-		}
-		if before != "" && now().Sub(changed) < noteFor {
-			found = append(found, incident.Condition{
-				Kind: incident.ClusterChanged, Oldest: now().Sub(changed).Truncate(time.Minute),
-				Summary: fmt.Sprintf("the brokers belong to another Kafka cluster than before: %s, was %s", cluster, before),
-			})
+			if k.Away != nil {
+				found = append(found, incident.Condition{
+					Kind: incident.KafkaAway, Subject: k.Name, Oldest: k.For, Summary: fmt.Sprintf("%s: %v", what, k.Away),
+				})
+			}
+			if age := now().Sub(k.ChangedAt); k.Changed != "" && age < noteFor {
+				found = append(found, incident.Condition{Kind: incident.ClusterChanged, Subject: k.Name, Oldest: age.Truncate(time.Minute), Summary: k.Changed})
+			}
 		}
 		return found, nil
+	}}
+}
+
+// Evacuated tells of lanes that were moved to another Kafka cluster by
+// themselves, until a person moves them: back, or there for good.
+func Evacuated(placed func(context.Context) (map[message.Lane]message.Placement, error)) Check {
+	return Check{Kinds: []incident.Kind{incident.Evacuated}, Look: func(ctx context.Context) ([]incident.Condition, error) {
+		lanes, err := placed(ctx)
+		if err != nil {
+			return nil, err
+		}
+		n, to := 0, ""
+		for _, at := range lanes {
+			if at.Automatic {
+				n, to = n+1, at.Cluster
+			}
+		}
+		if n == 0 {
+			return nil, nil
+		}
+		return []incident.Condition{{
+			Kind:    incident.Evacuated,
+			Summary: fmt.Sprintf("their Kafka cluster was judged gone, and lanes were moved to %s: %d; moving them back is up to you", to, n),
+		}}, nil
 	}}
 }
 

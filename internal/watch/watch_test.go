@@ -227,7 +227,7 @@ func TestHungCheckHidesNothing(t *testing.T) {
 		return []Check{
 			LedgerAway(hang, time.Now),
 			Doubts(func(ctx context.Context) (message.DoubtsOpen, error) { return message.DoubtsOpen{}, hang(ctx) }),
-			KafkaAway(func() Kafka { return Kafka{Away: errors.New("refused"), For: time.Second} }, time.Now),
+			KafkaAway(func() []Kafka { return []Kafka{{Away: errors.New("refused"), For: time.Second}} }, time.Now),
 		}
 	}, func(t *testing.T, e *incident.Engine) {
 		nap(6 * time.Second)
@@ -242,13 +242,13 @@ func TestHungCheckHidesNothing(t *testing.T) {
 }
 
 func TestClusterChanged(t *testing.T) {
-	k := Kafka{Cluster: "one"}
-	within(t, func() []Check { return []Check{KafkaAway(func() Kafka { return k }, time.Now)} }, func(t *testing.T, e *incident.Engine) {
+	var k Kafka
+	within(t, func() []Check { return []Check{KafkaAway(func() []Kafka { return []Kafka{k} }, time.Now)} }, func(t *testing.T, e *incident.Engine) {
 		nap(time.Minute)
 		if n := len(e.Open()); n != 0 {
 			t.Errorf("%+v", e.Open())
 		}
-		k.Cluster = "two"
+		k = Kafka{Changed: "another cluster", ChangedAt: time.Now()}
 		nap(5 * time.Second)
 		if i := causes(e)["cluster_changed"]; i.Severity != incident.Warning {
 			t.Errorf("%+v", e.Open())
