@@ -14,6 +14,7 @@ func (p *process) buildRecovery() (err error) {
 	}); err != nil {
 		return err
 	}
+	p.replayer = recovery.NewReplayer(p.ledger, p.log)
 	p.journals, err = p.kafka.NewJournalConsumer()
 	return err
 }

@@ -58,6 +58,7 @@ type process struct {
 	providers []delivery.Provider
 	loopback  delivery.Provider // instead of the configured ones; the bench's
 	guard     *recovery.Guard
+	replayer  *recovery.Replayer
 	health    health
 	watching  watching
 	addr      Addresses
@@ -207,6 +208,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	}
 	if p.drain != nil {
 		front.run("drain", func() error { return p.drain.Run(fctx) })
+		front.run("replay", func() error { return p.replayer.Run(fctx) })
 		front.run("journal", func() error { return p.journals.Run(fctx, drained{p.drain, p.ledger}) })
 	}
 	if p.ring != nil {
