@@ -98,6 +98,9 @@ func (l *Ledger) LookReplay(ctx context.Context, f message.ReplayFilter, cursor 
 	until := time.Now().Add(lookBudget)
 	ctx, cancel := context.WithTimeout(ctx, lookBudget+l.cfg.Deadline)
 	defer cancel()
+	if err := tenantKnown(ctx, l.pool, f.Tenant); err != nil {
+		return nil, replayError("replay", err)
+	}
 	pos, top := startOf(lanesOf(f)[0]), int64(0)
 	if cursor != "" {
 		t, p, ok := strings.Cut(cursor, "-")
@@ -146,6 +149,17 @@ func (l *Ledger) LookReplay(ctx context.Context, f message.ReplayFilter, cursor 
 	return look, nil
 }
 
+// tenantKnown fails unless a filter's tenant is none, or exists.
+func tenantKnown(ctx context.Context, q interface {
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}, tenant int32) error {
+	var known bool
+	if err := q.QueryRow(ctx, `select $1::int = 0 or exists (select from tenant where id = $1)`, tenant).Scan(&known); err != nil || known {
+		return err
+	}
+	return message.FieldErrors{{Field: "filter.tenant", Problem: "there is no such tenant"}}
+}
+
 func laneIn(f message.ReplayFilter, lane message.Lane) bool {
 	for _, l := range lanesOf(f) {
 		if l == lane {
@@ -187,14 +201,8 @@ func (l *Ledger) AddReplay(ctx context.Context, r message.Replay) (message.Repla
 		if _, err := tx.Exec(ctx, `lock table replay in share row exclusive mode`); err != nil {
 			return err
 		}
-		if r.Filter.Tenant != 0 {
-			var known bool
-			if err := tx.QueryRow(ctx, `select exists (select from tenant where id = $1)`, r.Filter.Tenant).Scan(&known); err != nil {
-				return err
-			}
-			if !known {
-				return message.FieldErrors{{Field: "filter.tenant", Problem: "there is no such tenant"}}
-			}
+		if err := tenantKnown(ctx, tx, r.Filter.Tenant); err != nil {
+			return err
 		}
 		var open, with int64
 		if err := tx.QueryRow(ctx, `
@@ -245,7 +253,7 @@ func (l *Ledger) ReplayMessage(ctx context.Context, id message.ID, attempt int, 
 	return l.Replay(ctx, made)
 }
 
-const replayColumns = `r.id, coalesce(r.n, 0), coalesce(r.lane, 0), coalesce(r.state, ''), coalesce(r.provider, ''), coalesce(r.tenant, 0),
+const replayColumns = `r.id, coalesce(r.n, 0), r.id_named, coalesce(r.lane, 0), coalesce(r.state, ''), coalesce(r.provider, ''), coalesce(r.tenant, 0),
 	coalesce(r.stream, ''), r.since, r.until, coalesce(r.tag, ''), r.rate, r.reason, r.asked_by, r.at, r.status, coalesce(r.stopped_by, ''), r.ended_at,
 	r.moved_at, r.total, r.given, r.left_out, r.counted, r.pos, r.top, r.given - r.pace_from,
 	coalesce(extract(epoch from clock_timestamp() - r.pace_since), 0)::float8`
@@ -255,14 +263,18 @@ func scanReplay(row pgx.CollectableRow) (r message.Replay, err error) {
 	var named, pos, paced int64
 	var since, until, ended *time.Time
 	var tag string
-	var left []byte
+	var id, left []byte
 	var took float64
 	f := &r.Filter
-	if err = row.Scan(&r.ID, &named, &lane, &f.State, &f.Provider, &f.Tenant, &f.Stream, &since, &until, &tag, &r.Rate, &r.Reason, &r.By, &r.At,
+	if err = row.Scan(&r.ID, &named, &id, &lane, &f.State, &f.Provider, &f.Tenant, &f.Stream, &since, &until, &tag, &r.Rate, &r.Reason, &r.By, &r.At,
 		&r.Status, &r.StoppedBy, &ended, &r.MovedAt, &r.Total, &r.Given, &left, &r.Counted, &pos, &r.Top, &paced, &took); err != nil {
 		return r, err
 	}
-	r.Named, r.Pos = message.Position(named), message.Position(pos)
+	r.Pos = message.Position(pos)
+	if id != nil {
+		copy(r.Named[:24], id)
+		r.Named = r.Named.Message(message.Position(named).Index())
+	}
 	if lane != 0 {
 		f.Lane = message.LaneOf(int64(lane))
 	}

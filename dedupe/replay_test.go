@@ -184,7 +184,7 @@ func TestReplayByName(t *testing.T) {
 				defer mu.Unlock()
 				if err == nil {
 					made++
-					if r.Status != message.ReplayDone || r.Given != 1 || r.Named != it.Position || r.Reason != "asked for" {
+					if r.Status != message.ReplayDone || r.Given != 1 || r.Named != it.ID || r.Reason != "asked for" {
 						t.Errorf("replay %+v", r)
 					}
 				}

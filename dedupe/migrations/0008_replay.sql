@@ -8,6 +8,7 @@
 create table replay (
   id       bigint generated always as identity primary key,
   n        bigint,          -- the one message that was named; else what the filter finds
+  id_named bytea,           -- the first 24 bytes of its id
   lane     smallint references lane,
   state    text check (state in ('failed', 'held')),
   provider text,            -- that answered last
@@ -244,8 +245,8 @@ begin
   elsif j.no <> no_ then
     return query select 0::bigint, 'changed'::text;
   else
-    insert into replay (n, top, rate, reason, asked_by, status, ended_at, counted, pos, total, given)
-    values (n_, 0, 1, why, by_, 'done', clock_timestamp(), true, n_, 1, 1) returning replay.id into r.id;
+    insert into replay (n, id_named, top, rate, reason, asked_by, status, ended_at, counted, pos, total, given)
+    values (n_, (select m.id from message m where m.n = n_), 0, 1, why, by_, 'done', clock_timestamp(), true, n_, 1, 1) returning replay.id into r.id;
     if cardinality(replay_leave(array[n_], array[no_], array[j.kind], by_, format('replay %s: %s', r.id, why))) = 0 then
       delete from replay x where x.id = r.id;
       return query select 0::bigint, 'waiting'::text;

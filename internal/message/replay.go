@@ -33,7 +33,7 @@ const (
 // held: a plan, and how far it is.
 type Replay struct {
 	ID     int64
-	Named  Position // the one message that was named, or 0
+	Named  ID // the one message that was named; a zero ID stands for none
 	Filter ReplayFilter
 	Rate   int // messages a second, at most
 	Reason string
