@@ -25,6 +25,9 @@
 // attempts: hold_back refuses the claim, or sets a tenant's aside in waiting,
 // due when it expires or when the hold is released.
 //
+// A message that failed comes back by decision k: resend, too, which a replay
+// makes: by filter only if no attempt of it may have been taken, else by name.
+//
 // # Invariants
 //
 //  1. (n, no) is unique in attempt. Sending, canceling, expiring,

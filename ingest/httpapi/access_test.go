@@ -36,6 +36,12 @@ func asks(id, submission string) []ask {
 		{"GET", "/v1/holds", ""},
 		{"DELETE", "/v1/holds/1", ""},
 		{"POST", "/v1/messages/" + id + "/release", `{"reason":"r"}`},
+		{"POST", "/v1/replays", `{"filter":{"tag":"t"},"dry_run":true}`},
+		{"GET", "/v1/replays", ""},
+		{"GET", "/v1/replays/1", ""},
+		{"POST", "/v1/replays/1/pause", ""},
+		{"POST", "/v1/replays/1/resume", ""},
+		{"POST", "/v1/replays/1/cancel", ""},
 	}
 }
 
@@ -84,10 +90,10 @@ func TestScopes(t *testing.T) {
 	m := f.submitted()
 	// Who may do what, in the order of asks.
 	want := map[string]string{
-		"sender":   "yyynnnnynnnnnnnnnn",
-		"reader":   "nnnyyyynynnnnnnnnn",
-		"operator": "nnnyyyyyyyyyyyyyyy",
-		"rootless": "nnnyyyyyyyyyyyyyyy",
+		"sender":   "yyynnnnynnnnnnnnnnnnnnnn",
+		"reader":   "nnnyyyynynnnnnnnnnnnnnnn",
+		"operator": "nnnyyyyyyyyyyyyyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyyyyyyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {

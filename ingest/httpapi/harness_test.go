@@ -242,6 +242,28 @@ func (s *store) ReleaseMessage(ctx context.Context, id message.ID, _, _ string) 
 	return v, err
 }
 
+func (s *store) LookReplay(context.Context, message.ReplayFilter, string) (*message.ReplayLook, error) {
+	return &message.ReplayLook{}, nil
+}
+
+func (s *store) AddReplay(_ context.Context, r message.Replay) (message.Replay, error) { return r, nil }
+
+func (s *store) ReplayMessage(context.Context, message.ID, int, string, string) (message.Replay, error) {
+	return message.Replay{}, message.ErrNotFound
+}
+
+func (s *store) Replays(context.Context, string, int) (p message.Page[message.Replay], err error) {
+	return p, nil
+}
+
+func (s *store) Replay(context.Context, int64) (message.Replay, error) {
+	return message.Replay{}, message.ErrNotFound
+}
+
+func (s *store) TurnReplay(context.Context, int64, message.ReplayStatus, string) (message.Replay, error) {
+	return message.Replay{}, message.ErrNotFound
+}
+
 func (s *store) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -225,3 +225,96 @@ func TestAuditsOfTheLedger(t *testing.T) {
 		t.Errorf("stream: %s, want %s", got, want)
 	}
 }
+
+type replayed struct {
+	ID              int64
+	Status, By, Why string
+	ToSend          int64 `json:"to_send"`
+	Given           int64
+	Filter          struct{ Lane, State string }
+	Message         string
+	LeftOut         map[string]struct {
+		Count  int64
+		Why    string
+		Sample []struct{ ID string }
+	} `json:"left_out"`
+	Sample []struct{ ID string }
+	Next   string
+}
+
+func TestReplays(t *testing.T) {
+	t.Parallel()
+	o := newOperated(t)
+	for body, field := range map[string]string{
+		`{"reason":"r"}`:             "filter",
+		`{"filter":{},"reason":"r"}`: "filter",
+		`{"filter":{"lane":"transactional.email"},"all":true,"reason":"r"}`:                       "all",
+		`{"filter":{"lane":"fast.email"},"reason":"r"}`:                                           "filter.lane",
+		`{"filter":{"lanes":"fast.email"},"reason":"r"}`:                                          "filter.lanes",
+		`{"filter":{"state":"sent"},"reason":"r"}`:                                                "filter.state",
+		`{"filter":{"state":"expired"},"reason":"r"}`:                                             "filter.state",
+		`{"filter":{"state":"gone"},"reason":"r"}`:                                                "filter.state",
+		`{"filter":{"provider":"smpt"},"reason":"r"}`:                                             "filter.provider",
+		`{"filter":{"tenant":77},"reason":"r"}`:                                                   "filter.tenant",
+		`{"filter":{"tenant":77},"dry_run":true}`:                                                 "filter.tenant",
+		`{"filter":{"tag":"a b"},"reason":"r"}`:                                                   "filter.tag",
+		`{"filter":{"since":"noon"},"reason":"r"}`:                                                "filter.since",
+		`{"filter":{"since":"2026-01-02T00:00:00Z","until":"2026-01-01T00:00:00Z"},"reason":"r"}`: "filter.until",
+		`{"filter":{"tag":"a"}}`:                                                                  "reason",
+		`{"filter":{"tag":"a"},"rate":0,"reason":"r"}`:                                            "rate",
+		`{"filter":{"tag":"a"},"rate":10001,"reason":"r"}`:                                        "rate",
+		`{"filter":{"tag":"a"},"cursor":"a-b","reason":"r"}`:                                      "cursor",
+		`{"filter":{"tag":"a"},"cursor":"x","dry_run":true}`:                                      "cursor",
+		`{"filter":{"tag":"a"},"attempt":1,"reason":"r"}`:                                         "attempt",
+		`{"id":"msg_a","reason":"r"}`:                                                             "attempt",
+		`{"id":"msg_a","attempt":1}`:                                                              "reason",
+		`{"id":"msg_a","attempt":1,"filter":{"tag":"a"},"reason":"r"}`:                            "filter",
+		`{"id":"msg_a","attempt":1,"dry_run":true,"reason":"r"}`:                                  "dry_run",
+	} {
+		wantProblem(t, o.do("POST", "/v1/replays", "operator", body), 422, field)
+	}
+	wantProblem(t, o.do("POST", "/v1/replays", "operator", `{"id":"msg_a","attempt":1,"reason":"r"}`), 404)
+
+	items := o.submit(4)
+	for i, outcome := range []message.Outcome{message.Rejected, message.Rejected, message.Sent} {
+		o.claim(items[i], message.Claimed)
+		if err := o.ledger.Record(t.Context(), message.Report{Position: items[i].Position, Attempt: 1, Provider: "smtp", Result: message.Result{Outcome: outcome}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dry := decodeInto[replayed](t, o.do("POST", "/v1/replays", "operator", `{"filter":{"lane":"transactional.email"},"dry_run":true}`), 200)
+	if dry.ToSend != 2 || dry.LeftOut["sent"].Count != 1 || dry.LeftOut["sent"].Sample[0].ID != items[2].ID.String() || dry.LeftOut["queued"].Count != 1 || dry.Sample[0].ID != items[0].ID.String() || dry.Next != "" || dry.ID != 0 {
+		t.Errorf("dry run %+v", dry)
+	}
+	body := `{"filter":{"lane":"transactional.email","state":"failed"},"reason":"r"}`
+	made := decodeInto[replayed](t, o.do("POST", "/v1/replays", "operator", body), 200)
+	if made.ID == 0 || made.Status != "counting" || made.By != "ops key k3v9x2ab" || made.Filter.State != "failed" {
+		t.Errorf("replay %+v", made)
+	}
+	if p := wantProblem(t, o.do("POST", "/v1/replays", "operator", `{"all":true,"reason":"r"}`), 409); p.Code != "replay_overlap" || !strings.Contains(p.Detail, fmt.Sprint("/v1/replays/", made.ID)) {
+		t.Errorf("overlap: %+v", p)
+	}
+	path := fmt.Sprint("/v1/replays/", made.ID)
+	for _, step := range [][2]string{{"pause", "paused"}, {"resume", "counting"}, {"cancel", "canceled"}} {
+		if got := decodeInto[replayed](t, o.do("POST", path+"/"+step[0], "operator", ""), 200); got.Status != step[1] {
+			t.Errorf("%s: %+v", step[0], got)
+		}
+	}
+	if p := wantProblem(t, o.do("POST", path+"/resume", "operator", ""), 409); p.Code != "replay_ended" {
+		t.Errorf("code %s", p.Code)
+	}
+	wantProblem(t, o.do("GET", "/v1/replays/999", "operator", ""), 404)
+	wantProblem(t, o.do("GET", "/v1/replays/x", "operator", ""), 422, "id")
+	wantProblem(t, o.do("GET", "/v1/replays?state=done", "operator", ""), 422, "state")
+	if all := decodeInto[list](t, o.do("GET", "/v1/replays", "operator", ""), 200); len(all.Items) != 1 {
+		t.Errorf("replays: %+v", all)
+	}
+	// A sent one, by its id.
+	named := fmt.Sprintf(`{"id":%q,"attempt":1,"reason":"asked for"}`, items[2].ID)
+	if got := decodeInto[replayed](t, o.do("POST", "/v1/replays", "operator", named), 200); got.Status != "done" || got.Given != 1 || got.Message != items[2].ID.String() {
+		t.Errorf("by its id: %+v", got)
+	}
+	if p := wantProblem(t, o.do("POST", "/v1/replays", "operator", named), 409); p.Code != "not_replayable" || !strings.Contains(p.Detail, "waits for its next attempt") {
+		t.Errorf("twice: %+v", p)
+	}
+}

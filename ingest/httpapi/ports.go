@@ -54,6 +54,21 @@ type Ledger interface {
 	// ReleaseMessage lets a message that was set aside be sent after all;
 	// message.ErrNotHeld if it isn't.
 	ReleaseMessage(ctx context.Context, id message.ID, by, reason string) (*message.View, error)
+	// LookReplay says what a replay would do, as far as it comes in some seconds.
+	LookReplay(ctx context.Context, f message.ReplayFilter, cursor string) (*message.ReplayLook, error)
+	// AddReplay begins a replay with r's Filter, Rate, Reason and By; or fails
+	// with a message.ReplayOverlap.
+	AddReplay(ctx context.Context, r message.Replay) (message.Replay, error)
+	// ReplayMessage gives leave to send a message again after its last attempt,
+	// whose number is attempt; or fails with a message.NotReplayable.
+	ReplayMessage(ctx context.Context, id message.ID, attempt int, by, reason string) (message.Replay, error)
+	// Replays is one page, newest first.
+	Replays(ctx context.Context, cursor string, limit int) (message.Page[message.Replay], error)
+	// Replay is one replay.
+	Replay(ctx context.Context, id int64) (message.Replay, error)
+	// TurnReplay pauses, cancels or resumes (message.ReplayRunning) a replay;
+	// message.ErrReplayEnded if it is over otherwise.
+	TurnReplay(ctx context.Context, id int64, to message.ReplayStatus, by string) (message.Replay, error)
 }
 
 // Incidents is what is wrong, as this process sees it. It needs no store.

@@ -96,6 +96,8 @@ func notFound() *Problem {
 // error that it doesn't know is nobody's business outside: the caller logs it.
 func problemOf(err error) (p *Problem, known bool) {
 	var fields message.FieldErrors
+	var overlap *message.ReplayOverlap
+	var not *message.NotReplayable
 	switch {
 	case errors.As(err, &p):
 		return p, true
@@ -115,6 +117,17 @@ func problemOf(err error) (p *Problem, known bool) {
 		return newProblem(http.StatusConflict, "already_held", "It is held already. See GET /v1/holds."), true
 	case errors.Is(err, message.ErrNotHeld):
 		return newProblem(http.StatusConflict, "not_held", "It is not held, or was released already."), true
+	case errors.As(err, &overlap):
+		detail := "Another replay is about some of the same messages, or may be. See GET /v1/replays/" + strconv.FormatInt(overlap.ID, 10)
+		if overlap.ID == 0 {
+			detail = "There are too many replays that are not through. See GET /v1/replays."
+		}
+		return newProblem(http.StatusConflict, "replay_overlap", detail), true
+	case errors.As(err, &not):
+		return newProblem(http.StatusConflict, "not_replayable", "The message is not sent again: "+message.ReplayCauses[not.Cause]+".",
+			ProblemField{"id", not.Cause}), true
+	case errors.Is(err, message.ErrReplayEnded):
+		return newProblem(http.StatusConflict, "replay_ended", "The replay is done or canceled."), true
 	case errors.Is(err, message.ErrUnavailable), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 		return unavailable("Nothing was promised. Repeat the request with the same idempotency key."), true
 	}

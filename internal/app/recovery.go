@@ -9,9 +9,12 @@ import (
 )
 
 func (p *process) buildRecovery() (err error) {
-	p.drain, err = recovery.NewDrain(recovery.DrainConfig{
+	if p.drain, err = recovery.NewDrain(recovery.DrainConfig{
 		Ledger: p.ledger, Publisher: p.clusters, Backlog: p.clusters.backlog, Log: p.log, Meters: p.tel.MeterProvider,
-	})
+	}); err != nil {
+		return err
+	}
+	p.replayer = recovery.NewReplayer(p.ledger, p.log)
 	return err
 }
 

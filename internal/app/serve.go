@@ -54,6 +54,7 @@ type process struct {
 	providers []delivery.Provider
 	loopback  delivery.Provider // instead of the configured ones; the bench's
 	guard     *recovery.Guard
+	replayer  *recovery.Replayer
 	watching  watching
 	addr      Addresses
 }
@@ -224,6 +225,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	}
 	if p.drain != nil {
 		front.run("drain", func() error { return p.drain.Run(fctx) })
+		front.run("replay", func() error { return p.replayer.Run(fctx) })
 		for _, c := range p.clusters.all {
 			front.run("journal "+c.name, func() error { return c.journals.Run(fctx, drained{p.drain, p.ledger, c}) })
 		}
