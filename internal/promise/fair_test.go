@@ -67,7 +67,9 @@ func TestTenantDelaysNobody(t *testing.T) {
 	}
 	submitBatches(t, s, hog, api, backlog)
 	worker := s.start("worker")
-	waitFor(t, func() bool { return len(s.taken()) > 100 }, "the drain to begin")
+	for len(s.taken()) < 100 { // the drain has begun
+		<-s.sims.Store.Watch()
+	}
 	before := worker.resident(t)
 	small := newClient(t, s.tenant("small"), func() string { return api })
 	sent := make(map[string]time.Time)
