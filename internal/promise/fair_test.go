@@ -58,6 +58,7 @@ func (p *process) resident(t *testing.T) int {
 func TestTenantDelaysNobody(t *testing.T) {
 	s := newStage(t)
 	api := s.start("api").api
+	small := newClient(t, s.tenant("small"), func() string { return api })
 	hog := newClient(t, s.key, func() string { return api })
 	backlog := scaled(1_000_000)
 	for _, faults := range []*sim.Faults{s.sims.SMTP.Faults, s.sims.FCM.Faults} {
@@ -71,7 +72,6 @@ func TestTenantDelaysNobody(t *testing.T) {
 		<-s.sims.Store.Watch()
 	}
 	before := worker.resident(t)
-	small := newClient(t, s.tenant("small"), func() string { return api })
 	sent := make(map[string]time.Time)
 	for i := range scaled(800) {
 		o := order{Name: fmt.Sprintf("small-%05d", i), Push: i%2 == 1, Class: "campaign"}
