@@ -109,8 +109,75 @@ begin
 end $$;
 -- +goose StatementEnd
 
+-- lane_size is how many messages of a lane nobody has claimed, by three counts
+-- of whole ranges: each first attempt, and each leave for one, has its message.
+-- Beyond most rows above the cursor it says less.
+-- +goose StatementBegin
+create function lane_size(lane_ smallint, most bigint) returns bigint
+language plpgsql stable
+set enable_seqscan = off set plan_cache_mode = force_generic_plan
+as $$
+declare
+  lo bigint;
+  hi constant bigint := (lane_::bigint + 1) << 57;
+begin
+  select l.cursor into lo from lane l where l.code = lane_;
+  return greatest(0,
+    (select count(*) from (select from message m where m.n > lo and m.n < hi limit most) x)
+    - (select count(*) from (select from attempt a where a.n > lo and a.n < hi and a.no = 1 limit most) x)
+    - (select count(*) from waiting w where w.n > lo and w.n < hi and w.no = 1));
+end $$;
+-- +goose StatementEnd
+
+-- tenant_backlogs is how many messages each tenant has from its first unclaimed
+-- one on, up to most. That one is found by bisection to within a thousand
+-- submissions: a tenant's messages are claimed nearly in order.
+-- +goose StatementBegin
+create function tenant_backlogs(lane_ smallint, most bigint) returns table (tenant int, backlog bigint)
+language plpgsql stable
+set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+as $$
+declare
+  within constant bigint := 1000::bigint << 6;
+  low bigint;
+  lo  bigint;
+  hi  bigint;
+  top bigint;
+  mid bigint;
+  at_ bigint;
+begin
+  select l.cursor into low from lane l where l.code = lane_;
+  select max(m.n) into top from message m where m.n > low and m.n < (lane_::bigint + 1) << 57;
+  if top is null then
+    return;
+  end if;
+  for tenant in select t.id from tenant t order by t.id loop
+    lo := low;
+    hi := top;
+    while hi - lo > within loop
+      mid := lo + (hi - lo) / 2;
+      select m.n into at_ from message m
+      where (m.tenant, m.n) > (tenant_backlogs.tenant, mid) and (m.tenant, m.n) <= (tenant_backlogs.tenant, hi) and m.n > mid and m.n <= hi
+      order by m.tenant, m.n limit 1;
+      if at_ is not null and (exists (select from attempt a where a.n = at_ and a.no = 1) or exists (select from waiting w where w.n = at_)) then
+        lo := at_;
+      else
+        hi := mid;
+      end if;
+    end loop;
+    select count(*) into backlog from (
+      select from message m
+      where (m.tenant, m.n) > (tenant_backlogs.tenant, lo) and (m.tenant, m.n) <= (tenant_backlogs.tenant, top) and m.n > lo and m.n <= top
+      order by m.tenant, m.n limit most) x;
+    if backlog > 0 then
+      return next;
+    end if;
+  end loop;
+end $$;
+-- +goose StatementEnd
+
 -- +goose Down
-drop function fair;
+drop function fair, lane_size, tenant_backlogs;
 drop trigger waiting_tenant on waiting;
 drop function waiting_tenant;
 alter table waiting drop column tenant;

@@ -49,6 +49,7 @@ type process struct {
 	kafka     *broker.Broker
 	publisher *broker.Publisher
 	service   *ingest.Service
+	admission *ingest.Admission
 	worker    *delivery.Worker
 	consumer  *broker.Consumer
 	tail      *broker.Tail // what the journals hold; the API's
@@ -150,9 +151,12 @@ func (p *process) buildAPI() (err error) {
 	if p.journal, err = p.kafka.NewJournal(p.tail); err != nil {
 		return err
 	}
+	p.admission = ingest.NewAdmission(p.ledger, ingest.AdmissionConfig{
+		Backlog: p.cfg.Accept.Backlog, TenantBacklog: p.cfg.Accept.TenantBacklog, TenantRate: p.cfg.Accept.TenantRate, Log: p.log,
+	})
 	p.service = ingest.New(p.ledger, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		PushCheck: checkPush, Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
+		PushCheck: checkPush, Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log, Admission: p.admission,
 	})
 	return nil
 }
@@ -192,6 +196,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	p.watching.run(house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
+		back.run("admission", func() error { p.admission.Run(house); return nil })
 		back.run("journal index", func() error { return p.tail.Run(house) })
 	}
 
