@@ -25,6 +25,10 @@
 // attempts: hold_back refuses the claim, or sets a tenant's aside in waiting,
 // due when it expires or when the hold is released.
 //
+// Beside Due and Unclaimed, which go by age, Fair brings a lane's messages tenant
+// by tenant. It only reads, but for the column waiting.tenant, which no rule
+// depends on.
+//
 // # Invariants
 //
 //  1. (n, no) is unique in attempt. Sending, canceling, expiring,

@@ -3,6 +3,7 @@ package dedupe
 import (
 	"context"
 	"math"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,9 +55,16 @@ func (l *Ledger) Lanes(ctx context.Context) ([]message.LaneView, error) {
 	r := &l.lanes
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if time.Since(r.at) < time.Second {
-		return r.answer, nil
+	if age := time.Since(r.at); age < time.Second {
+		answer := slices.Clone(r.answer)
+		for i := range answer { // of what was left then, so much has passed
+			if eta := &answer[i].ETA; *eta > 0 {
+				*eta = max(0, *eta-age)
+			}
+		}
+		return answer, nil
 	}
+	began := time.Now()
 	answer, err := l.lanesUpTo(ctx, countedOne)
 	if err == nil {
 		err = l.countLarge(ctx, answer)
@@ -64,7 +72,7 @@ func (l *Ledger) Lanes(ctx context.Context) ([]message.LaneView, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.answer, r.at = answer, time.Now()
+	r.answer, r.at = answer, began
 	return answer, nil
 }
 
