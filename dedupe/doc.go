@@ -28,6 +28,10 @@
 // A message that failed comes back by decision k: resend, too, which a replay
 // makes: by filter only if no attempt of it may have been taken, else by name.
 //
+// Beside Due and Unclaimed, which go by age, Fair brings a lane's messages tenant
+// by tenant. It only reads, but for the column waiting.tenant, which no rule
+// depends on.
+//
 // # Invariants
 //
 //  1. (n, no) is unique in attempt. Sending, canceling, expiring,

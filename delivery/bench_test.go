@@ -15,9 +15,12 @@ type instantLedger struct{}
 func (instantLedger) Claim(context.Context, message.Item) (message.Claim, error) {
 	return message.Claim{Verdict: message.Claimed, Tenant: 1, Recipient: "a@example.net", Life: time.Hour}, nil
 }
-func (instantLedger) Record(context.Context, message.Report) error                   { return nil }
-func (instantLedger) Hold(context.Context, message.AttemptKey, string) error         { return nil }
-func (instantLedger) Park(context.Context, string, []byte, string) error             { return nil }
+func (instantLedger) Record(context.Context, message.Report) error           { return nil }
+func (instantLedger) Hold(context.Context, message.AttemptKey, string) error { return nil }
+func (instantLedger) Park(context.Context, string, []byte, string) error     { return nil }
+func (instantLedger) Fair(context.Context, message.Lane, int) ([]message.Item, error) {
+	return nil, nil
+}
 func (instantLedger) Due(context.Context, message.Lane, int) ([]message.Item, error) { return nil, nil }
 func (instantLedger) Unclaimed(context.Context, message.Lane, time.Duration, int) ([]message.Item, error) {
 	return nil, nil

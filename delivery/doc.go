@@ -47,8 +47,13 @@
 //     its end is durable.
 //  6. Lanes share no queue, no sender and no feed. Of a provider that they share,
 //     each keeps a part that the others can't take (see Route).
-//  7. Memory is bounded: a lane has in hand at most its senders, its queue and
-//     its feed's queue, of which 16 may have content above 64 KiB.
+//  7. Memory is bounded: a lane has in hand at most its senders, its queue, its
+//     feed's queue and that of its tenants' turns (half its senders), of which 16
+//     may have content above 64 KiB.
+//  8. Of a lane in which more waits than it has in hand, each tenant's oldest is
+//     brought in turn, and goes first three times of four.
+//  9. A provider that defers more than a tenth gets less, until it takes what it
+//     gets (see pace).
 //
 // # Where a failure lands
 //

@@ -23,9 +23,12 @@ type feeder struct {
 	lane  *lane
 	share int
 	wait  time.Duration
-	full  bool  // the round before found as many unclaimed ones as it wanted
-	won   int64 // lane.won then
-	vain  int64 // lane.vain then
+	full  bool // the round before found as many unclaimed ones as it wanted
+	// crowded says that more is to go than the lane has in hand: then its tenants
+	// take turns. With one message after the other there is nothing to share.
+	crowded bool
+	won     int64 // lane.won then
+	vain    int64 // lane.vain then
 
 	asked time.Duration // when the rate was looked at last, by the monotonic clock
 	spare float64       // what the rate allows by now
@@ -58,20 +61,26 @@ func (f *feeder) run() {
 // round asks the ledger once for each kind, and sets wait.
 func (f *feeder) round() error {
 	l := f.lane
+	if err := f.fair(); err != nil {
+		return err
+	}
 	room := cap(l.feed) - len(l.feed)
 	if room < cap(l.feed)/2 {
 		l.more.Store(true) // and go on when there is
-		f.wait = feedMaxPause
+		if f.wait = feedMaxPause; f.crowded {
+			f.wait = feedPause
+		}
 		return nil
 	}
 	// What is in hand already is among the oldest that the ledger knows: it is
 	// asked for, and left out.
 	half := room / 2
-	due, err := f.cfg.Ledger.Due(f.soft, l.lane, half+int(l.fed.Load()))
+	ask := half + int(l.fed.Load())
+	due, err := f.cfg.Ledger.Due(f.soft, l.lane, ask)
 	if err != nil {
 		return err
 	}
-	dues := l.fill(due, half, f.clock().Mono)
+	dues := l.fill(l.feed, due, half, f.clock().Mono)
 
 	away, age, pause := f.cfg.KafkaAway(l.lane), f.cfg.FeedAge, feedPause
 	room -= dues
@@ -83,16 +92,17 @@ func (f *feeder) round() error {
 	}
 	bounded := f.bound(&want)
 	if bounded && want == 0 {
-		f.full, f.wait = false, feedPause
+		f.full, f.crowded, f.wait = false, false, feedPause
 		return nil
 	}
 	unclaimed, err := f.cfg.Ledger.Unclaimed(f.soft, l.lane, age, limit)
 	if err != nil {
 		return err
 	}
-	lost := l.fill(unclaimed, want, f.clock().Mono)
+	lost := l.fill(l.feed, unclaimed, want, f.clock().Mono)
 	f.spare -= float64(lost)
 	f.full = lost == want && !bounded
+	f.crowded = !bounded && (len(due) == ask || len(unclaimed) == limit)
 
 	if dues+lost > 0 {
 		f.wait = pause
@@ -135,8 +145,25 @@ func (f *feeder) adapt() int {
 	return f.share
 }
 
-// fill queues at most most of items, leaving out what is in hand.
-func (l *lane) fill(items []message.Item, most int, now time.Duration) (n int) {
+// fair brings some of each tenant's oldest while the lane is crowded.
+func (f *feeder) fair() error {
+	l := f.lane
+	room := cap(l.fair) - len(l.fair)
+	if !f.crowded || room < cap(l.fair)/2 {
+		return nil
+	}
+	items, err := f.cfg.Ledger.Fair(f.soft, l.lane, room+int(l.fed.Load()))
+	if err != nil {
+		return err
+	}
+	if l.fill(l.fair, items, room, f.clock().Mono) > 0 {
+		l.turns.Store(true)
+	}
+	return nil
+}
+
+// fill puts at most most of items into queue, leaving out what is in hand.
+func (l *lane) fill(queue chan<- offer, items []message.Item, most int, now time.Duration) (n int) {
 	for i := range items {
 		if n == most {
 			break
@@ -150,7 +177,7 @@ func (l *lane) fill(items []message.Item, most int, now time.Duration) (n int) {
 		}
 		l.fed.Add(1)
 		select {
-		case l.feed <- o:
+		case queue <- o:
 			n++
 		default:
 			l.giveBack(&o)

@@ -39,6 +39,8 @@ type gate struct {
 	timer   *time.Timer // of closed
 	trouble error       // what closed it last
 	shut    time.Time   // when it closed
+	rate    pace
+	tick    *time.Timer // calls when the pace lets in the next
 
 	ended [message.Returned + 1]atomic.Int64 // hand-overs by outcome
 }
@@ -122,6 +124,7 @@ func (g *gate) enter(ctx context.Context, class message.Class, expires time.Time
 	}
 	turn := make(chan struct{})
 	g.waiting[class] = append(g.waiting[class], turn)
+	g.wind()
 	g.mu.Unlock()
 
 	var past <-chan time.Time
@@ -157,6 +160,9 @@ func (g *gate) admits(class message.Class) bool {
 	if state := g.state.Load(); state == gateClosed || state == gateAjar && g.probing {
 		return false
 	}
+	if g.rate.wait(time.Now()) > 0 {
+		return false
+	}
 	if g.slots == 0 {
 		return true
 	}
@@ -175,6 +181,7 @@ func (g *gate) admits(class message.Class) bool {
 func (g *gate) admit(class message.Class) {
 	g.held[class]++
 	g.total++
+	g.rate.begin(time.Now())
 	g.probing = g.state.Load() == gateAjar
 }
 
@@ -188,6 +195,43 @@ func (g *gate) call() {
 			close(turn)
 		}
 	}
+	g.wind()
+}
+
+// wind has call come again when the pace lets in the next. The caller holds mu.
+func (g *gate) wind() {
+	wait := g.rate.wait(time.Now())
+	if wait == 0 || len(g.waiting[message.Transactional])+len(g.waiting[message.Trigger])+len(g.waiting[message.Campaign]) == 0 {
+		return
+	}
+	if g.tick == nil {
+		g.tick = time.AfterFunc(wait, func() {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.call()
+		})
+		return
+	}
+	g.tick.Reset(wait)
+}
+
+// learn lets the pace know how a hand-over ended.
+func (g *gate) learn(o message.Outcome) {
+	g.ended[o].Add(1)
+	if o == message.Returned {
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.rate.ended(time.Now(), o == message.Sent || o == message.Rejected) {
+		return
+	}
+	if g.rate.rate == 0 {
+		g.log.Info("provider takes everything again; its pace is free")
+	} else {
+		g.log.Warn("provider takes less than it gets; its pace follows", "rate", g.rate.rate)
+	}
+	g.call()
 }
 
 func (g *gate) leave(class message.Class) {
@@ -252,6 +296,9 @@ func (g *gate) stop() {
 	defer g.mu.Unlock()
 	if g.timer != nil {
 		g.timer.Stop()
+	}
+	if g.tick != nil {
+		g.tick.Stop()
 	}
 }
 

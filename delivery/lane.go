@@ -13,6 +13,10 @@ import (
 // what only the ledger knows has its share while Kafka has more than enough.
 const feedTurn = 16
 
+// fairTurn is how often a sender looks to Kafka before what comes for the sake of
+// fairness: every fourth item, so that Kafka's records go on being finished.
+const fairTurn = 4
+
 // Content of more than great bytes is kept in a queue for maxGreat of Kafka's
 // items, which the ledger might not know, and for none of the feed's, which is
 // read from the ledger again when its turn has come.
@@ -48,10 +52,12 @@ type lane struct {
 	kafka chan offer
 	great chan struct{} // one for each great item in kafka
 	feed  chan offer
+	fair  chan offer // each tenant's oldest, while the lane is crowded
 	hand  *hand
 
 	hungry chan struct{} // wakes the feed
 	more   atomic.Bool   // the ledger has more than was taken: wake it when there is room
+	turns  atomic.Bool   // the fair queue was filled: wake the feed when it is empty
 	fed    atomic.Int64  // the feed's items that no verdict has come for
 	won    atomic.Int64  // the feed's items that were claimed
 	vain   atomic.Int64  // the feed's items that others had claimed
@@ -62,6 +68,7 @@ func newLane(l message.Lane, senders int, g *gate, policy DoubtPolicy) *lane {
 	return &lane{
 		lane: l, name: l.String(), senders: senders, gate: g, policy: policy,
 		kafka: make(chan offer, queue), great: make(chan struct{}, maxGreat), feed: make(chan offer, queue),
+		fair: make(chan offer, max(8, senders/2)),
 		hand: newHand(), hungry: make(chan struct{}, 1),
 	}
 }
@@ -103,12 +110,16 @@ func (l *lane) refuse(o *offer, err error) error {
 	return fmt.Errorf("offer: %w", err)
 }
 
-// next puts into o what comes first, or of what is there Kafka's, or with
-// feedFirst the feed's. It is false when the worker is stopping.
-func (l *lane) next(o *offer, stopping <-chan struct{}, feedFirst bool) bool {
-	first := l.kafka
-	if feedFirst {
-		first = l.feed
+// next puts into o what comes first: the fair queue's, or Kafka's or the feed's
+// when it is their turn, or else what is there. It is false when the worker is
+// stopping.
+func (l *lane) next(o *offer, stopping <-chan struct{}, turn int) bool {
+	first, second := l.fair, l.kafka
+	switch {
+	case turn%feedTurn == 0:
+		first, second = l.feed, l.fair
+	case turn%fairTurn == 2:
+		first, second = l.kafka, l.fair
 	}
 	select {
 	case <-stopping:
@@ -119,16 +130,21 @@ func (l *lane) next(o *offer, stopping <-chan struct{}, feedFirst bool) bool {
 	case *o = <-first:
 	default:
 		select {
-		case *o = <-l.kafka:
-		case *o = <-l.feed:
-		case <-stopping:
-			return false
+		case *o = <-second:
+		default:
+			select {
+			case *o = <-l.fair:
+			case *o = <-l.kafka:
+			case *o = <-l.feed:
+			case <-stopping:
+				return false
+			}
 		}
 	}
 	if o.great() && !o.fed() {
 		<-l.great
 	}
-	if o.fed() && len(l.feed) <= cap(l.feed)/2 && l.more.CompareAndSwap(true, false) {
+	if o.fed() && (len(l.feed) <= cap(l.feed)/2 && l.more.CompareAndSwap(true, false) || len(l.fair) == 0 && l.turns.CompareAndSwap(true, false)) {
 		l.wake()
 	}
 	return true

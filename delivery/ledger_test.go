@@ -297,6 +297,11 @@ func (p *fakeProcess) Due(ctx context.Context, lane message.Lane, limit int) ([]
 	return p.ledger.sorted(lane, limit, func(m *fakeMessage) bool { return m.waiting > 0 && !time.Now().Before(m.due) }), nil
 }
 
+// Fair brings nothing: all messages here are one tenant's.
+func (p *fakeProcess) Fair(context.Context, message.Lane, int) ([]message.Item, error) {
+	return nil, nil
+}
+
 func (p *fakeProcess) Content(ctx context.Context, pos message.Position) ([]byte, error) {
 	if err := cmp.Or(ctx.Err(), p.begin("content")); err != nil {
 		return nil, err

@@ -33,6 +33,11 @@ type Ledger interface {
 	Unclaimed(ctx context.Context, l message.Lane, age time.Duration, limit int) ([]message.Item, error)
 	// Due is what waits in the ledger and is due, oldest first, likewise.
 	Due(ctx context.Context, l message.Lane, limit int) ([]message.Item, error)
+	// Fair is of what Due and Unclaimed would bring, at any age, a few of each
+	// tenant's oldest: the first of each, then the second of each, and so on.
+	// Of more tenants than one call looks at, the next goes on with the others.
+	// It brings nothing while only one tenant has something to go.
+	Fair(ctx context.Context, l message.Lane, limit int) ([]message.Item, error)
 	// Content is the canonical content of a message whose record didn't carry it.
 	Content(ctx context.Context, p message.Position) ([]byte, error)
 	// Beat tells that this worker lives, and which attempts it has open. giveUp

@@ -30,7 +30,7 @@ func (s *sender) run() {
 	defer s.leash.end()
 	o := new(offer)
 	for ; ; s.turn++ {
-		if !s.lane.next(o, s.soft.Done(), s.turn%feedTurn == 0) {
+		if !s.lane.next(o, s.soft.Done(), s.turn) {
 			return
 		}
 		s.deliver(o)

@@ -38,7 +38,7 @@ func (a *attempt) settle(provider string, r message.Result) {
 	}
 	a.lane.meter.ended(provider, r)
 	if g := a.lane.gate; !r.Poison && provider == g.provider.Name() {
-		g.ended[r.Outcome].Add(1)
+		g.learn(r.Outcome)
 	}
 	a.watch.ended(a.span, provider, r)
 	if err == nil {

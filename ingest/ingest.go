@@ -40,7 +40,9 @@ type Config struct {
 	// Patience is how long the ledger may take to accept before the journal does
 	// instead, at most half of what is left of the request: 2 s.
 	Patience time.Duration
-	Log      *slog.Logger // nil: none
+	// Admission refuses what is too much. Nil takes everything.
+	Admission *Admission
+	Log       *slog.Logger // nil: none
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
 }
@@ -50,8 +52,12 @@ type Service struct {
 	acceptor  Acceptor
 	publisher Publisher
 	breaker   *breaker
+	lookups   chan struct{} // one for each repeat that is looked up though it is too much
 	cfg       Config
 }
+
+// mostLookups bounds those.
+const mostLookups = 16
 
 // New makes a Service over a ledger and a publisher.
 func New(acceptor Acceptor, publisher Publisher, cfg Config) *Service {
@@ -76,7 +82,7 @@ func New(acceptor Acceptor, publisher Publisher, cfg Config) *Service {
 			cfg.Log.Info("the ledger accepts again")
 		}
 	}
-	return &Service{acceptor: acceptor, publisher: publisher, breaker: newBreaker(cfg.Patience, cfg.Now, changed), cfg: cfg}
+	return &Service{acceptor: acceptor, publisher: publisher, breaker: newBreaker(cfg.Patience, cfg.Now, changed), lookups: make(chan struct{}, mostLookups), cfg: cfg}
 }
 
 func orDefault(d *time.Duration, value time.Duration) {

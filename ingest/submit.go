@@ -51,7 +51,8 @@ func scopedKey(p *keyring.Principal, key string) string {
 
 // Submit keeps r and answers with its ids and numbers.
 //
-// It fails with message.FieldErrors for a request that is wrong, with
+// It fails with message.FieldErrors for a request that is wrong, with *Busy for
+// one that is too much now, with
 // message.ErrKeyReused, and with message.ErrUnavailable or ctx's error when
 // nobody can tell whether it is kept: the same request under the same key may
 // be submitted again until there is an answer. Only a nil error is a promise.
@@ -76,7 +77,10 @@ func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
 	sub.Trace = r.Trace
 	sub.Test = r.Principal.Test
 	if stale != nil {
-		return s.repeatOrStale(ctx, r, sub, stale)
+		return s.repeatOr(ctx, r, sub, stale)
+	}
+	if a, err := s.admit(ctx, r, sub); a != nil || err != nil {
+		return a, err
 	}
 	receipt, err := s.keep(ctx, sub, now)
 	switch {
@@ -125,12 +129,12 @@ func (s *Service) recall(ctx context.Context, sub *message.Submission, a *Accept
 	}
 }
 
-// repeatOrStale answers a request whose only fault is that it expired. If it
-// was kept before it expired, its sender deserves to hear that: an application
-// that retries after an outage would else take a sent message for a refused one.
-func (s *Service) repeatOrStale(ctx context.Context, r Request, sub *message.Submission, stale message.FieldErrors) (*Accepted, error) {
+// repeatOr answers a request that is refused with no only for when it came. If it
+// was kept before, its sender deserves to hear that: an application that retries
+// after an outage would else take a sent message for a refused one.
+func (s *Service) repeatOr(ctx context.Context, r Request, sub *message.Submission, no error) (*Accepted, error) {
 	if r.Key == "" {
-		return nil, stale
+		return nil, no
 	}
 	kept, known := s.inJournal(sub)
 	views, err := s.find(ctx, sub)
@@ -145,12 +149,12 @@ func (s *Service) repeatOrStale(ctx context.Context, r Request, sub *message.Sub
 		return nil, fmt.Errorf("find the earlier request: %w: the journal can't be read yet", message.ErrUnavailable)
 	}
 	if len(views) != len(sub.Recipients) {
-		return nil, stale
+		return nil, no
 	}
 	a := &Accepted{ID: sub.ID(), Replayed: true, Messages: make([]Message, len(views))}
 	for _, v := range views {
 		if v.ID.Submission() != a.ID || v.ID.Index() >= len(views) {
-			return nil, stale
+			return nil, no
 		}
 		a.Messages[v.ID.Index()] = Message{ID: v.ID, To: v.Recipient, State: v.State, Stream: v.Stream, Sequence: v.Sequence}
 	}

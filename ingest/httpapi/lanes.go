@@ -18,8 +18,8 @@ type laneView struct {
 	Depth     int64    `json:"depth" doc:"Messages that are ready to be sent."`
 	Waiting   int64    `json:"waiting" doc:"Messages that are scheduled, or between attempts."`
 	OldestAge float64  `json:"oldest_age_seconds" doc:"Age of the oldest that is ready."`
-	InRate    float64  `json:"in_rate" doc:"Messages accepted a second, over the last minute."`
-	OutRate   float64  `json:"out_rate" doc:"Attempts made a second, over the last minute."`
+	InRate    float64  `json:"in_rate" doc:"Messages accepted a second, over the last 20 seconds or since attempts began to be made."`
+	OutRate   float64  `json:"out_rate" doc:"First attempts made a second, over the last 20 seconds or since attempts began to be made."`
 	ETA       *float64 `json:"eta_seconds" nullable:"true" doc:"Until none is ready, at these rates; null for never."`
 }
 

@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -98,7 +100,10 @@ func problemOf(err error) (p *Problem, known bool) {
 	var fields message.FieldErrors
 	var overlap *message.ReplayOverlap
 	var not *message.NotReplayable
+	var busy *ingest.Busy
 	switch {
+	case errors.As(err, &busy):
+		return tooMuch(busy), true
 	case errors.As(err, &p):
 		return p, true
 	case errors.As(err, &fields):
@@ -137,6 +142,18 @@ func problemOf(err error) (p *Problem, known bool) {
 
 func unavailable(detail string) *Problem {
 	return newProblem(http.StatusServiceUnavailable, "unavailable", detail).with("Retry-After", strconv.Itoa(retryAfter))
+}
+
+// tooMuch says when to come again, and by which policy: RateLimit is the fields of
+// draft-ietf-httpapi-ratelimit-headers-09.
+func tooMuch(b *ingest.Busy) *Problem {
+	wait := strconv.Itoa(max(1, int(math.Ceil(b.RetryAfter.Seconds()))))
+	policy := fmt.Sprintf("%q;q=%d", b.Policy, b.Quota)
+	if b.Window > 0 {
+		policy += fmt.Sprintf(";w=%d", int(b.Window.Seconds()))
+	}
+	return newProblem(http.StatusTooManyRequests, "too_much", b.Detail).with("Retry-After", wait).
+		with("RateLimit-Policy", policy).with("RateLimit", fmt.Sprintf("%q;r=0;t=%s", b.Policy, wait))
 }
 
 // translate turns huma's own error model into ours, so that there is one.

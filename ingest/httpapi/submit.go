@@ -156,6 +156,6 @@ func (a *api) submitOperation(channel message.Channel) *huma.Operation {
 	}
 	op.Responses["200"].Headers = map[string]*huma.Param{replayedHeader: {Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"true"}}}}
 	a.problems(op, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
-		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
+		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusServiceUnavailable)
 	return op
 }

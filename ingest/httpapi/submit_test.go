@@ -3,10 +3,13 @@ package httpapi_test
 import (
 	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/ingest/httpapi"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -133,4 +136,24 @@ func TestLedgerAway(t *testing.T) {
 	}
 	f.panics = true
 	wantProblem(t, f.do("POST", "/v1/emails", "one", goodEmail), 500)
+}
+
+// What is too much is refused with when to come again, alone and in a batch.
+func TestTooMuchIs429(t *testing.T) {
+	slow := ingest.NewAdmission(nil, ingest.AdmissionConfig{TenantRate: 0.5})
+	f := newFixture(t, func(c *httpapi.Config) {
+		c.Service = ingest.New(c.Ledger.(*store), c.Ledger.(*store), ingest.Config{Admission: slow})
+	})
+	decodeInto[accepted](t, f.do("POST", "/v1/emails", "one", goodEmail), http.StatusAccepted)
+	a := f.do("POST", "/v1/emails", "one", goodEmail)
+	p := wantProblem(t, a, 429)
+	if p.Code != "too_much" || a.Header.Get("Retry-After") != "2" || a.Header.Get("RateLimit") != `"tenant-rate";r=0;t=2` ||
+		a.Header.Get("RateLimit-Policy") != `"tenant-rate";q=1;w=1` {
+		t.Errorf("%s %v", p.Code, a.Header)
+	}
+	line := f.do("POST", "/v1/batches", "one", `{"channel":"email",`+goodEmail[1:]+"\n", "Content-Type", "application/x-ndjson")
+	if line.StatusCode != 200 || !strings.Contains(string(line.body), `"status":429`) {
+		t.Errorf("a line: %d %s", line.StatusCode, line.body)
+	}
+	decodeInto[accepted](t, f.do("POST", "/v1/emails", "two", goodEmail), http.StatusAccepted)
 }

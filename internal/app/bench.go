@@ -43,6 +43,7 @@ func Bench(ctx context.Context, cfg config.Config, opt BenchOptions) (res *bench
 	cfg.Roles, cfg.Listen, cfg.MetricsListen, cfg.DataDir = []string{"api", "worker", "recovery"}, "127.0.0.1:0", "", dir
 	cfg.Clusters, cfg.Kafka.Standby = nil, ""
 	cfg.Kafka.Prefix = "stormpost-bench-" + strings.ToLower(rand.Text()[:8])
+	cfg.Accept.Backlog, cfg.Accept.TenantBacklog = 0, 0 // it wants to know what goes
 	cfg.Log = config.Log{Level: "warn", Format: "text"}
 	cfg.Delivery.Senders = map[string]int{"transactional.email": opt.Senders}
 	if err := cfg.Validate(); err != nil {

@@ -49,6 +49,7 @@ type process struct {
 	ring      *keyring.Ring
 	clusters  *clusters
 	service   *ingest.Service
+	admission *ingest.Admission
 	worker    *delivery.Worker
 	drain     *recovery.Drain
 	providers []delivery.Provider
@@ -135,10 +136,13 @@ func (p *process) build() (err error) {
 
 func (p *process) buildAPI() {
 	p.ring = keyring.Open(filepath.Join(p.cfg.DataDir, "keys.json"), p.ledger, p.log, time.Now)
+	p.admission = ingest.NewAdmission(p.ledger, ingest.AdmissionConfig{
+		Backlog: p.cfg.Accept.Backlog, TenantBacklog: p.cfg.Accept.TenantBacklog, TenantRate: p.cfg.Accept.TenantRate, Log: p.log,
+	})
 	p.service = ingest.New(p.ledger, p.clusters, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
 		PushCheck: checkPush, Finder: p.ledger, Journal: p.clusters, JournalAway: func() bool { return !p.clusters.canJournal() },
-		Patience: p.cfg.Accept.Patience, Log: p.log,
+		Patience: p.cfg.Accept.Patience, Log: p.log, Admission: p.admission,
 	})
 }
 
@@ -209,6 +213,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	p.watching.run(house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
+		back.run("admission", func() error { p.admission.Run(house); return nil })
 	}
 
 	front := newGroup()

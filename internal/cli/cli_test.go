@@ -142,6 +142,54 @@ func TestSettingsAreUsage(t *testing.T) {
 	}
 }
 
+// What is refused for now is submitted again when Retry-After says, and not when
+// that could send it twice or takes too long.
+func TestSendComesAgain(t *testing.T) {
+	for name, test := range map[string]struct {
+		status int
+		args   []string
+		code   int
+		calls  int
+	}{
+		"429":             {429, nil, exitOK, 2},
+		"503 with a key":  {503, []string{"--key", "k"}, exitOK, 2},
+		"503 without one": {503, nil, exitUnavailable, 1},
+		"too long":        {429, []string{"--wait", "10ms"}, exitUnavailable, 1},
+		"422":             {422, []string{"--key", "k"}, exitRefused, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			calls := 0
+			api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if calls++; calls == 1 {
+					if test.status != 422 {
+						w.Header().Set("Retry-After", "0")
+					}
+					w.WriteHeader(test.status)
+					return
+				}
+				w.WriteHeader(202)
+				_, _ = io.WriteString(w, receipt)
+			}))
+			defer api.Close()
+			r := run(t, []string{"STORMPOST_API=" + api.URL, "STORMPOST_API_KEY=k"}, append(email[:len(email):len(email)], test.args...)...)
+			if r.code != test.code || calls != test.calls {
+				t.Errorf("exit %d after %d calls, want %d after %d: %s", r.code, calls, test.code, test.calls, r.err)
+			}
+		})
+	}
+}
+
+func TestLanes(t *testing.T) {
+	a := newAPI(t, 200, `{"items":[{"lane":"campaign.email","depth":1200,"waiting":3,"oldest_age_seconds":90,"in_rate":1,"out_rate":41,"eta_seconds":30},{"lane":"trigger.push","depth":5,"eta_seconds":null}]}`)
+	r := run(t, a.environ(), "lanes")
+	if r.code != exitOK || a.last.URL.Path != "/v1/lanes" || !strings.Contains(r.out, "campaign.email  1200   3        1m30s   1.0   41.0   30s") || !strings.Contains(r.out, "never") {
+		t.Errorf("%+v", r)
+	}
+	if r = run(t, a.environ(), "lanes", "--json"); r.code != exitOK || !strings.Contains(r.out, `"eta_seconds"`) {
+		t.Errorf("%+v", r)
+	}
+}
+
 func TestSend(t *testing.T) {
 	a := newAPI(t, 202, receipt)
 	r := run(t, a.environ(), append(email, "--key", "order-17", "--class", "trigger", "--expires-at", "2030-01-01T00:00:00Z", "--supersede-key", "code 1")...)

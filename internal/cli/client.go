@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -103,7 +104,11 @@ func (cl *client) call(ctx context.Context, method, path string, header map[stri
 		return &exitError{exitUnavailable, err}
 	}
 	if resp.StatusCode/100 != 2 {
-		return problem(resp.StatusCode, b)
+		err := problem(resp.StatusCode, b)
+		if after, bad := strconv.Atoi(resp.Header.Get("Retry-After")); bad == nil && after >= 0 {
+			return &laterError{err, resp.StatusCode, time.Duration(after) * time.Second}
+		}
+		return err
 	}
 	if out == nil {
 		return nil
@@ -112,6 +117,40 @@ func (cl *client) call(ctx context.Context, method, path string, header map[stri
 		return fmt.Errorf("the API's answer can't be read: %w", err)
 	}
 	return nil
+}
+
+// laterError is a refusal that says when to come again.
+type laterError struct {
+	error
+	status int
+	after  time.Duration
+}
+
+func (e *laterError) Unwrap() error { return e.error }
+
+// callPatiently is call that comes again when it is told to, as long as all of
+// that takes no more than patience. A request of which something may have been
+// kept, 503, is repeated only if it may be.
+func (cl *client) callPatiently(ctx context.Context, patience time.Duration, repeat bool, say io.Writer, method, path string, header map[string]string, in, out any) error {
+	for {
+		err := cl.call(ctx, method, path, header, in, out)
+		var later *laterError
+		if !errors.As(err, &later) || later.status != http.StatusTooManyRequests && !repeat {
+			return err
+		}
+		wait := max(later.after, 100*time.Millisecond)
+		if patience -= wait; patience < 0 {
+			return err
+		}
+		fmt.Fprintf(say, "%d %s; trying again in %s\n", later.status, http.StatusText(later.status), wait)
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return err
+		}
+	}
 }
 
 // problem makes an error of an RFC 9457 answer.

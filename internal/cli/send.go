@@ -20,6 +20,7 @@ type sendFlags struct {
 	fcm, title, body                string
 	class, stream, key, supersede   string
 	sendAt, expiresAt               string
+	wait                            time.Duration
 }
 
 func (c *command) send() *cobra.Command {
@@ -27,6 +28,9 @@ func (c *command) send() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "send",
 		Short: "Submit an email or a push through the API",
+		Long: `What the API refuses with 429 is submitted again when Retry-After says, as long
+as --wait allows; what it answers with 503 too, if it has a --key, without which
+that could send it twice.`,
 		Example: `  stormpost send --from app@example.com --to you@example.com --subject Hi --text "Hello"
   stormpost send --fcm DEVICE_TOKEN --title Hi --body "Hello"
   stormpost send --from app@example.com --to you@example.com --text "Code 1234" --supersede-key code-you
@@ -51,6 +55,7 @@ func (c *command) send() *cobra.Command {
 	p.StringVar(&f.supersede, "supersede-key", "", "of all messages with this key only the newest is sent, at most 255 bytes")
 	p.StringVar(&f.sendAt, "send-at", "", "not before this time, RFC 3339")
 	p.StringVar(&f.expiresAt, "expires-at", "", "never after this time, RFC 3339")
+	p.DurationVar(&f.wait, "wait", time.Minute, "how long to go on trying when the API says to come again later (Retry-After); 0: don't")
 	return cmd
 }
 
@@ -77,7 +82,7 @@ func (c *command) runSend(cmd *cobra.Command, f sendFlags) error {
 			Sequence *int64 `json:"sequence"`
 		} `json:"messages"`
 	}
-	if err := cl.call(cmd.Context(), http.MethodPost, path, header, request, &answer); err != nil {
+	if err := cl.callPatiently(cmd.Context(), f.wait, f.key != "", c.Err, http.MethodPost, path, header, request, &answer); err != nil {
 		return err
 	}
 	if c.json {

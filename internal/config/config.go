@@ -81,6 +81,10 @@ type Accept struct {
 	EmailLife   time.Duration `koanf:"email_life"`   // life of an email without expires_at
 	PushLife    time.Duration `koanf:"push_life"`    // life of a push without expires_at
 	MaxSchedule time.Duration `koanf:"max_schedule"` // how far ahead send_at may be
+
+	Backlog       int64   `koanf:"backlog"`        // messages that may be ready and unsent in all lanes: at half of it campaigns are refused with 429, at three quarters trigger, at all of it everything; 0: no limit
+	TenantBacklog int64   `koanf:"tenant_backlog"` // of those, what one tenant may have in one lane; 0: no limit
+	TenantRate    float64 `koanf:"tenant_rate"`    // messages a second that one tenant may submit to one process, in a burst twice that; 0: no limit
 }
 
 // Delivery is how messages are handed over.
@@ -166,7 +170,7 @@ func Default() Config {
 		Log:           Log{Level: "info", Format: "json"},
 		Kafka:         Kafka{Prefix: "stormpost", Partitions: 4, EvacuateAfter: 30 * time.Second},
 		Ledger:        Ledger{MaxConns: 24, Batch: 1000, Flushers: 2, Deadline: 5 * time.Second, BeatEvery: 2 * time.Second},
-		Accept:        Accept{Timeout: 10 * time.Second, Patience: 2 * time.Second, EmailLife: 72 * time.Hour, PushLife: 24 * time.Hour, MaxSchedule: 30 * 24 * time.Hour},
+		Accept:        Accept{Timeout: 10 * time.Second, Patience: 2 * time.Second, EmailLife: 72 * time.Hour, PushLife: 24 * time.Hour, MaxSchedule: 30 * 24 * time.Hour, Backlog: 8_000_000, TenantBacklog: 2_000_000},
 		Delivery: Delivery{
 			ClaimValid: 30 * time.Second, ShutdownGrace: 30 * time.Second,
 			RetryBase: 30 * time.Second, RetryMax: time.Hour,
@@ -307,6 +311,15 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		if n < 1 || n > 10_000 {
 			bad(key, "want 1 to 10000, not %d", n)
 		}
+	}
+	if c.Accept.Backlog < 0 {
+		bad("accept.backlog", "want 0 or more, not %d", c.Accept.Backlog)
+	}
+	if c.Accept.TenantBacklog < 0 {
+		bad("accept.tenant_backlog", "want 0 or more, not %d", c.Accept.TenantBacklog)
+	}
+	if !(c.Accept.TenantRate >= 0 && c.Accept.TenantRate <= 1e9) {
+		bad("accept.tenant_rate", "want 0 to 1000000000, not %v", c.Accept.TenantRate)
 	}
 	for lane, n := range c.Delivery.Senders {
 		if _, err := message.ParseLane(lane); err != nil {

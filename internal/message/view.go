@@ -71,14 +71,22 @@ type LaneView struct {
 	Depth     int64         // accepted, not ended, ready to be sent
 	Waiting   int64         // scheduled or between attempts
 	OldestAge time.Duration // of the oldest ready one, zero when there is none
-	InRate    float64       // messages accepted a second, over the last minute
-	OutRate   float64       // attempts made a second, over the last minute
+	InRate    float64       // messages accepted a second, over the last seconds
+	OutRate   float64       // first attempts made a second, likewise
 	ETA       time.Duration // until Depth is gone at these rates; negative: never
 
 	// Since when doesn't matter: the difference of two views is what happened
 	// between them. It is negative when a process's count fell out.
 	Accepted  int64 // messages accepted
 	Attempted int64 // attempts made
+}
+
+// Backlog is what of a lane is ready and unsent, and how fast it goes.
+type Backlog struct {
+	Lane    Lane
+	Total   int64
+	Tenants map[int32]int64 // nil when they were not counted
+	OutRate float64         // messages a second
 }
 
 // DoubtsOpen is how many doubts are open, up to a bound, and since when.

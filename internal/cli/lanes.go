@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+// laneAnswer is what the command shows of a lane.
+type laneAnswer struct {
+	Lane      string   `json:"lane"`
+	Depth     int64    `json:"depth"`
+	Waiting   int64    `json:"waiting"`
+	OldestAge float64  `json:"oldest_age_seconds"`
+	InRate    float64  `json:"in_rate"`
+	OutRate   float64  `json:"out_rate"`
+	ETA       *float64 `json:"eta_seconds"`
+}
+
+func (c *command) lanes() *cobra.Command {
+	var f clientFlags
+	cmd := &cobra.Command{
+		Use:   "lanes",
+		Short: "Show each lane's backlog, its rates, and when it will be drained",
+		Long: `READY is what could be sent now, WAITING what is scheduled or between attempts.
+IN and OUT are messages accepted and attempted a second, over the last 20 seconds
+or since attempts began. DRAINED IN is when nothing will be ready, at these rates:
+"never" while as much comes in as goes out.`,
+		Example: `  stormpost lanes
+  stormpost lanes --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client(f)
+			if err != nil {
+				return err
+			}
+			var raw json.RawMessage
+			if err := cl.call(cmd.Context(), http.MethodGet, "/v1/lanes", nil, nil, &raw); err != nil {
+				return err
+			}
+			if c.json {
+				return c.printJSON(raw)
+			}
+			var page struct{ Items []laneAnswer }
+			if err := json.Unmarshal(raw, &page); err != nil {
+				return fmt.Errorf("the API's answer can't be read: %w", err)
+			}
+			w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "LANE\tREADY\tWAITING\tOLDEST\tIN/s\tOUT/s\tDRAINED IN")
+			for _, l := range page.Items {
+				fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%.1f\t%.1f\t%s\n", l.Lane, l.Depth, l.Waiting, seconds(l.OldestAge), l.InRate, l.OutRate, l.drained())
+			}
+			return w.Flush()
+		},
+	}
+	f.operator = true
+	f.add(cmd)
+	return cmd
+}
+
+func (l laneAnswer) drained() string {
+	switch {
+	case l.Depth == 0:
+		return "-"
+	case l.ETA == nil:
+		return "never"
+	}
+	return seconds(*l.ETA)
+}
+
+func seconds(s float64) string {
+	return time.Duration(s * float64(time.Second)).Round(time.Second).String()
+}

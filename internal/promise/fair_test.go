@@ -1,0 +1,125 @@
+//go:build linux
+
+package promise
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/internal/app"
+	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/sim"
+)
+
+// tenant makes another tenant, and a key of it to send and read with.
+func (s *stage) tenant(name string) string {
+	s.t.Helper()
+	l, err := dedupe.Open(dedupe.Config{DSN: s.dsn})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer l.Close()
+	key, _, err := app.CreateKey(s.t.Context(), l, name, []string{"*"}, []keyring.Scope{keyring.Send, keyring.Read}, false)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return key
+}
+
+// resident is how much memory a process has, in bytes.
+func (p *process) resident(t *testing.T) int {
+	t.Helper()
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			kb, err := strconv.Atoi(strings.TrimSuffix(strings.TrimSpace(rest), " kB"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return kb << 10
+		}
+	}
+	t.Fatal("no VmRSS")
+	return 0
+}
+
+// A tenant's backlog of 1,000,000 in a lane (an eighth of that by default): each
+// message of another tenant in the same lane reaches its provider within 5 s,
+// and the worker needs no more memory for it.
+func TestTenantDelaysNobody(t *testing.T) {
+	s := newStage(t)
+	api := s.start("api").api
+	small := newClient(t, s.tenant("small"), func() string { return api })
+	hog := newClient(t, s.key, func() string { return api })
+	backlog := scaled(1_000_000)
+	for _, faults := range []*sim.Faults{s.sims.SMTP.Faults, s.sims.FCM.Faults} {
+		if err := faults.AddFault(sim.Fault{Step: sim.StepReply, Do: sim.Slow, Delay: 100 * time.Millisecond}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	submitBatches(t, s, hog, api, backlog)
+	worker := s.start("worker")
+	for len(s.taken()) < 100 { // the drain has begun
+		<-s.sims.Store.Watch()
+	}
+	before := worker.resident(t)
+	sent := make(map[string]time.Time)
+	for i := range scaled(800) {
+		o := order{Name: fmt.Sprintf("small-%05d", i), Push: i%2 == 1, Class: "campaign"}
+		sent[o.Name] = time.Now()
+		if _, err := small.submit(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	var waits []time.Duration
+	var done int
+	for deadline := time.Now().Add(time.Minute); len(waits) < len(sent); {
+		watch := s.sims.Store.Watch()
+		waits, done = waits[:0], 0
+		if err := s.sims.Store.All(func(m sim.Taken) error {
+			if at, ok := sent[m.Subject]; ok {
+				waits = append(waits, m.ReceivedAt.Sub(at))
+			} else {
+				done++
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d have arrived, beside %d of the backlog's %d", len(waits), len(sent), done, backlog)
+		}
+		if len(waits) < len(sent) {
+			<-watch
+		}
+	}
+	slices.Sort(waits)
+	longest := waits[len(waits)-1]
+	after := worker.resident(t)
+	t.Logf("%d messages beside a backlog of which %d of %d are still to go: p50 %s, max %s; the worker has %d MiB, and had %d",
+		len(waits), backlog-done, backlog, waits[len(waits)/2], longest, after>>20, before>>20)
+	if done >= backlog*9/10 {
+		t.Error("the backlog was nearly gone before the others' messages")
+	}
+	if longest > 5*time.Second {
+		t.Errorf("the longest waited for %s, promised is 5 s", longest)
+	}
+	if after > before+64<<20 {
+		t.Errorf("the worker has grown by %d MiB", (after-before)>>20)
+	}
+	for name, n := range s.taken() {
+		if n > 1 {
+			t.Errorf("%s was sent %d times", name, n)
+		}
+	}
+}
