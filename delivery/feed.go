@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/plant"
 )
 
 const (
@@ -70,6 +71,10 @@ func (f *feeder) round() error {
 	}
 	dues := l.fill(due, half, f.clock().Mono)
 
+	if plant.Is(plant.NoCursor) {
+		f.wait = feedPause
+		return nil
+	}
 	away, age, pause := f.cfg.KafkaAway(), f.cfg.FeedAge, feedPause
 	room -= dues
 	want := min(room, f.adapt())

@@ -45,6 +45,9 @@ is named.`,
 			}
 			d, err := drill.Find(args[0])
 			if err == nil {
+				err = drawn(cmd, d, &opt)
+			}
+			if err == nil {
 				err = opt.Validate(d)
 			}
 			if err != nil {
@@ -79,8 +82,25 @@ is named.`,
 	f.IntVar(&opt.Rate, "rate", 500, "messages a second")
 	f.StringVar(&opt.DSN, "dsn", "", "a PostgreSQL for a database of the drill's own (default: a server of its own)")
 	f.StringSliceVar(&opt.Brokers, "brokers", nil, "a Kafka, host:port,… (default: a cluster of its own)")
+	f.Float64Var(&opt.Minutes, "minutes", 5, "torture: for how long faults are drawn")
+	f.StringSliceVar(&opt.Faults, "faults", nil, "torture: only these kinds (default: all)")
 	f.BoolVar(&opt.Keep, "keep", false, "keep the folder with the client's and the providers' files and all logs")
 	return cmd
+}
+
+// drawn is for drills that draw their faults: unless it is said how many messages
+// there are to be, there are as many as come in that time.
+func drawn(cmd *cobra.Command, d drill.Drill, opt *drill.Options) error {
+	if d.Shape.Faults == nil {
+		if cmd.Flags().Changed("minutes") {
+			return fmt.Errorf("--minutes: %s draws no faults", d.Name)
+		}
+		return nil
+	}
+	if !cmd.Flags().Changed("messages") {
+		opt.Messages = max(100, int(opt.Minutes*60*float64(opt.Rate)))
+	}
+	return nil
 }
 
 func (c *command) listDrills() error {

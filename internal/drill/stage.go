@@ -29,6 +29,7 @@ type Stage struct {
 	Kafka    *devstack.Kafka    // nil when one was given
 	Prefix   string             // of topics and of the consumer group
 
+	drill   Drill
 	opt     Options
 	dir     string
 	dsn     string
@@ -40,6 +41,7 @@ type Stage struct {
 	apis    []*server
 	others  []*server
 	load    *load
+	links   links
 	asked   asked
 	file    *judge.File
 	start   time.Time
@@ -65,7 +67,7 @@ var processSettings = []string{
 // newStage starts everything. What it has started is ended by close also after
 // an error.
 func newStage(ctx context.Context, d Drill, opt Options) (*Stage, error) {
-	s := &Stage{opt: opt, asked: asked{states: make(map[string]int), sent: make(map[string]bool)}, brokenBy: make(map[string]int), result: &Result{
+	s := &Stage{drill: d, opt: opt, asked: asked{states: make(map[string]int), sent: make(map[string]bool)}, brokenBy: make(map[string]int), result: &Result{
 		Drill: d.Name, Seed: opt.Seed, Evidence: map[string]any{}, Broken: []string{}, Timeline: []Tick{},
 	}}
 	var err error
@@ -84,10 +86,20 @@ func newStage(ctx context.Context, d Drill, opt Options) (*Stage, error) {
 		return s, err
 	}
 	s.closers = append(s.closers, s.sims.Close)
+	dsn, brokers, err := s.reach()
+	if err != nil {
+		return s, err
+	}
 	s.env = append(append(cleanEnv(), processSettings...),
-		"STORMPOST_DSN="+s.dsn, "STORMPOST_BROKERS="+strings.Join(s.brokers, ","), "STORMPOST_KAFKA_PREFIX="+s.Prefix,
+		"STORMPOST_DSN="+dsn, "STORMPOST_BROKERS="+strings.Join(brokers, ","), "STORMPOST_KAFKA_PREFIX="+s.Prefix,
 		"STORMPOST_SMTP_ADDR="+s.sims.SMTP.Addr(), "STORMPOST_FCM_BASE_URL="+s.sims.FCM.URL(),
 		"STORMPOST_FCM_SERVICE_ACCOUNT=file:"+s.sims.ServiceAccountFile)
+	s.env = append(s.env, opt.Env...)
+	if d.Shape.Prepare != nil {
+		if err := d.Shape.Prepare(ctx, s); err != nil {
+			return s, err
+		}
+	}
 	if err := s.command(ctx, nil, "migrate"); err != nil {
 		return s, err
 	}
@@ -125,7 +137,11 @@ func (s *Stage) startStores(ctx context.Context) (err error) {
 		return nil
 	}
 	s.say("starting three nodes of Apache Kafka")
-	s.Kafka, err = devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(s.dir, "kafka"), Nodes: 3, Heap: 256, Logger: log})
+	told, err := s.linkKafka(ctx, 3)
+	if err != nil {
+		return err
+	}
+	s.Kafka, err = devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(s.dir, "kafka"), Nodes: 3, Advertise: told, Heap: 256, Logger: log})
 	if err != nil {
 		return err
 	}

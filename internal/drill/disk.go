@@ -1,0 +1,9 @@
+package drill
+
+import "context"
+
+func prepareTorture(context.Context, *Stage) error { return nil }
+
+func (s *Stage) diskless() string { return "to do" }
+
+func (s *Stage) harmDisk() deed { return deed{do: nothing, bit: yes, undo: nothing} }
