@@ -69,6 +69,7 @@ type Options struct {
 	Faults   []string      // only these kinds are; empty: all
 	Settle   time.Duration // without a delivery, after which nothing more is expected; 0: 45 s
 	Env      []string      // of the processes, beside the drill's own
+	plan     []fault       // instead of drawn ones; a test's
 	Progress io.Writer     // the timeline while it runs
 }
 

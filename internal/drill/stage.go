@@ -29,23 +29,24 @@ type Stage struct {
 	Kafka    *devstack.Kafka    // nil when one was given
 	Prefix   string             // of topics and of the consumer group
 
-	drill   Drill
-	opt     Options
-	dir     string
-	dsn     string
-	brokers []string
-	env     []string
-	key     string // send and read
-	oper    string // operator
-	sims    *sim.Sims
-	apis    []*server
-	others  []*server
-	load    *load
-	links   links
-	asked   asked
-	file    *judge.File
-	start   time.Time
-	closers []func() error
+	drill    Drill
+	opt      Options
+	dir      string
+	dsn      string
+	brokers  []string
+	env      []string
+	key      string // send and read
+	oper     string // operator
+	sims     *sim.Sims
+	apis     []*server
+	others   []*server
+	load     *load
+	links    links
+	fillable bool // the ledger's disk can be filled
+	asked    asked
+	file     *judge.File
+	start    time.Time
+	closers  []func() error
 
 	mu        sync.Mutex
 	result    *Result
@@ -246,6 +247,18 @@ func (s *Stage) RestartAPI(ctx context.Context, n int) error {
 // Exec runs a statement in the ledger: to do harm, never to judge.
 func (s *Stage) Exec(ctx context.Context, sql string, args ...any) error {
 	return s.execOn(ctx, s.dsn, sql, args...)
+}
+
+// admin is a connection string to another database of the ledger's server, and
+// the ledger's name, quoted.
+func (s *Stage) admin() (dsn, ledger string, err error) {
+	u, err := url.Parse(s.dsn)
+	if err != nil {
+		return "", "", err
+	}
+	ledger = pgx.Identifier{strings.TrimPrefix(u.Path, "/")}.Sanitize()
+	u.Path = "/postgres"
+	return u.String(), ledger, nil
 }
 
 func (s *Stage) execOn(ctx context.Context, dsn, sql string, args ...any) error {

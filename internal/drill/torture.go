@@ -42,7 +42,10 @@ func (t *tormentor) run(ctx context.Context) error {
 	for kind, why := range left {
 		s.Event("no %s: %s", kind, why)
 	}
-	plan := draw(s.opt.Seed, span, able)
+	plan := s.opt.plan
+	if plan == nil {
+		plan = draw(s.opt.Seed, span, able)
+	}
 	s.Evidence("faults_drawn", len(plan))
 	byTarget := make(map[string][]fault)
 	for _, f := range plan {

@@ -112,8 +112,8 @@ func (f *fault) specify(rng *rand.Rand, between func(a, b time.Duration) time.Du
 	}
 }
 
-// misbehave is a provider's fault as the simulators know it. Each is for certain:
-// nobody could call a message that was refused taken.
+// misbehave is a provider's fault as the simulators know it. None refuses a message
+// for good: that would be its end, and rightly.
 func misbehave(f fault, email bool) []sim.Fault {
 	fault := func(step sim.Step, do sim.Action) sim.Fault {
 		return sim.Fault{Step: step, Do: do, Probability: f.Share, Delay: f.Lag}
@@ -126,7 +126,7 @@ func misbehave(f fault, email bool) []sim.Fault {
 			return []sim.Fault{mail, dial}
 		}
 		x := fault(sim.StepBody, sim.Answer)
-		x.Code = http.StatusTooManyRequests
+		x.Code, x.RetryAfter = http.StatusTooManyRequests, time.Second // else it is a minute
 		return []sim.Fault{x}
 	case "drops connections":
 		return []sim.Fault{fault(sim.StepConnect, sim.Drop)}
@@ -148,13 +148,16 @@ func misbehave(f fault, email bool) []sim.Fault {
 	return []sim.Fault{fault(sim.StepBody, sim.Slow), fault(sim.StepReply, sim.Slow)}
 }
 
+func (s *Stage) wants(kind string) bool {
+	return len(s.opt.Faults) == 0 || slices.Contains(s.opt.Faults, kind)
+}
+
 // faults is what can be suffered here, and why the rest can't.
 func (s *Stage) faults() (able ways, left map[string]string) {
 	able, left = ways{}, map[string]string{}
-	wanted := func(kind string) bool { return len(s.opt.Faults) == 0 || slices.Contains(s.opt.Faults, kind) }
 	add := func(target string, kinds ...string) {
 		for _, k := range kinds {
-			if wanted(k) {
+			if s.wants(k) {
 				able[target] = append(able[target], k)
 			}
 		}
@@ -167,17 +170,17 @@ func (s *Stage) faults() (able ways, left map[string]string) {
 	add("postgres", "network")
 	if s.Postgres != nil {
 		add("postgres", "postgres")
-	} else if wanted("postgres") {
+	} else if s.wants("postgres") {
 		left["postgres"] = "it was given, and is not the drill's to harm"
 	}
 	if why := s.diskless(); why == "" {
 		add("postgres", "disk")
-	} else if wanted("disk") {
+	} else if s.wants("disk") {
 		left["disk"] = why
 	}
 	if s.Kafka != nil {
 		add("kafka", "kafka", "network")
-	} else if wanted("kafka") || wanted("network") {
+	} else if s.wants("kafka") || s.wants("network") {
 		left["kafka"] = "it was given, and is not the drill's to harm"
 	}
 	return able, left
