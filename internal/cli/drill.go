@@ -30,11 +30,21 @@ output. Exit codes: 0 every promise held; 1 one was broken, or there was no
 verdict; 2 there is no evidence that the harm was done, or the command line is
 wrong. It leaves nothing behind, unless --keep says so.
 
+torture draws its faults from the seed: kill (-9), stop (SIGSTOP), postgres
+(killed, hanging, restarted), kafka (one node killed or hanging, or all killed),
+network (to either store: cut, half open, late, or losing answers), slow, refuse
+and lose (by the providers) and disk (no room for PostgreSQL's tables, as root on
+Linux alone). What is left out is named. It doesn't turn clocks: no process takes
+another one than the machine's. The same seed, minutes and kinds draw the same
+faults at the same times; what they meet is the machine's affair.
+
 It needs PostgreSQL's server programs, Java 17 and, once, Maven; what is missing
 is named.`,
 		Example: `  stormpost drill --list
   stormpost drill corrupt-cluster
-  stormpost drill corrupt-cluster --messages 5000 --rate 100 --seed 7 --json`,
+  stormpost drill corrupt-cluster --messages 5000 --rate 100 --seed 7 --json
+  stormpost drill torture --minutes 20 --seed 42
+  stormpost drill torture --minutes 2 --rate 50 --faults kill,lose`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if list {

@@ -20,6 +20,7 @@ const (
 	clientWorkers = 256 // requests under way at once
 	firstPause    = 100 * time.Millisecond
 	maxPause      = 2 * time.Second // between the tries of one message
+	stubborn      = 15              // tries of one message are worth a line
 	tryLimit      = 12 * time.Second
 	streams       = 8
 	shortLife     = 5 * time.Minute // of every 50th message
@@ -38,6 +39,7 @@ type load struct {
 	repeating atomic.Bool
 
 	offered, accepted, unanswered atomic.Int64
+	stuck                         atomic.Int64 // tried very often
 	twice, late                   atomic.Int64 // submitted again at once; refused since their life had ended
 	refused, unreachable          secondsSeen
 
@@ -68,6 +70,7 @@ type order struct {
 type trying struct {
 	order
 	pause time.Duration
+	tries int
 	done  func()
 }
 
@@ -250,9 +253,13 @@ func (l *load) work(ctx context.Context) {
 		t := l.queue[0]
 		l.queue = l.queue[1:]
 		l.mu.Unlock()
-		if l.try(ctx, t) {
+		through, said := l.try(ctx, t)
+		if through {
 			t.done()
 			continue
+		}
+		if t.tries++; t.tries == stubborn && l.stuck.Add(1) <= 3 {
+			l.stage.Event("%s has been tried %d times; last: %s", t.Key, t.tries, said)
 		}
 		pause := t.pause
 		t.pause = min(2*t.pause, maxPause)
@@ -265,6 +272,7 @@ const journaledState = "journaled"
 // answer is what the API says to a submission.
 type answer struct {
 	ID       string
+	Detail   string // of a problem
 	Messages []struct {
 		ID       string
 		State    string
@@ -273,8 +281,9 @@ type answer struct {
 }
 
 // try submits once, and says whether the message is through: accepted, or
-// refused for good, which is a broken promise.
-func (l *load) try(ctx context.Context, t *trying) bool {
+// refused for good, which is a broken promise unless it came too late; and else
+// what was said.
+func (l *load) try(ctx context.Context, t *trying) (through bool, said string) {
 	begin := time.Now()
 	status, a, err := l.post(ctx, t.order)
 	switch {
@@ -282,21 +291,21 @@ func (l *load) try(ctx context.Context, t *trying) bool {
 		if ctx.Err() == nil {
 			l.unreachable.add(time.Now())
 		}
-		return false
+		return false, err.Error()
 	case status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests:
 		l.refused.add(time.Now())
-		return false
+		return false, "503: " + a.Detail
 	case status == http.StatusUnprocessableEntity && l.stage.drill.Shape.Mixed && l.tooLate(t.order):
 		if l.gaveUp(t.i) {
 			l.late.Add(1)
 		}
-		return true
+		return true, ""
 	case status != http.StatusOK && status != http.StatusAccepted:
 		l.stage.broke("answers", "%s was answered %d", t.Key, status)
-		return status/100 == 4
+		return status/100 == 4, fmt.Sprint(status)
 	case len(a.Messages) != 1:
 		l.stage.broke("answers", "%s was answered %d with %d messages", t.Key, status, len(a.Messages))
-		return true
+		return true, ""
 	}
 	m := a.Messages[0]
 	err = l.file.Append(judge.Accepted{
@@ -310,7 +319,7 @@ func (l *load) try(ctx context.Context, t *trying) bool {
 		l.accepted.Add(1)
 		l.remember(known{m.ID, time.Now(), m.State == journaledState})
 	}
-	return true
+	return true, ""
 }
 
 func (l *load) post(ctx context.Context, o order) (status int, a answer, err error) {
@@ -338,8 +347,11 @@ func (l *load) post(ctx context.Context, o order) (status int, a answer, err err
 	if b, err = io.ReadAll(resp.Body); err != nil {
 		return 0, a, err
 	}
-	if resp.StatusCode/100 == 2 {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusAccepted:
 		err = json.Unmarshal(b, &a)
+	case http.StatusServiceUnavailable: // it may have no detail
+		_ = json.Unmarshal(b, &a)
 	}
 	return resp.StatusCode, a, err
 }

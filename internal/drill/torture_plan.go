@@ -129,6 +129,9 @@ func misbehave(f fault, email bool) []sim.Fault {
 		x.Code, x.RetryAfter = http.StatusTooManyRequests, time.Second // else it is a minute
 		return []sim.Fault{x}
 	case "drops connections":
+		if email { // its connections last
+			return []sim.Fault{fault(sim.StepConnect, sim.Drop), fault(sim.StepMail, sim.Drop)}
+		}
 		return []sim.Fault{fault(sim.StepConnect, sim.Drop)}
 	case "takes and drops":
 		return []sim.Fault{fault(sim.StepReply, sim.Drop)}
