@@ -43,15 +43,16 @@ type load struct {
 	twice, late                   atomic.Int64 // submitted again at once; refused since their life had ended
 	refused, unreachable          secondsSeen
 
-	mu       sync.Mutex
-	known    []known      // the newest that were accepted, in a ring
-	next     int          // of it
-	orders   []order      // all that were offered
-	kept     map[int]bool // orders that were accepted
-	refusals map[int]bool // orders that were refused since their life had ended
-	queue    []*trying    // to be tried now
-	wake     *sync.Cond
-	over     bool
+	mu        sync.Mutex
+	known     []known      // the newest that were accepted, in a ring
+	next      int          // of it
+	orders    []order      // all that were offered
+	kept      map[int]bool // orders that were accepted
+	refusals  map[int]bool // orders that were refused since their life had ended
+	queue     []*trying    // to be tried now
+	wake      *sync.Cond
+	inJournal map[int]known // by order: answered so, and not known to have left it
+	over      bool
 }
 
 // order is one message to submit. Key is what the judge knows it by.
@@ -75,7 +76,7 @@ type trying struct {
 }
 
 func newLoad(s *Stage, file *judge.File) *load {
-	l := &load{stage: s, file: file, kept: make(map[int]bool), refusals: make(map[int]bool)}
+	l := &load{stage: s, file: file, kept: make(map[int]bool), refusals: make(map[int]bool), inJournal: make(map[int]known)}
 	l.wake = sync.NewCond(&l.mu)
 	l.http = &http.Client{Timeout: tryLimit, Transport: &http.Transport{MaxIdleConnsPerHost: clientWorkers, MaxConnsPerHost: clientWorkers}}
 	return l
@@ -310,14 +311,19 @@ func (l *load) try(ctx context.Context, t *trying) (through bool, said string) {
 	m := a.Messages[0]
 	err = l.file.Append(judge.Accepted{
 		Key: t.Key, ID: m.ID, Class: t.Class, Stream: t.Stream, Sequence: m.Sequence, Tried: begin, At: time.Now(), ExpiresAt: t.ExpiresAt,
-		Supersede: t.Supersede, First: t.First, Last: l.repeating.Load(), Fresh: status == http.StatusAccepted && m.State != journaledState,
+		Supersede: t.Supersede, First: t.First, Last: l.repeating.Load(), Fresh: status == http.StatusAccepted && m.State != journaledState && !l.may(t.i),
 	})
 	if err != nil {
 		l.stage.broke("client's file", "%v", err)
 	}
 	if l.first(t.i) && !l.repeating.Load() {
 		l.accepted.Add(1)
-		l.remember(known{m.ID, time.Now(), m.State == journaledState})
+		l.remember(known{t.i, m.ID, time.Now(), m.State == journaledState})
+	}
+	if m.State == journaledState && !l.repeating.Load() {
+		l.mu.Lock()
+		l.inJournal[t.i] = known{order: t.i, id: m.ID}
+		l.mu.Unlock()
 	}
 	return true, ""
 }

@@ -48,6 +48,9 @@ func Run(ctx context.Context, d Drill, opt Options) (res *Result, err error) {
 	}
 	s.Event("the load is over; waiting for what is on its way")
 	s.settle(ctx)
+	if d.Shape.Whole {
+		s.drained(ctx)
+	}
 	s.Event("everyone submits everything again, under the same keys")
 	rctx, cancel := context.WithTimeout(ctx, settleMost)
 	s.load.again(rctx)

@@ -37,7 +37,7 @@ func tortured(t *testing.T, opt Options) (*Result, string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	var progress bytes.Buffer
-	opt.DSN, opt.Progress, opt.Settle = os.Getenv("STORMPOST_TEST_DSN"), &progress, 12*time.Second
+	opt.DSN, opt.Progress, opt.Settle = os.Getenv("STORMPOST_TEST_DSN"), &progress, 10*time.Second
 	opt.Env = append(append([]string{}, quick...), opt.Env...)
 	if opt.Messages == 0 {
 		opt.Messages, opt.Rate, opt.Minutes = 300, 10, 0.5
