@@ -17,7 +17,7 @@ TEST_FLAGS := -p 2 -timeout 20m
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-race build test race quick previous torture bench compare lint generate verify clean
+.PHONY: help deps deps-race build test race quick previous torture planted bench compare lint generate verify clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +51,12 @@ previous: deps ## the previous release's own ledger tests, on the schema of this
 	$(WITH_STORES) $(GO) -C "$$old" test $(TEST_FLAGS) ./dedupe ./delivery
 
 torture: STORMPOST_TEST_SCALE := 1
-torture: deps ## all tests at full counts, up to an hour or so
+torture: deps ## all tests at full counts, and the judge judged by planted bugs; up to 80 minutes or so
 	$(WITH_STORES) $(GO) test -p 1 -count=1 -timeout 90m -v $(PKGS)
+	$(MAKE) planted
+
+planted: deps ## that the drills' judge calls each of ten planted bugs; some 20 minutes
+	$(WITH_STORES) $(GO) test -tags planted -count=1 -timeout 60m -v -run Planted ./internal/drill
 
 bench: build deps ## messages/s and latencies through the whole pipe; BENCH='--rate 500 …'
 	$(WITH_STORES) sh -c 'bin/stormpost bench --dsn "$$STORMPOST_TEST_DSN" --brokers "$$STORMPOST_TEST_KAFKA" $(BENCH)'

@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/plant"
 )
 
 type claimCall struct {
@@ -111,7 +112,16 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 		ns[i], nos[i] = int64(c.item.Position), int16(c.item.Attempt)
 		ids[i], tokens[i] = c.item.ID[:24], c.token
 	}
-	rows, err := l.pool.Query(ctx, `select ord, verdict, coalesce(tenant, 0), coalesce(test, false), coalesce(recipient, ''), coalesce(expires_at, 'epoch'), coalesce(life, 0)
+	query := l.pool.Query
+	if plant.Is(plant.SkipAttempt) {
+		tx, err := l.pool.Begin(ctx)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = tx.Rollback(ctx) }()
+		query = tx.Query
+	}
+	rows, err := query(ctx, `select ord, verdict, coalesce(tenant, 0), coalesce(test, false), coalesce(recipient, ''), coalesce(expires_at, 'epoch'), coalesce(life, 0)
 		from claim_batch($1,$2,$3,$4,$5)`, ns, nos, ids, tokens, worker)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/plant"
 )
 
 type recordCall struct {
@@ -60,6 +61,9 @@ func (l *Ledger) recordOnce(calls []*recordCall) error {
 	defer cancel()
 	_, err := l.pool.Exec(ctx, `select record_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)`,
 		ns, nos, kinds, providers, codes, replies, refs, waits, policies, plain)
+	if err == nil && plant.Is(plant.ForgetWaiting) {
+		_, err = l.pool.Exec(ctx, `delete from waiting where n = any ($1)`, ns)
+	}
 	return err
 }
 

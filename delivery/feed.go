@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/plant"
 )
 
 const (
@@ -82,6 +83,10 @@ func (f *feeder) round() error {
 	}
 	dues := l.fill(l.feed, due, half, f.clock().Mono)
 
+	if plant.Is(plant.NoCursor) {
+		f.wait = feedPause
+		return nil
+	}
 	away, age, pause := f.cfg.KafkaAway(l.lane), f.cfg.FeedAge, feedPause
 	room -= dues
 	want := min(room, f.adapt())
@@ -149,7 +154,7 @@ func (f *feeder) adapt() int {
 func (f *feeder) fair() error {
 	l := f.lane
 	room := cap(l.fair) - len(l.fair)
-	if !f.crowded || room < cap(l.fair)/2 {
+	if !f.crowded || room < cap(l.fair)/2 || plant.Is(plant.NoCursor) {
 		return nil
 	}
 	items, err := f.cfg.Ledger.Fair(f.soft, l.lane, room+int(l.fed.Load()))

@@ -7,6 +7,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/plant"
 )
 
 // What is kept of a provider's words, in bytes.
@@ -48,6 +49,9 @@ func (a *attempt) settle(provider string, r message.Result) {
 
 // report says when a message that was not taken is tried again.
 func (a *attempt) report(provider string, r message.Result) message.Report {
+	if plant.Is(plant.RetryUnknown) && r.Outcome == message.Unknown {
+		r.Outcome = message.Deferred
+	}
 	report := message.Report{Position: a.env.Position, Attempt: a.env.Attempt, Provider: provider, Result: r}
 	switch r.Outcome {
 	case message.Deferred:

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/plant"
 )
 
 // errJournaled says that the journal has taken what the ledger could not.
@@ -18,6 +19,10 @@ var errJournaled = errors.New("journaled")
 func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Time) (message.Receipt, error) {
 	if s.cfg.Journal == nil {
 		return s.acceptor.Accept(ctx, sub)
+	}
+	if plant.Is(plant.EarlyAnswer) {
+		go func() { _, _ = s.acceptor.Accept(context.WithoutCancel(ctx), sub) }()
+		return message.Receipt{}, errJournaled
 	}
 	pass := s.breaker.enter()
 	err := errLedgerAway

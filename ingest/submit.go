@@ -5,9 +5,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/plant"
 )
 
 // Request is one submission as a door decoded it.
@@ -65,6 +67,9 @@ func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
 	key := r.Key
 	if key == "" {
 		key = rand.Text()
+	}
+	if plant.Is(plant.ProcessKeys) {
+		key = fmt.Sprint(key, "-", os.Getpid())
 	}
 	life := s.cfg.EmailLife
 	if r.Content.Push != nil {

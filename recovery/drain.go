@@ -15,6 +15,7 @@ import (
 	"go.opentelemetry.io/otel/metric/noop"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/plant"
 )
 
 const (
@@ -172,6 +173,9 @@ func (d *Drain) Enter(ctx context.Context, j message.Journaled, source string, r
 	case d.slots <- struct{}{}:
 	case <-ctx.Done():
 		return
+	}
+	if plant.Is(plant.FinishEarly) {
+		finish()
 	}
 	d.wg.Go(func() {
 		if d.insist(ctx, j, source, raw) == nil {

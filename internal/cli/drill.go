@@ -30,11 +30,21 @@ output. Exit codes: 0 every promise held; 1 one was broken, or there was no
 verdict; 2 there is no evidence that the harm was done, or the command line is
 wrong. It leaves nothing behind, unless --keep says so.
 
+torture draws its faults from the seed: kill (-9), stop (SIGSTOP), postgres
+(killed, hanging, restarted), kafka (one node killed or hanging, or all killed),
+network (to either store: cut, half open, late, or losing answers), slow, refuse
+and lose (by the providers) and disk (no room for PostgreSQL's tables, as root on
+Linux alone). What is left out is named. It doesn't turn clocks: no process takes
+another one than the machine's. The same seed, minutes and kinds draw the same
+faults at the same times; what they meet is the machine's affair.
+
 It needs PostgreSQL's server programs, Java 17 and, once, Maven; what is missing
 is named.`,
 		Example: `  stormpost drill --list
   stormpost drill corrupt-cluster
-  stormpost drill corrupt-cluster --messages 5000 --rate 100 --seed 7 --json`,
+  stormpost drill corrupt-cluster --messages 5000 --rate 100 --seed 7 --json
+  stormpost drill torture --minutes 20 --seed 42
+  stormpost drill torture --minutes 2 --rate 50 --faults kill,lose`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) (err error) {
 			if list {
@@ -44,6 +54,9 @@ is named.`,
 				return usage("which drill? See stormpost drill --list")
 			}
 			d, err := drill.Find(args[0])
+			if err == nil {
+				err = drawn(cmd, d, &opt)
+			}
 			if err == nil {
 				err = opt.Validate(d)
 			}
@@ -79,8 +92,25 @@ is named.`,
 	f.IntVar(&opt.Rate, "rate", 500, "messages a second")
 	f.StringVar(&opt.DSN, "dsn", "", "a PostgreSQL for a database of the drill's own (default: a server of its own)")
 	f.StringSliceVar(&opt.Brokers, "brokers", nil, "a Kafka, host:port,… (default: a cluster of its own)")
+	f.Float64Var(&opt.Minutes, "minutes", 5, "torture: for how long faults are drawn")
+	f.StringSliceVar(&opt.Faults, "faults", nil, "torture: only these kinds (default: all)")
 	f.BoolVar(&opt.Keep, "keep", false, "keep the folder with the client's and the providers' files and all logs")
 	return cmd
+}
+
+// drawn is for drills that draw their faults: unless it is said how many messages
+// there are to be, there are as many as come in that time.
+func drawn(cmd *cobra.Command, d drill.Drill, opt *drill.Options) error {
+	if d.Shape.Faults == nil {
+		if cmd.Flags().Changed("minutes") {
+			return fmt.Errorf("--minutes: %s draws no faults", d.Name)
+		}
+		return nil
+	}
+	if !cmd.Flags().Changed("messages") {
+		opt.Messages = max(100, int(opt.Minutes*60*float64(opt.Rate)))
+	}
+	return nil
 }
 
 func (c *command) listDrills() error {

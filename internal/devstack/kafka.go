@@ -22,13 +22,14 @@ const kafkaReady = 2 * time.Minute
 
 // KafkaConfig says how to run Apache Kafka. Only Dir must be set.
 type KafkaConfig struct {
-	Dir      string            // the cluster's own folder, made when missing
-	Nodes    int               // each is broker and controller; 0 is 1
-	Ports    []int             // one per node, on loopback; nil or 0 takes a free one at each start
-	Settings map[string]string // over the defaults, as in server.properties, for every node
-	Heap     int               // of each node, in MiB; 0 is 512
-	Cache    string            // where the jars are kept; "" is DefaultCache
-	Logger   *slog.Logger      // nil logs nothing
+	Dir       string            // the cluster's own folder, made when missing
+	Nodes     int               // each is broker and controller; 0 is 1
+	Ports     []int             // one per node, on loopback; nil or 0 takes a free one at each start
+	Advertise []string          // of each node, HOST:PORT that clients and the other nodes are told; nil: its own
+	Settings  map[string]string // over the defaults, as in server.properties, for every node
+	Heap      int               // of each node, in MiB; 0 is 512
+	Cache     string            // where the jars are kept; "" is DefaultCache
+	Logger    *slog.Logger      // nil logs nothing
 }
 
 // Kafka is a KRaft cluster of Apache Kafka run as child processes. Its methods
@@ -61,6 +62,9 @@ func StartKafka(ctx context.Context, cfg KafkaConfig) (_ *Kafka, err error) {
 	if cfg.Ports != nil && len(cfg.Ports) != n {
 		return nil, fmt.Errorf("start Kafka: %d ports for %d nodes", len(cfg.Ports), n)
 	}
+	if cfg.Advertise != nil && len(cfg.Advertise) != n {
+		return nil, fmt.Errorf("start Kafka: %d addresses for %d nodes", len(cfg.Advertise), n)
+	}
 	k := &Kafka{log: cfg.Logger, settings: cfg.Settings, heap: cmp.Or(cfg.Heap, 512)}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
@@ -89,6 +93,9 @@ func StartKafka(ctx context.Context, cfg KafkaConfig) (_ *Kafka, err error) {
 		node := &kafkaNode{id: i, dir: filepath.Join(k.dir, "node-"+strconv.Itoa(i))}
 		if cfg.Ports != nil {
 			node.port = cfg.Ports[i]
+		}
+		if cfg.Advertise != nil {
+			node.told = cfg.Advertise[i]
 		}
 		k.nodes = append(k.nodes, node)
 	}

@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/base64"
@@ -31,6 +32,7 @@ type kafkaNode struct {
 	id            int
 	dir           string
 	port, ctlPort int    // for clients, and for the controllers among each other
+	told          string // the address that others are told; empty: its own
 	srv           *child // nil before the first start
 }
 
@@ -119,7 +121,7 @@ func (k *Kafka) writeProperties(n *kafkaNode, data string) error {
 		"node.id":                        strconv.Itoa(n.id),
 		"controller.quorum.voters":       strings.Join(voters, ","),
 		"listeners":                      "PLAINTEXT://" + loopback(n.port) + ",CONTROLLER://" + loopback(n.ctlPort),
-		"advertised.listeners":           "PLAINTEXT://" + loopback(n.port),
+		"advertised.listeners":           "PLAINTEXT://" + cmp.Or(n.told, loopback(n.port)),
 		"listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
 		"inter.broker.listener.name":     "PLAINTEXT",
 		"controller.listener.names":      "CONTROLLER",

@@ -20,6 +20,7 @@ const (
 
 // known is a message that the client has a 202 for.
 type known struct {
+	order     int
 	id        string
 	at        time.Time
 	journaled bool // as the answer said

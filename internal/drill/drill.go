@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 )
@@ -14,17 +15,34 @@ type Drill struct {
 	Outage string // the real one
 	About  string // what is done, and what must hold
 	Needs  Needs
+	Shape  Shape
 	// Run does the harm, while the load flows, and heals it. An error means
 	// that the drill could not be carried out; a broken promise is told to
 	// Stage.Broke.
 	Run func(ctx context.Context, s *Stage) error
 }
 
+// Shape is how a drill differs from the others.
+type Shape struct {
+	// Mixed has the load hold what else applications do: supersede keys, lives of
+	// seconds, and clients that submit again under the same key before the end.
+	Mixed bool
+	// Linked puts a link between the processes and each store.
+	Linked bool
+	// Whole says that no store is lost for good: at the end the program must know
+	// of all that it ever accepted.
+	Whole bool
+	// Faults lists the kinds that Options.Faults may choose from.
+	Faults []string
+	// Prepare is called before the ledger's tables are made.
+	Prepare func(ctx context.Context, s *Stage) error
+}
+
 // Needs are stores that the drill must have started itself.
 type Needs struct{ Postgres, Kafka bool }
 
 // All lists the drills.
-func All() []Drill { return []Drill{corruptCluster, lostNumbering, frontDoor} }
+func All() []Drill { return []Drill{corruptCluster, lostNumbering, frontDoor, torture} }
 
 // Find is the drill of a name.
 func Find(name string) (Drill, error) {
@@ -40,14 +58,19 @@ func Find(name string) (Drill, error) {
 
 // Options say how to run a drill. Binary is required.
 type Options struct {
-	Binary   string    // this program, for its processes
-	Seed     uint64    // of the load and of all chance
-	Messages int       // at least; the load goes on until the harm is over
-	Rate     int       // messages a second
-	DSN      string    // a PostgreSQL, for a database that is made and removed; empty: an own server
-	Brokers  []string  // a Kafka; empty: an own cluster of three nodes
-	Keep     bool      // keep the folder with the files and logs
-	Progress io.Writer // the timeline while it runs
+	Binary   string        // this program, for its processes
+	Seed     uint64        // of the load and of all chance
+	Messages int           // at least; the load goes on until the harm is over
+	Rate     int           // messages a second
+	DSN      string        // a PostgreSQL, for a database that is made and removed; empty: an own server
+	Brokers  []string      // a Kafka; empty: an own cluster of three nodes
+	Keep     bool          // keep the folder with the files and logs
+	Minutes  float64       // for how long faults are drawn, where they are
+	Faults   []string      // only these kinds are; empty: all
+	Settle   time.Duration // without a delivery, after which nothing more is expected; 0: 45 s
+	Env      []string      // of the processes, beside the drill's own
+	plan     []fault       // instead of drawn ones; a test's
+	Progress io.Writer     // the timeline while it runs
 }
 
 // Validate names the option that is wrong, by its flag.
@@ -61,6 +84,16 @@ func (o *Options) Validate(d Drill) error {
 		return fmt.Errorf("--dsn: %s harms PostgreSQL, and must start its own", d.Name)
 	case d.Needs.Kafka && len(o.Brokers) > 0:
 		return fmt.Errorf("--brokers: %s harms Kafka, and must start its own", d.Name)
+	case d.Shape.Faults != nil && !(o.Minutes > 0 && o.Minutes <= 1440):
+		return fmt.Errorf("--minutes: want more than 0 and at most 1440, not %g", o.Minutes)
+	}
+	for _, f := range o.Faults {
+		if !slices.Contains(d.Shape.Faults, f) {
+			if d.Shape.Faults == nil {
+				return fmt.Errorf("--faults: %s draws none", d.Name)
+			}
+			return fmt.Errorf("--faults: there is no kind %q: want %s", f, strings.Join(d.Shape.Faults, ", "))
+		}
 	}
 	return nil
 }

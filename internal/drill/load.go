@@ -20,9 +20,11 @@ const (
 	clientWorkers = 256 // requests under way at once
 	firstPause    = 100 * time.Millisecond
 	maxPause      = 2 * time.Second // between the tries of one message
+	stubborn      = 15              // tries of one message are worth a line
 	tryLimit      = 12 * time.Second
 	streams       = 8
 	shortLife     = 5 * time.Minute // of every 50th message
+	againWithin   = 5 * time.Second // a mixed load submits some again
 )
 
 // load is the client: an application that means it. Messages are due at a
@@ -37,15 +39,20 @@ type load struct {
 	repeating atomic.Bool
 
 	offered, accepted, unanswered atomic.Int64
+	stuck                         atomic.Int64 // tried very often
+	twice, late                   atomic.Int64 // submitted again at once; refused since their life had ended
 	refused, unreachable          secondsSeen
 
-	mu     sync.Mutex
-	known  []known   // the newest that were accepted, in a ring
-	next   int       // of it
-	orders []order   // all that were offered
-	queue  []*trying // to be tried now
-	wake   *sync.Cond
-	over   bool
+	mu        sync.Mutex
+	known     []known      // the newest that were accepted, in a ring
+	next      int          // of it
+	orders    []order      // all that were offered
+	kept      map[int]bool // orders that were accepted
+	refusals  map[int]bool // orders that were refused since their life had ended
+	queue     []*trying    // to be tried now
+	wake      *sync.Cond
+	inJournal map[int]known // by order: answered so, and not known to have left it
+	over      bool
 }
 
 // order is one message to submit. Key is what the judge knows it by.
@@ -56,16 +63,20 @@ type order struct {
 	Class     string
 	Stream    string
 	ExpiresAt time.Time
+	Supersede string
+	First     time.Time // when it was offered
+	Again     bool      // it is submitted a second time, soon
 }
 
 type trying struct {
 	order
 	pause time.Duration
+	tries int
 	done  func()
 }
 
 func newLoad(s *Stage, file *judge.File) *load {
-	l := &load{stage: s, file: file}
+	l := &load{stage: s, file: file, kept: make(map[int]bool), refusals: make(map[int]bool), inJournal: make(map[int]known)}
 	l.wake = sync.NewCond(&l.mu)
 	l.http = &http.Client{Timeout: tryLimit, Transport: &http.Transport{MaxIdleConnsPerHost: clientWorkers, MaxConnsPerHost: clientWorkers}}
 	return l
@@ -74,7 +85,7 @@ func newLoad(s *Stage, file *judge.File) *load {
 // order i is the same for the same seed, but for its time.
 func (l *load) order(i int, now time.Time) order {
 	rng := rand.New(rand.NewPCG(l.stage.opt.Seed, uint64(i)))
-	o := order{i: i, Key: fmt.Sprintf("drill-%08d", i), Push: rng.IntN(2) == 1, Stream: fmt.Sprint("stream-", rng.IntN(streams))}
+	o := order{i: i, Key: fmt.Sprintf("drill-%08d", i), Push: rng.IntN(2) == 1, Stream: fmt.Sprint("stream-", rng.IntN(streams)), First: now}
 	switch n := rng.IntN(10); {
 	case n < 4:
 		o.Class = "transactional"
@@ -86,13 +97,57 @@ func (l *load) order(i int, now time.Time) order {
 	if rng.IntN(50) == 0 {
 		o.ExpiresAt = now.Add(shortLife).Truncate(time.Second)
 	}
+	if l.stage.drill.Shape.Mixed {
+		mix(&o, rng, now)
+	}
 	return o
+}
+
+// mix gives some orders a supersede key, which some near them share, and others
+// a life of seconds.
+func mix(o *order, rng *rand.Rand, now time.Time) {
+	switch n := rng.IntN(100); {
+	case n < 6:
+		o.Supersede = fmt.Sprintf("code-%d-%d", o.i/60, rng.IntN(2))
+	case n < 14:
+		o.ExpiresAt = now.Add(time.Duration(3+rng.IntN(15)) * time.Second).Truncate(time.Second)
+	}
+	o.Again = rng.IntN(20) == 0
+}
+
+// first says whether order i was not accepted before.
+func (l *load) first(i int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.kept[i]
+	l.kept[i] = true
+	return !was
+}
+
+// gaveUp says whether order i is refused for the first time.
+func (l *load) gaveUp(i int) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.refusals[i]
+	l.refusals[i] = true
+	return !was
+}
+
+// tooLate says whether an order may be refused for good: its life has ended, and
+// it was never accepted.
+func (l *load) tooLate(o order) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !o.ExpiresAt.IsZero() && time.Now().After(o.ExpiresAt) && !l.kept[o.i]
 }
 
 func (o order) request() (path string, body map[string]any) {
 	body = map[string]any{"class": o.Class, "stream": o.Stream}
 	if !o.ExpiresAt.IsZero() {
 		body["expires_at"] = o.ExpiresAt
+	}
+	if o.Supersede != "" {
+		body["supersede_key"] = o.Supersede
 	}
 	if o.Push {
 		body["platform"], body["to"] = "fcm", "device-token-"+o.Key
@@ -121,7 +176,15 @@ func (l *load) run(ctx context.Context, n, rate int, more func() bool) {
 		l.offered.Add(1)
 		open.Add(1)
 		l.unanswered.Add(1)
-		l.push(&trying{order: o, pause: firstPause, done: func() { l.unanswered.Add(-1); open.Done() }})
+		done := func() { l.unanswered.Add(-1); open.Done() }
+		l.push(&trying{order: o, pause: firstPause, done: done})
+		if o.Again {
+			open.Add(1)
+			l.unanswered.Add(1)
+			l.twice.Add(1)
+			again := &trying{order: o, pause: firstPause, done: done}
+			time.AfterFunc(againWithin*time.Duration(i%10)/10, func() { l.push(again) })
+		}
 	}
 	answered := make(chan struct{})
 	go func() { open.Wait(); close(answered) }()
@@ -191,9 +254,13 @@ func (l *load) work(ctx context.Context) {
 		t := l.queue[0]
 		l.queue = l.queue[1:]
 		l.mu.Unlock()
-		if l.try(ctx, t) {
+		through, said := l.try(ctx, t)
+		if through {
 			t.done()
 			continue
+		}
+		if t.tries++; t.tries == stubborn && l.stuck.Add(1) <= 3 {
+			l.stage.Event("%s has been tried %d times; last: %s", t.Key, t.tries, said)
 		}
 		pause := t.pause
 		t.pause = min(2*t.pause, maxPause)
@@ -201,9 +268,12 @@ func (l *load) work(ctx context.Context) {
 	}
 }
 
+const journaledState = "journaled"
+
 // answer is what the API says to a submission.
 type answer struct {
 	ID       string
+	Detail   string // of a problem
 	Messages []struct {
 		ID       string
 		State    string
@@ -212,8 +282,9 @@ type answer struct {
 }
 
 // try submits once, and says whether the message is through: accepted, or
-// refused for good, which is a broken promise.
-func (l *load) try(ctx context.Context, t *trying) bool {
+// refused for good, which is a broken promise unless it came too late; and else
+// what was said.
+func (l *load) try(ctx context.Context, t *trying) (through bool, said string) {
 	begin := time.Now()
 	status, a, err := l.post(ctx, t.order)
 	switch {
@@ -221,29 +292,40 @@ func (l *load) try(ctx context.Context, t *trying) bool {
 		if ctx.Err() == nil {
 			l.unreachable.add(time.Now())
 		}
-		return false
+		return false, err.Error()
 	case status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests:
 		l.refused.add(time.Now())
-		return false
+		return false, "503: " + a.Detail
+	case status == http.StatusUnprocessableEntity && l.stage.drill.Shape.Mixed && l.tooLate(t.order):
+		if l.gaveUp(t.i) {
+			l.late.Add(1)
+		}
+		return true, ""
 	case status != http.StatusOK && status != http.StatusAccepted:
 		l.stage.broke("answers", "%s was answered %d", t.Key, status)
-		return status/100 == 4
+		return status/100 == 4, fmt.Sprint(status)
 	case len(a.Messages) != 1:
 		l.stage.broke("answers", "%s was answered %d with %d messages", t.Key, status, len(a.Messages))
-		return true
+		return true, ""
 	}
 	m := a.Messages[0]
 	err = l.file.Append(judge.Accepted{
 		Key: t.Key, ID: m.ID, Class: t.Class, Stream: t.Stream, Sequence: m.Sequence, Tried: begin, At: time.Now(), ExpiresAt: t.ExpiresAt,
+		Supersede: t.Supersede, First: t.First, Last: l.repeating.Load(), Fresh: status == http.StatusAccepted && m.State != journaledState && !l.may(t.i),
 	})
 	if err != nil {
 		l.stage.broke("client's file", "%v", err)
 	}
-	if !l.repeating.Load() {
+	if l.first(t.i) && !l.repeating.Load() {
 		l.accepted.Add(1)
-		l.remember(known{m.ID, time.Now(), m.State == "journaled"})
+		l.remember(known{t.i, m.ID, time.Now(), m.State == journaledState})
 	}
-	return true
+	if m.State == journaledState && !l.repeating.Load() {
+		l.mu.Lock()
+		l.inJournal[t.i] = known{order: t.i, id: m.ID}
+		l.mu.Unlock()
+	}
+	return true, ""
 }
 
 func (l *load) post(ctx context.Context, o order) (status int, a answer, err error) {
@@ -271,8 +353,11 @@ func (l *load) post(ctx context.Context, o order) (status int, a answer, err err
 	if b, err = io.ReadAll(resp.Body); err != nil {
 		return 0, a, err
 	}
-	if resp.StatusCode/100 == 2 {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusAccepted:
 		err = json.Unmarshal(b, &a)
+	case http.StatusServiceUnavailable: // it may have no detail
+		_ = json.Unmarshal(b, &a)
 	}
 	return resp.StatusCode, a, err
 }

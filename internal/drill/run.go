@@ -1,6 +1,7 @@
 package drill
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,6 +48,9 @@ func Run(ctx context.Context, d Drill, opt Options) (res *Result, err error) {
 	}
 	s.Event("the load is over; waiting for what is on its way")
 	s.settle(ctx)
+	if d.Shape.Whole {
+		s.drained(ctx)
+	}
 	s.Event("everyone submits everything again, under the same keys")
 	rctx, cancel := context.WithTimeout(ctx, settleMost)
 	s.load.again(rctx)
@@ -85,6 +89,8 @@ func (s *Stage) underLoad(ctx context.Context, d Drill) error {
 	return ctx.Err()
 }
 
+func (s *Stage) idle() time.Duration { return cmp.Or(s.opt.Settle, settleIdle) }
+
 // settle waits until the providers have as many messages as were accepted, or
 // nothing has come for a while.
 func (s *Stage) settle(ctx context.Context) {
@@ -95,7 +101,7 @@ func (s *Stage) settle(ctx context.Context) {
 		if s.sims.Store.Count() >= int(s.load.accepted.Load()) {
 			return
 		}
-		idle := time.NewTimer(settleIdle)
+		idle := time.NewTimer(s.idle())
 		select {
 		case <-changed:
 			idle.Stop()
@@ -111,7 +117,7 @@ func (s *Stage) settle(ctx context.Context) {
 // quiet waits until no message is on its way, so that a double would be seen.
 func (s *Stage) quiet(ctx context.Context) {
 	for _, state := range []string{"sending", "queued", "waiting"} {
-		s.Until(ctx, settleIdle, func() bool {
+		s.Until(ctx, s.idle(), func() bool {
 			var page struct{ Items []struct{ ID string } }
 			return s.get(ctx, 0, "/v1/messages?limit=1&state="+state, &page) == nil && len(page.Items) == 0
 		})
@@ -129,17 +135,20 @@ func (s *Stage) verdict(ctx context.Context) error {
 	}
 	v, err := judge.Decide(judge.Case{
 		Client: filepath.Join(s.dir, "accepted.jsonl"), Taken: []string{filepath.Join(s.dir, "providers", sim.TakenFile)}, Ends: ends,
-		Told: slices.Collect(maps.Keys(s.asked.sent)),
+		Told: slices.Collect(maps.Keys(s.asked.sent)), Whole: s.drill.Shape.Whole,
 	})
 	if err != nil {
 		return err
 	}
 	r := s.result
 	r.Accepted, r.Sent, r.InDoubt, r.Expired, r.Superseded = v.Accepted, v.Sent, v.InDoubt, v.Expired, v.Superseded
-	r.Lost, r.Doubled, r.Gaps, r.Stale = v.Lost, v.Doubled, v.Gaps, v.Stale
+	r.Lost, r.Doubled, r.Gaps, r.Stale = v.Lost+v.Forgotten, v.Doubled, v.Gaps, v.Stale
 	r.Refused503 = s.load.refused.count()
 	r.Broken = append(r.Broken, v.Problems...)
-	if want := s.opt.Messages; v.Accepted < want {
+	if s.drill.Shape.Mixed {
+		r.Evidence["submitted_again_at_once"], r.Evidence["refused_past_their_life"] = s.load.twice.Load(), s.load.late.Load()
+	}
+	if want := s.opt.Messages - int(s.load.late.Load()); v.Accepted < want {
 		s.Broke("%d messages were accepted, of at least %d", v.Accepted, want)
 	}
 	late := map[string]any{}

@@ -29,21 +29,24 @@ type Stage struct {
 	Kafka    *devstack.Kafka    // nil when one was given
 	Prefix   string             // of topics and of the consumer group
 
-	opt     Options
-	dir     string
-	dsn     string
-	brokers []string
-	env     []string
-	key     string // send and read
-	oper    string // operator
-	sims    *sim.Sims
-	apis    []*server
-	others  []*server
-	load    *load
-	asked   asked
-	file    *judge.File
-	start   time.Time
-	closers []func() error
+	drill    Drill
+	opt      Options
+	dir      string
+	dsn      string
+	brokers  []string
+	env      []string
+	key      string // send and read
+	oper     string // operator
+	sims     *sim.Sims
+	apis     []*server
+	others   []*server
+	load     *load
+	links    links
+	fillable bool // the ledger's disk can be filled
+	asked    asked
+	file     *judge.File
+	start    time.Time
+	closers  []func() error
 
 	mu        sync.Mutex
 	result    *Result
@@ -65,7 +68,7 @@ var processSettings = []string{
 // newStage starts everything. What it has started is ended by close also after
 // an error.
 func newStage(ctx context.Context, d Drill, opt Options) (*Stage, error) {
-	s := &Stage{opt: opt, asked: asked{states: make(map[string]int), sent: make(map[string]bool)}, brokenBy: make(map[string]int), result: &Result{
+	s := &Stage{drill: d, opt: opt, asked: asked{states: make(map[string]int), sent: make(map[string]bool)}, brokenBy: make(map[string]int), result: &Result{
 		Drill: d.Name, Seed: opt.Seed, Evidence: map[string]any{}, Broken: []string{}, Timeline: []Tick{},
 	}}
 	var err error
@@ -84,10 +87,20 @@ func newStage(ctx context.Context, d Drill, opt Options) (*Stage, error) {
 		return s, err
 	}
 	s.closers = append(s.closers, s.sims.Close)
+	dsn, brokers, err := s.reach()
+	if err != nil {
+		return s, err
+	}
 	s.env = append(append(cleanEnv(), processSettings...),
-		"STORMPOST_DSN="+s.dsn, "STORMPOST_BROKERS="+strings.Join(s.brokers, ","), "STORMPOST_KAFKA_PREFIX="+s.Prefix,
+		"STORMPOST_DSN="+dsn, "STORMPOST_BROKERS="+strings.Join(brokers, ","), "STORMPOST_KAFKA_PREFIX="+s.Prefix,
 		"STORMPOST_SMTP_ADDR="+s.sims.SMTP.Addr(), "STORMPOST_FCM_BASE_URL="+s.sims.FCM.URL(),
 		"STORMPOST_FCM_SERVICE_ACCOUNT=file:"+s.sims.ServiceAccountFile)
+	s.env = append(s.env, opt.Env...)
+	if d.Shape.Prepare != nil {
+		if err := d.Shape.Prepare(ctx, s); err != nil {
+			return s, err
+		}
+	}
 	if err := s.command(ctx, nil, "migrate"); err != nil {
 		return s, err
 	}
@@ -125,7 +138,11 @@ func (s *Stage) startStores(ctx context.Context) (err error) {
 		return nil
 	}
 	s.say("starting three nodes of Apache Kafka")
-	s.Kafka, err = devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(s.dir, "kafka"), Nodes: 3, Heap: 256, Logger: log})
+	told, err := s.linkKafka(ctx, 3)
+	if err != nil {
+		return err
+	}
+	s.Kafka, err = devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(s.dir, "kafka"), Nodes: 3, Advertise: told, Heap: 256, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -230,6 +247,18 @@ func (s *Stage) RestartAPI(ctx context.Context, n int) error {
 // Exec runs a statement in the ledger: to do harm, never to judge.
 func (s *Stage) Exec(ctx context.Context, sql string, args ...any) error {
 	return s.execOn(ctx, s.dsn, sql, args...)
+}
+
+// admin is a connection string to another database of the ledger's server, and
+// the ledger's name, quoted.
+func (s *Stage) admin() (dsn, ledger string, err error) {
+	u, err := url.Parse(s.dsn)
+	if err != nil {
+		return "", "", err
+	}
+	ledger = pgx.Identifier{strings.TrimPrefix(u.Path, "/")}.Sanitize()
+	u.Path = "/postgres"
+	return u.String(), ledger, nil
 }
 
 func (s *Stage) execOn(ctx context.Context, dsn, sql string, args ...any) error {

@@ -40,7 +40,7 @@ func (s *Stage) watch(ctx context.Context) {
 func (s *Stage) observe(t Tick) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if t.Kafka < len(s.brokers) {
+	if t.Kafka < len(s.brokers) && time.Now().After(s.kafkaLess) {
 		s.kafkaLess = time.Now()
 	}
 	if s.result.NoticeS == nil && !s.harmed.IsZero() && t.Incidents != nil && *t.Incidents > 0 {

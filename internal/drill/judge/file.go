@@ -22,6 +22,10 @@ type Accepted struct {
 	At        time.Time `json:"at"`                     // when it was answered
 	ExpiresAt time.Time `json:"expires_at,omitzero"`    // as the client asked for
 	Supersede string    `json:"supersede_key,omitzero"` // as the client asked for
+	First     time.Time `json:"first,omitzero"`         // just before the first request under the key
+	Last      bool      `json:"last,omitzero"`          // of the submissions at the end, when all faults are over
+	Known     bool      `json:"-"`                      // its first answer had a number
+	Fresh     bool      `json:"fresh,omitzero"`         // the ledger had not known it
 }
 
 // File is the client's file. What Append has returned is on disk. It is safe

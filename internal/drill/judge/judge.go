@@ -15,11 +15,16 @@ type Case struct {
 	Taken  []string          // paths of the simulators' files
 	Ends   map[string]string // by message id: in_doubt, expired or superseded, as the API says
 	Told   []string          // ids that the API has ever called sent
+	Whole  bool              // no store was lost for good: what was accepted must be known at the end
 }
 
 // staleSlack is how long a hand-over that began in time may take: the last
 // check is before the write, the provider's time after it.
 const staleSlack = 5 * time.Second
+
+// raceSlack is how long an older message under a supersede key may still go its
+// way when the ledger has a newer one: its claim may have come before.
+const raceSlack = 40 * time.Second
 
 // examples is how many of a kind Verdict.Problems names.
 const examples = 3
@@ -36,6 +41,7 @@ type Verdict struct {
 	Gaps       int // numbers of 1..N that nobody has or two have, and messages without one
 	Stale      int // taken after their life had ended
 	Untrue     int // told as sent, and with no provider
+	Forgotten  int // accepted, and taken for new when submitted again at the end
 	Problems   []string
 	Latency    map[string]Latency // by class, from the accepted request to the provider's file
 }
@@ -44,7 +50,7 @@ type Verdict struct {
 type Latency struct{ P50, P99, Max time.Duration }
 
 // Broken says whether a promise was broken.
-func (v *Verdict) Broken() bool { return v.Lost+v.Doubled+v.Gaps+v.Stale+v.Untrue > 0 }
+func (v *Verdict) Broken() bool { return v.Lost+v.Doubled+v.Gaps+v.Stale+v.Untrue+v.Forgotten > 0 }
 
 // taken is what providers have of one key.
 type taken struct {
@@ -64,10 +70,16 @@ func Decide(c Case) (*Verdict, error) {
 	accepted := make(map[string]*Accepted)
 	err := read(c.Client, func(a Accepted) {
 		was := accepted[a.Key]
-		switch {
-		case was == nil:
+		if was == nil {
+			a.Known = a.Sequence != 0
 			accepted[a.Key] = &a
 			return
+		}
+		if c.Whole && a.Last && a.Fresh {
+			v.Forgotten++
+			problem("lost", "%s (%s), accepted at %s, was not known any more when it was submitted again", a.Key, a.ID, was.At.Format(time.RFC3339Nano))
+		}
+		switch {
 		case was.ID != a.ID:
 			v.Doubled++
 			problem("doubled", "%s was answered with the ids %s and %s", a.Key, was.ID, a.ID)
@@ -136,12 +148,46 @@ func Decide(c Case) (*Verdict, error) {
 			problem("lost", "%s (%s), accepted at %s; the API says %q", key, a.ID, a.At.Format(time.RFC3339Nano), end)
 		}
 	}
+	v.superseding(accepted, at, c.Ends, problem)
 	v.numbers(accepted, problem)
 	for class, all := range latencies {
 		slices.Sort(all)
 		v.Latency[class] = Latency{P50: all[len(all)/2], P99: all[len(all)*99/100], Max: all[len(all)-1]}
 	}
 	return v, nil
+}
+
+// superseding sees to it that of the messages under one key the newest was not
+// superseded, and that no older one was sent long after it. Which of two is newer
+// is certain when one was answered before the other was first submitted.
+func (v *Verdict) superseding(accepted map[string]*Accepted, at map[string]*taken, ends map[string]string, problem func(kind, format string, args ...any)) {
+	under := make(map[string][]*Accepted)
+	for _, key := range slices.Sorted(maps.Keys(accepted)) {
+		if a := accepted[key]; a.Supersede != "" {
+			under[a.Supersede] = append(under[a.Supersede], a)
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(under)) {
+		for _, a := range under[key] {
+			// What was answered without a number may have come to the ledger late.
+			newest, newer := true, time.Time{}
+			for _, b := range under[key] {
+				newest = newest && (a == b || b.At.Before(a.First))
+				if a != b && a.At.Before(b.First) && b.Known && (newer.IsZero() || b.At.Before(newer)) {
+					newer = b.At
+				}
+			}
+			switch k := at[a.Key]; {
+			case k == nil && newest && ends[a.ID] == "superseded":
+				v.Lost++
+				v.Superseded--
+				problem("lost", "%s (%s) is superseded, and none under %s is newer", a.Key, a.ID, key)
+			case k != nil && !newer.IsZero() && k.first.After(newer.Add(raceSlack)):
+				v.Stale++
+				problem("stale", "%s was sent at %s, although one under %s was newer from %s on", a.Key, k.first.Format(time.RFC3339Nano), key, newer.Format(time.RFC3339Nano))
+			}
+		}
+	}
 }
 
 // numbers sees to it that each stream's are 1..N.

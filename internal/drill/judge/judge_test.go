@@ -48,8 +48,21 @@ func TestDecide(t *testing.T) {
 		}, "sent 5, expired 1"},
 		{"expired without a life to end", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], "expired" }, "sent 5, lost 1"},
 		{"superseded", func(p *plant) {
-			p.taken, p.ends["id-m1"], p.accepted[0].Supersede = p.taken[1:], "superseded", "k"
+			p.taken, p.ends["id-m1"], p.accepted[0].Supersede, p.accepted[1].Supersede = p.taken[1:], "superseded", "k", "k"
 		}, "sent 5, superseded 1"},
+		{"superseded, and the newest", func(p *plant) {
+			p.taken, p.ends["id-m1"], p.accepted[0].Supersede, p.accepted[1].Supersede = p.taken[1:], "superseded", "k", "k"
+			p.accepted[0].First = begin.Add(time.Second)
+		}, "sent 5, lost 1"},
+		{"sent long after a newer one", func(p *plant) {
+			p.accepted[0].Supersede, p.accepted[1].Supersede = "k", "k"
+			p.accepted[1].First, p.taken[0].ReceivedAt = begin.Add(time.Second), begin.Add(time.Second+raceSlack)
+		}, "sent 6, stale 1"},
+		{"not known any more", func(p *plant) {
+			again := p.accepted[2]
+			again.Last, again.Fresh = true, true
+			p.accepted = append(p.accepted, again)
+		}, "sent 6, forgotten 1"},
 		{"superseded by nothing", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], "superseded" }, "sent 5, lost 1"},
 		{"any other end", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], "canceled" }, "sent 5, lost 1"},
 		{"doubled", func(p *plant) { p.taken = append(p.taken, p.taken[0]) }, "sent 6, doubled 1"},
@@ -97,7 +110,7 @@ func TestDecide(t *testing.T) {
 			if err := store.Append(p.taken...); err != nil {
 				t.Fatal(err)
 			}
-			v, err := Decide(Case{Client: filepath.Join(dir, "accepted"), Taken: []string{filepath.Join(dir, sim.TakenFile)}, Ends: p.ends})
+			v, err := Decide(Case{Client: filepath.Join(dir, "accepted"), Taken: []string{filepath.Join(dir, sim.TakenFile)}, Ends: p.ends, Whole: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -111,7 +124,7 @@ func TestDecide(t *testing.T) {
 			for _, n := range []struct {
 				name string
 				n    int
-			}{{"in doubt", v.InDoubt}, {"expired", v.Expired}, {"superseded", v.Superseded}, {"lost", v.Lost}, {"doubled", v.Doubled}, {"gaps", v.Gaps}, {"stale", v.Stale}} {
+			}{{"in doubt", v.InDoubt}, {"expired", v.Expired}, {"superseded", v.Superseded}, {"lost", v.Lost}, {"doubled", v.Doubled}, {"gaps", v.Gaps}, {"stale", v.Stale}, {"forgotten", v.Forgotten}} {
 				if n.n != 0 {
 					got += fmt.Sprintf(", %s %d", n.name, n.n)
 				}
@@ -119,7 +132,7 @@ func TestDecide(t *testing.T) {
 			if got != c.want || v.Accepted != 6 {
 				t.Errorf("%s of %d, want %s\n%s", got, v.Accepted, c.want, strings.Join(v.Problems, "\n"))
 			}
-			if bad := v.Lost+v.Doubled+v.Gaps+v.Stale > 0; v.Broken() != bad || bad != (len(v.Problems) > 0) {
+			if bad := v.Lost+v.Doubled+v.Gaps+v.Stale+v.Forgotten > 0; v.Broken() != bad || bad != (len(v.Problems) > 0) {
 				t.Errorf("broken %v, problems %v", v.Broken(), v.Problems)
 			}
 		})

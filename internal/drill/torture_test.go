@@ -1,0 +1,105 @@
+package drill
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+// built is the program, with build tags.
+func built(t *testing.T, tags string) string {
+	t.Helper()
+	if testing.Short() || os.Getenv("STORMPOST_TEST_SCALE") == "" {
+		t.Skip("real processes on real stores: with STORMPOST_TEST_SCALE, as make test sets it")
+	}
+	binary := filepath.Join(t.TempDir(), "stormpost")
+	if out, err := exec.Command("go", "build", "-tags", tags, "-o", binary, "github.com/stormpost/stormpost/cmd/stormpost").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return binary
+}
+
+// quick are settings with which what is left after a fault is decided soon.
+var quick = []string{
+	"STORMPOST_DELIVERY_CLAIM_VALID=5s", "STORMPOST_DELIVERY_RETRY_MAX=3s",
+	"STORMPOST_SMTP_REPLY_LIMIT=5s", "STORMPOST_FCM_REPLY_LIMIT=5s",
+}
+
+// tortured runs a short torture, and says how it went.
+func tortured(t *testing.T, opt Options) (*Result, string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
+	defer cancel()
+	var progress bytes.Buffer
+	opt.DSN, opt.Progress, opt.Settle = os.Getenv("STORMPOST_TEST_DSN"), &progress, 10*time.Second
+	opt.Env = append(append([]string{}, quick...), opt.Env...)
+	if opt.Messages == 0 {
+		opt.Messages, opt.Rate, opt.Minutes = 300, 10, 0.5
+	}
+	r, err := Run(ctx, torture, opt)
+	if err != nil {
+		t.Fatalf("%v\n%s", err, &progress)
+	}
+	t.Logf("accepted %d, sent %d, in doubt %d, expired %d, superseded %d, lost %d, doubled %d, gaps %d, stale %d, evidence %v",
+		r.Accepted, r.Sent, r.InDoubt, r.Expired, r.Superseded, r.Lost, r.Doubled, r.Gaps, r.Stale, r.Evidence)
+	return r, progress.String()
+}
+
+// A short torture with whatever its seed draws.
+func TestTorture(t *testing.T) {
+	r, progress := tortured(t, Options{Binary: built(t, ""), Seed: 1, Messages: 500, Rate: 20, Minutes: 25.0 / 60})
+	if !r.Pass {
+		t.Errorf("bit %v, broken:\n%s\n%s", r.Bit, strings.Join(r.Broken, "\n"), progress)
+	}
+}
+
+// Seeds that once found a bug, each for ever.
+var foundSomething = []struct {
+	seed    uint64
+	minutes float64
+	bug     string
+}{}
+
+func TestSeedsThatFoundSomething(t *testing.T) {
+	for _, c := range foundSomething {
+		t.Run(c.bug, func(t *testing.T) {
+			r, progress := tortured(t, Options{Binary: built(t, ""), Seed: c.seed, Minutes: c.minutes, Rate: 20, Messages: int(c.minutes * 60 * 20)})
+			if !r.Pass {
+				t.Errorf("bit %v, broken:\n%s\n%s", r.Bit, strings.Join(r.Broken, "\n"), progress)
+			}
+		})
+	}
+}
+
+// The same seed draws the same faults, another one others; each kind is drawn,
+// none outlasts the time, and of one target no two overlap.
+func TestDraw(t *testing.T) {
+	able := ways{"postgres": {"postgres", "network", "disk"}, "kafka": {"kafka", "network"}, "smtp": {"slow", "refuse", "lose"}, "worker-1": {"kill", "stop"}}
+	const span = 20 * time.Minute
+	plan := draw(7, span, able)
+	if !reflect.DeepEqual(plan, draw(7, span, able)) {
+		t.Error("the same seed, other faults")
+	}
+	if reflect.DeepEqual(plan, draw(8, span, able)) {
+		t.Error("another seed, the same faults")
+	}
+	kinds, until := map[string]int{}, map[string]time.Duration{}
+	for _, f := range plan {
+		kinds[f.Kind]++
+		if f.At < until[f.Target] || f.At+f.Span > span {
+			t.Errorf("%s at %s", f, f.At)
+		}
+		until[f.Target] = f.At + f.Span
+	}
+	for _, k := range faultKinds {
+		if kinds[k] == 0 {
+			t.Errorf("no fault of kind %s in %d", k, len(plan))
+		}
+	}
+}
