@@ -40,6 +40,9 @@ func (l *Ledger) Accept(ctx context.Context, s *message.Submission) (message.Rec
 }
 
 func (l *Ledger) submit(ctx context.Context, in *batcher[*acceptCall], c *acceptCall) (r message.Receipt, err error) {
+	if err := l.stands("accept"); err != nil {
+		return r, err
+	}
 	c.stream, err = l.streamID(ctx, streamName{c.s.Tenant, c.s.Stream})
 	if err != nil {
 		if c.entry != nil && blameFor(err) == blameRow { // a record may name a tenant that never was
@@ -211,6 +214,7 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 		isFresh[e.ord-1] = true
 		c.receipt = message.Receipt{Submission: e.sub, Sequence: e.first, Waiting: e.waits}
 		l.counts.accepted(c.s.Lane, len(c.s.Recipients))
+		l.committed(e.sub)
 		close(c.done)
 	}
 	for i, c := range calls {
