@@ -48,7 +48,7 @@ func (a *attempt) settle(provider string, r message.Result) {
 
 // report says when a message that was not taken is tried again.
 func (a *attempt) report(provider string, r message.Result) message.Report {
-	report := message.Report{Position: a.env.Position, Attempt: a.env.Attempt, Provider: provider, Result: r}
+	report := message.Report{Position: a.env.Position, ID: a.env.ID, Attempt: a.env.Attempt, Provider: provider, Result: r}
 	switch r.Outcome {
 	case message.Deferred:
 	case message.Returned:

@@ -155,7 +155,8 @@ begin
     end if;
     if exists (select from outcome o where o.n = r.n and o.no = r.no and o.kind <> 4) then
       delete from doubt d where d.n = r.n and d.no = r.no;
-    elsif r.kind in (0, 4) and not exists (select from decision d where d.n = r.n and d.no = r.no) then
+    elsif r.kind in (0, 4) and exists (select from attempt a where a.n = r.n and a.no = r.no and a.kind = 1)
+      and not exists (select from decision d where d.n = r.n and d.no = r.no) then
       insert into doubt (n, no, cause) values (r.n, r.no, case r.kind when 4 then 'unknown' else 'silent' end) on conflict (n, no) do nothing;
       get diagnostics told = row_count;
     end if;

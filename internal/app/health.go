@@ -22,6 +22,7 @@ type health struct {
 	cluster atomic.Pointer[string]
 	// journals is whether the journals are there.
 	journals atomic.Bool
+	trail    atomic.Bool // likewise
 }
 
 func (h *health) kafkaAway() bool { return h.away.Load() }
@@ -85,6 +86,15 @@ func (h *health) watchKafka(ctx context.Context, b *broker.Broker, log *slog.Log
 		}
 		if err == nil && !h.journals.Load() {
 			h.makeJournals(ctx, b, log)
+		}
+		if err == nil && !h.trail.Load() {
+			tctx, cancel := context.WithTimeout(ctx, 4*time.Second)
+			if terr := b.EnsureTrail(tctx); terr != nil {
+				log.Warn("there is no trail of attempts, so no offset is committed; trying again", "error", terr)
+			} else {
+				h.trail.Store(true)
+			}
+			cancel()
 		}
 		h.cause.Store(&err)
 		if was := h.away.Swap(err != nil); was != (err != nil) {

@@ -48,6 +48,7 @@ type process struct {
 	ring      *keyring.Ring
 	kafka     *broker.Broker
 	publisher *broker.Publisher
+	trail     *broker.Trail
 	service   *ingest.Service
 	worker    *delivery.Worker
 	consumer  *broker.Consumer
@@ -109,6 +110,7 @@ func (p *process) build() (err error) {
 	p.ledger, err = dedupe.Open(dedupe.Config{
 		DSN: dsn, MaxConns: int32(p.cfg.Ledger.MaxConns), Batch: p.cfg.Ledger.Batch, Flushers: p.cfg.Ledger.Flushers,
 		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Resend: p.resend(), Roles: p.cfg.Roles, Logger: p.log,
+		StateFile: filepath.Join(p.cfg.DataDir, "ledger.json"),
 	})
 	if err != nil {
 		return err
@@ -120,6 +122,11 @@ func (p *process) build() (err error) {
 	}
 	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
 		return err
+	}
+	if p.cfg.Has("api") || p.cfg.Has("worker") {
+		if p.trail, err = p.kafka.NewTrail(); err != nil {
+			return err
+		}
 	}
 	if p.cfg.Has("api") || p.cfg.Has("recovery") {
 		if p.publisher, err = p.kafka.NewPublisher(); err != nil {
@@ -203,7 +210,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	}
 	if p.worker != nil {
 		front.run("worker", func() error { return p.worker.Run(fctx) })
-		front.run("consumer", func() error { return p.consumer.Run(fctx, consumed{p.worker, p.ledger}) })
+		front.run("consumer", func() error { return p.consumer.Run(fctx, consumed{p.worker, p.ledger, p.trail}) })
 	}
 	if p.drain != nil {
 		front.run("drain", func() error { return p.drain.Run(fctx) })
@@ -253,6 +260,15 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 
 // teardown ends what build made, in reverse.
 func (p *process) teardown() {
+	if p.trail != nil {
+		defer func() { // after the last outcome
+			tctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			defer cancel()
+			if err := p.trail.Close(tctx); err != nil {
+				p.log.Warn("the trail of attempts was cut short", "error", err)
+			}
+		}()
+	}
 	if p.ledger != nil {
 		p.ledger.Close()
 	}

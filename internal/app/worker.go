@@ -87,7 +87,7 @@ func (p *process) deliveryConfig(routes map[message.Channel][]delivery.Route) (d
 		doubts[l] = delivery.DoubtPolicy(policy)
 	}
 	return delivery.Config{
-		Ledger: p.ledger, Routes: routes, Senders: senders, Doubts: doubts,
+		Ledger: trailed{p.ledger, p.trail}, Routes: routes, Senders: senders, Doubts: doubts,
 		Retry:      delivery.Schedule{Base: d.RetryBase, Max: d.RetryMax},
 		ClaimValid: d.ClaimValid, ShutdownGrace: d.ShutdownGrace, BeatEvery: p.cfg.Ledger.BeatEvery,
 		KafkaAway: p.health.kafkaAway,
@@ -124,12 +124,14 @@ func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {
 type consumed struct {
 	worker *delivery.Worker
 	ledger *dedupe.Ledger
+	trail  *broker.Trail
 }
 
 var _ broker.Handler = consumed{}
 
 func (c consumed) Handle(ctx context.Context, lane message.Lane, r *broker.Record) {
-	err := c.worker.Offer(ctx, lane, r.Item, r.Finish)
+	// What is committed was told: so nothing is handled and nowhere known.
+	err := c.worker.Offer(ctx, lane, r.Item, func() { c.trail.Then(r.Finish) })
 	if err != nil && ctx.Err() == nil && !errors.Is(err, delivery.ErrStopping) {
 		// It can't be: the broker checked the lane. Unfinished, it comes again.
 		panic(err)

@@ -19,6 +19,7 @@ const (
 	NoWorker           Kind = "no_worker"
 	ClusterChanged     Kind = "cluster_changed"
 	JournalNotDraining Kind = "journal_not_draining"
+	RolledBack         Kind = "ledger_rolled_back"
 )
 
 // Severity is how much it matters.
@@ -56,6 +57,7 @@ var kinds = map[Kind]nature{
 		"stormpost serve --roles worker"},
 	ClusterChanged: {0, 5 * time.Second, Warning, "kafka-away",
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
+	RolledBack: {0, 5 * time.Second, Critical, "the-ledger-was-rolled-back", "stormpost reconcile --dry-run"},
 	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 }
