@@ -76,3 +76,9 @@ type Rollback struct {
 	Cause  string
 	BackTo time.Time // up to when the ledger's history is known, about
 }
+
+// StreamOf names a stream.
+type StreamOf struct {
+	Tenant int32
+	Name   string
+}
