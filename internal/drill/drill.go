@@ -24,7 +24,7 @@ type Drill struct {
 type Needs struct{ Postgres, Kafka bool }
 
 // All lists the drills.
-func All() []Drill { return []Drill{corruptCluster, lostNumbering, frontDoor} }
+func All() []Drill { return []Drill{corruptCluster, lostNumbering, frontDoor, rolledBackLedger} }
 
 // Find is the drill of a name.
 func Find(name string) (Drill, error) {
