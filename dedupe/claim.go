@@ -148,6 +148,7 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 	for _, c := range calls {
 		if c.claim.Verdict == message.Claimed && c.item.Attempt == 1 {
 			l.counts.attempted(c.item.Position.Lane(), 1)
+			l.committed(c.item.Position.Submission())
 		}
 	}
 	return nil

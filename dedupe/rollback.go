@@ -200,11 +200,19 @@ func mismatch(was, now descent, descends bool) string {
 	case was.Timeline != now.Timeline:
 		return fmt.Sprintf("it is on timeline %s, was %s: a standby was promoted, or a backup restored", now.Timeline, was.Timeline)
 	case now.Flushed < was.Flushed:
-		return fmt.Sprintf("its log ends %d bytes before what it had flushed; its highest submission is %d, was %d", was.Flushed-now.Flushed, now.Position, was.Position)
+		return fmt.Sprintf("its log ends %d bytes before what it had flushed", was.Flushed-now.Flushed) + heights(was, now)
 	case now.Position < was.Position:
 		return fmt.Sprintf("its highest submission is %d, was %d", now.Position, was.Position)
 	}
 	return ""
+}
+
+// heights adds the highest submissions to a mismatch, where it was one of them.
+func heights(was, now descent) string {
+	if now.Position >= was.Position {
+		return ""
+	}
+	return fmt.Sprintf("; its highest submission is %d, was %d", now.Position, was.Position)
 }
 
 // learn takes over what was read. Whatever the process keeps of a ledger's

@@ -174,3 +174,106 @@ func TestRollbackIsProvenByARecord(t *testing.T) {
 	l.Close()
 	<-stoppedBy
 }
+
+// What is known of lost messages comes back as it was: the same id, position
+// and number; what was sent is sent, what was claimed is in doubt until its worker
+// tells, and the rest may be claimed. Positions and numbers go on beyond.
+func TestReconcile(t *testing.T) {
+	t.Parallel()
+	pg := server(t)
+	l := ledgertest.OpenWith(t, dedupe.Config{DSN: pg.DSN(), MaxConns: 6})
+	tenant := ledgertest.Tenant(t, l, "acme")
+	old := firstItem(t, l, tenant, "old")
+	if err := pg.Backup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sentOnce(t, l, old)
+	var lost []message.Lost
+	var items []message.Item
+	for _, key := range []string{"sent", "claimed", "queued", "canceled", "deferred"} {
+		s := ledgertest.Email(t, tenant, key, "s", "a@example.com", "b@example.com")
+		r := accept(t, l, s)
+		items = append(items, ledgertest.Items(s, r)[0])
+		lost = append(lost, message.Lost{Journaled: message.Journaled{Submission: s, AcceptedAt: time.Now()}, Submission: r.Submission, First: r.Sequence})
+	}
+	if err := pg.Restore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	until(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	// A worker lives on, with an outcome to tell.
+	told := make(chan error, 1)
+	go func() {
+		told <- l.Record(context.Background(), message.Report{Position: items[1].Position, Attempt: 1, Provider: "test", Result: message.Result{Outcome: message.Sent}})
+	}()
+
+	by, err := dedupe.Open(dedupe.Config{DSN: pg.DSN(), MaxConns: 4, Reconciling: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer by.Close()
+	r, err := by.BeginReconcile(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := by.BeginReconcile(t.Context()); !errors.Is(err, dedupe.ErrReconciling) {
+		t.Errorf("two at once: %v", err)
+	}
+	top := lost[len(lost)-1]
+	if err := r.Raise(t.Context(), top.Submission, map[message.StreamOf]int64{{Tenant: tenant, Name: "s"}: top.First + 1}); err != nil {
+		t.Fatal(err)
+	}
+	step := func(it message.Item, no int, k message.StepKind) message.Step {
+		return message.Step{Position: it.Position, ID: it.ID, Attempt: no, Kind: k, At: time.Now(), Provider: "test"}
+	}
+	for range 2 { // as after one that broke off
+		placed, err := r.Reenter(t.Context(), lost)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range lost {
+			if placed[s.Key].Submission != s.Submission {
+				t.Errorf("submission %d is at %d now", s.Submission, placed[s.Key].Submission)
+			}
+		}
+		if _, err := r.Retrace(t.Context(), []message.Step{
+			step(old, 1, message.StepKind(message.Sent)), step(items[0], 1, message.StepKind(message.Sent)), step(items[1], 1, message.StepClaimed),
+			step(items[3], 1, message.StepCanceled), step(items[4], 2, message.StepKind(message.Deferred)),
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if d, err := by.OpenDoubts(t.Context()); err != nil || d.Count != 1 {
+		t.Errorf("doubts: %+v %v", d, err)
+	}
+	if err := r.End(t.Context(), "test"); err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	if _, err := by.BeginReconcile(t.Context()); !errors.Is(err, dedupe.ErrStands) {
+		t.Errorf("reconciled, and again: %v", err)
+	}
+
+	until(t, func() (bool, bool) { c, _ := l.RolledBack(); return true, c == "" })
+	if err := <-told; err != nil {
+		t.Fatal(err)
+	}
+	state(t, l, old, message.StateSent)
+	state(t, l, items[0], message.StateSent)
+	state(t, l, items[1], message.StateSent)
+	state(t, l, items[3], message.StateCanceled)
+	claim(t, l, old, message.Taken)
+	claim(t, l, items[1], message.Taken)
+	claim(t, l, items[2], message.Claimed)
+	third := items[4]
+	third.Attempt = 3
+	claim(t, l, third, message.Claimed)
+	a, err := l.Audit(t.Context(), tenant, "s")
+	if err != nil || a.Last != top.First+1 || len(a.Missing) > 0 {
+		t.Errorf("audit: %+v %v", a, err)
+	}
+	s := ledgertest.Email(t, tenant, "next", "s", "a@example.com")
+	next := accept(t, l, s)
+	if next.Sequence != top.First+2 || next.Submission <= top.Submission {
+		t.Errorf("after it: %+v, the last was %d", next, top.Submission)
+	}
+}
