@@ -41,6 +41,9 @@ func (l *Ledger) Accept(ctx context.Context, s *message.Submission) (message.Rec
 }
 
 func (l *Ledger) submit(ctx context.Context, in *batcher[*acceptCall], c *acceptCall) (r message.Receipt, err error) {
+	if err := l.stands("accept"); err != nil {
+		return r, err
+	}
 	c.stream, err = l.streamID(ctx, streamName{c.s.Tenant, c.s.Stream})
 	if err != nil {
 		if c.entry != nil && blameFor(err) == blameRow { // a record may name a tenant that never was
@@ -215,6 +218,7 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 		if plant.Is(plant.CountNumbers) {
 			_ = l.pool.QueryRow(ctx, `select count(*) from message where stream = $1`, c.stream).Scan(&c.receipt.Sequence)
 		}
+		l.committed(e.sub)
 		close(c.done)
 	}
 	for i, c := range calls {

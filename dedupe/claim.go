@@ -100,6 +100,9 @@ func (l *Ledger) insist(do func() error) error {
 }
 
 func (l *Ledger) claimOnce(calls []*claimCall) error {
+	if err := l.stands("claim"); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
 	worker, err := l.processID(ctx)
@@ -144,8 +147,21 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 		return fmt.Errorf("the ledger answered %d of %d claims", answered, len(calls))
 	}
 	for _, c := range calls {
+		if c.claim.Verdict != message.Stranger {
+			continue
+		}
+		// Answered only once it is certain that this is no rollback.
+		switch rolled, err := l.proven(ctx, c.item.Position); {
+		case err != nil:
+			return err
+		case rolled:
+			return l.stands("claim")
+		}
+	}
+	for _, c := range calls {
 		if c.claim.Verdict == message.Claimed && c.item.Attempt == 1 {
 			l.counts.attempted(c.item.Position.Lane(), 1)
+			l.committed(c.item.Position.Submission())
 		}
 	}
 	return nil

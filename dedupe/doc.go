@@ -55,6 +55,14 @@
 //     row in superseded, from the very transaction on that brings the newer one.
 //     A claim that begins later makes no attempt to send of theirs.
 //
+// # Rollback
+//
+// A database that forgot what it had committed (restored from a backup; a
+// replica that lagged) is noticed by whoever knew more (rollback.go), and noted in
+// table rollback. While that row is open the functions refuse to accept, claim,
+// record and sweep, with SP004. A reconciliation (reconcile.go) enters what Kafka
+// knows and begins another branch (table lineage).
+//
 // # Time
 //
 // PostgreSQL's clock_timestamp() judges expiry, due times and silence. A

@@ -14,6 +14,9 @@ const maxFeedBytes = 8 << 20
 
 // Unclaimed implements delivery.Ledger.
 func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Duration, limit int) ([]message.Item, error) {
+	if err := l.stands("unclaimed"); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `
@@ -30,6 +33,9 @@ func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Dura
 
 // Due implements delivery.Ledger.
 func (l *Ledger) Due(ctx context.Context, lane message.Lane, limit int) ([]message.Item, error) {
+	if err := l.stands("due"); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `

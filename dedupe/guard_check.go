@@ -14,6 +14,9 @@ import (
 // guard.go says: what it returns is what it found in this round, at most some
 // thousand faults.
 func (l *Ledger) Numbering(ctx context.Context) ([]message.Fault, error) {
+	if err := l.stands("numbering"); err != nil {
+		return nil, err
+	}
 	l.guard.mu.Lock()
 	defer l.guard.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)

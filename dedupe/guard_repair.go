@@ -24,6 +24,9 @@ const mostRepairs = 10_000
 // has been given out by then is visible or will never be. Each lock is waited for
 // no longer than 2 s, since others queue behind us meanwhile.
 func (l *Ledger) RepairNumbering(ctx context.Context) (repaired []message.Fault, err error) {
+	if err := l.stands("numbering"); err != nil {
+		return nil, err
+	}
 	conn, err := l.pool.Acquire(ctx)
 	if err != nil {
 		return nil, unavailable("repair", err)

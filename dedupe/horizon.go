@@ -73,6 +73,13 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 	return nil
 }
 
+// forget starts anew: what was probed is of another history.
+func (h *horizon) forget() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pending, h.passed = nil, nil
+}
+
 // position is up to where a lane's messages are all visible, of those that were
 // numbered at least age ago, at most keepPassed.
 func (h *horizon) position(l message.Lane, age time.Duration) int64 {

@@ -43,6 +43,12 @@ type Config struct {
 	// them resent, as "policy:trigger.push".
 	Resend map[message.Lane]string
 
+	// StateFile keeps what tells a rolled-back ledger over restarts; empty: only
+	// this process's own memory does.
+	StateFile string
+	// Reconciling lets this Ledger work on one that was rolled back.
+	Reconciling bool
+
 	Name           string   // of this process, default host:pid
 	Roles          []string // what it does, told in its name, as api,worker/host:pid
 	Logger         *slog.Logger
@@ -99,18 +105,19 @@ type Ledger struct {
 	claims  [message.Campaign + 1]*batcher[*claimCall]
 	records [message.Campaign + 1]*batcher[*recordCall]
 
-	process atomic.Int32 // this process's row; 0 until the first registration
-	tokens  atomic.Int64 // a random start, then counted
-	horizon horizon
-	counts  laneCounts
-	lanes   laneReader
-	fair    [laneCodes]fairState
-	guard   guardState
-	unsure  atomic.Int64  // commits that a standby may not have
-	reads   chan struct{} // one for each read that may take long
-	audits  chan struct{} // one for the audit of lanes
-	holds   holdCache
-	patient time.Duration // after it a stream's audit answers with what it has
+	process  atomic.Int32 // this process's row; 0 until the first registration
+	tokens   atomic.Int64 // a random start, then counted
+	horizon  horizon
+	counts   laneCounts
+	lanes    laneReader
+	fair     [laneCodes]fairState
+	guard    guardState
+	unsure   atomic.Int64  // commits that a standby may not have
+	reads    chan struct{} // one for each read that may take long
+	audits   chan struct{} // one for the audit of lanes
+	holds    holdCache
+	rollback rollbackState
+	patient  time.Duration // after it a stream's audit answers with what it has
 }
 
 // Open makes a Ledger. It connects lazily: an error is about the configuration.
@@ -135,6 +142,11 @@ func Open(cfg Config) (*Ledger, error) {
 	}
 	l := &Ledger{cfg: cfg, log: cfg.Logger, reads: make(chan struct{}, max(1, cfg.MaxConns/4)), audits: make(chan struct{}, 1), patient: auditBudget}
 	pc.ConnConfig.OnNotice = l.notice
+	if cfg.Reconciling {
+		pc.ConnConfig.RuntimeParams["stormpost.reconciling"] = "on"
+	} else {
+		pc.AfterConnect = l.afterConnect
+	}
 	pool, err := pgxpool.NewWithConfig(context.Background(), pc)
 	if err != nil {
 		return nil, fmt.Errorf("dsn: %w", redactDSN(err))

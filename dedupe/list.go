@@ -24,6 +24,9 @@ const (
 // Messages implements httpapi.Ledger.
 func (l *Ledger) Messages(ctx context.Context, f message.Filter) (message.Page[message.View], error) {
 	var page message.Page[message.View]
+	if err := l.stands("messages"); err != nil {
+		return page, err
+	}
 	below := int64(orderMask)
 	if f.Cursor != "" {
 		c, err := strconv.ParseInt(f.Cursor, 36, 64)

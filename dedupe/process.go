@@ -30,6 +30,9 @@ func (l *Ledger) processID(ctx context.Context) (int32, error) {
 
 // Beat implements delivery.Ledger.
 func (l *Ledger) Beat(ctx context.Context, open []message.AttemptKey, giveUp time.Duration) error {
+	if err := l.stands("beat"); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	id, err := l.processID(ctx)
@@ -54,6 +57,9 @@ func (l *Ledger) Beat(ctx context.Context, open []message.AttemptKey, giveUp tim
 // Workers counts the processes whose heartbeats come and that have a worker, as
 // their names tell. One without roles in its name counts as one with a worker.
 func (l *Ledger) Workers(ctx context.Context) (int, error) {
+	if err := l.stands("workers"); err != nil {
+		return 0, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	var n int
@@ -79,7 +85,13 @@ func (l *Ledger) Run(ctx context.Context, beat bool) error {
 	var grown time.Time
 	down := false
 	for {
-		err := l.horizon.probe(ctx, l.pool, l.cfg.Deadline)
+		err := l.lookAround(ctx)
+		if err == nil {
+			err = l.stands("house")
+		}
+		if err == nil {
+			err = l.horizon.probe(ctx, l.pool, l.cfg.Deadline)
+		}
 		if err == nil && beat {
 			err = l.Beat(ctx, nil, l.cfg.GiveUp)
 		}

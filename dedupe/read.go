@@ -59,6 +59,9 @@ func (l *Ledger) byKey(ctx context.Context, key message.KeyHash) (lane message.L
 
 // Message implements httpapi.Ledger.
 func (l *Ledger) Message(ctx context.Context, tenant int32, id message.ID) (*message.View, error) {
+	if err := l.stands("message"); err != nil { // what it doesn't know may have been accepted
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	n, err := l.find(ctx, id)

@@ -45,6 +45,9 @@ func (l *Ledger) recordBatch(calls []*recordCall) {
 }
 
 func (l *Ledger) recordOnce(calls []*recordCall) error {
+	if err := l.stands("record"); err != nil {
+		return err
+	}
 	n := len(calls)
 	ns, nos, kinds := make([]int64, n), make([]int16, n), make([]int16, n)
 	providers, codes, replies, refs := make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)

@@ -52,7 +52,7 @@ func (a *attempt) report(provider string, r message.Result) message.Report {
 	if plant.Is(plant.RetryUnknown) && r.Outcome == message.Unknown {
 		r.Outcome = message.Deferred
 	}
-	report := message.Report{Position: a.env.Position, Attempt: a.env.Attempt, Provider: provider, Result: r}
+	report := message.Report{Position: a.env.Position, ID: a.env.ID, Attempt: a.env.Attempt, Provider: provider, Result: r}
 	switch r.Outcome {
 	case message.Deferred:
 	case message.Returned:

@@ -2,7 +2,8 @@
 //
 // Drain enters what the journals kept while the ledger was away. Replayer works
 // on replays, which are plans with checkpoints: running one again resumes it.
-// Evacuation and reconciling a ledger that was rolled back are to come.
+// Reconcile tells a ledger that was rolled back what Kafka knows. Evacuation
+// moves lanes to another Kafka cluster.
 //
 // What recovers without being asked is nearer to what it protects: the lane's
 // cursor and the sweep for doubts are operations of the ledger (dedupe), and the

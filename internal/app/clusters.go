@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/stormpost/stormpost/ingest"
@@ -131,6 +132,33 @@ func (cs *clusters) Find(id message.ID) (*message.Journaled, bool) {
 	return nil, known
 }
 
+// Note tells a step of an attempt to the cluster that its lane uses.
+func (cs *clusters) Note(s message.Step) {
+	c := cs.of(s.Position.Lane())
+	if c == nil {
+		c = cs.all[0]
+	}
+	c.trail.Note(s)
+}
+
+// endTrails writes what is left of the trails, for a moment.
+func (cs *clusters) endTrails() {
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	defer cancel()
+	var all sync.WaitGroup
+	for _, c := range cs.all {
+		if c.trail == nil {
+			continue
+		}
+		all.Go(func() {
+			if err := c.trail.Close(ctx); err != nil {
+				c.log.Warn("the trail of attempts was cut short", "error", err)
+			}
+		})
+	}
+	all.Wait()
+}
+
 // canJournal says whether some journal can take something.
 func (cs *clusters) canJournal() bool { return slices.ContainsFunc(cs.all, (*cluster).canJournal) }
 
@@ -204,12 +232,18 @@ type clusterUse struct {
 	journal   *broker.Journal
 	consumer  *broker.Consumer
 	journals  *broker.JournalConsumer
+	trail     *broker.Trail // of attempts
 }
 
 // use makes what the roles need.
 func (c *cluster) use(api, worker, recovery bool) (err error) {
 	if api || recovery {
 		if c.publisher, err = c.broker.NewPublisher(); err != nil {
+			return err
+		}
+	}
+	if api || worker {
+		if c.trail, err = c.broker.NewTrail(); err != nil {
 			return err
 		}
 	}

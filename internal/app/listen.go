@@ -74,7 +74,7 @@ func (p *process) open(ctx context.Context, name, key, addr string, h http.Handl
 
 func (p *process) api() http.Handler {
 	return httpapi.New(httpapi.Config{
-		Service: p.service, Ledger: p.ledger, Journal: p.clusters, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine,
+		Service: p.service, Ledger: canceling{p.ledger, p.clusters}, Journal: p.clusters, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine,
 		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version, Providers: []string{smtpName, fcmName},
 		Limits: httpapi.Limits{Request: p.cfg.Accept.Timeout},
 	})

@@ -106,6 +106,7 @@ func (p *process) build() (err error) {
 	p.ledger, err = dedupe.Open(dedupe.Config{
 		DSN: dsn, MaxConns: int32(p.cfg.Ledger.MaxConns), Batch: p.cfg.Ledger.Batch, Flushers: p.cfg.Ledger.Flushers,
 		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Resend: p.resend(), Roles: p.cfg.Roles, Logger: p.log,
+		StateFile: filepath.Join(p.cfg.DataDir, "ledger.json"),
 	})
 	if err != nil {
 		return err
@@ -290,6 +291,9 @@ func (p *process) endPublishing() {
 
 // teardown ends what build made, in reverse.
 func (p *process) teardown() {
+	if p.clusters != nil {
+		defer p.clusters.endTrails() // after the last outcome
+	}
 	if p.ledger != nil {
 		p.ledger.Close()
 	}

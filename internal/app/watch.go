@@ -58,6 +58,7 @@ func (p *process) checks() []watch.Check {
 		watch.Doubts(p.ledger.OpenDoubts),
 		watch.NoWorker(p.ledger.Workers, time.Now),
 		watch.Numbering(p.guard.Open),
+		watch.RolledBack(p.ledger.RolledBack, time.Now),
 		watch.Journal(p.clusters.backlog, time.Now),
 	}
 	if p.worker != nil {

@@ -84,7 +84,7 @@ func (p *process) deliveryConfig(routes map[message.Channel][]delivery.Route) (d
 		doubts[l] = delivery.DoubtPolicy(policy)
 	}
 	return delivery.Config{
-		Ledger: p.ledger, Routes: routes, Senders: senders, Doubts: doubts,
+		Ledger: trailed{p.ledger, p.clusters}, Routes: routes, Senders: senders, Doubts: doubts,
 		Retry:      delivery.Schedule{Base: d.RetryBase, Max: d.RetryMax},
 		ClaimValid: d.ClaimValid, ShutdownGrace: d.ShutdownGrace, BeatEvery: p.cfg.Ledger.BeatEvery,
 		KafkaAway: p.clusters.away, FeedRate: p.clusters.placed.rate,
@@ -127,7 +127,8 @@ type consumed struct {
 var _ broker.Handler = consumed{}
 
 func (c consumed) Handle(ctx context.Context, lane message.Lane, r *broker.Record) {
-	err := c.worker.Offer(ctx, lane, r.Item, r.Finish)
+	// What is committed was told: so nothing is handled and nowhere known.
+	err := c.worker.Offer(ctx, lane, r.Item, func() { c.cluster.trail.Then(r.Finish) })
 	if err != nil && ctx.Err() == nil && !errors.Is(err, delivery.ErrStopping) {
 		// It can't be: the broker checked the lane. Unfinished, it comes again.
 		panic(err)

@@ -3,6 +3,7 @@ package broker
 import (
 	"encoding/binary"
 	"fmt"
+	"time"
 
 	"github.com/segmentio/kafka-go"
 
@@ -14,9 +15,11 @@ import (
 //	key                 position, 8 bytes, big-endian
 //	value               canonical content, or nothing (flag 1)
 //	header sp           version 1 byte, flags 1, attempt 2 (big-endian), id 25
+//	header so           version 1 byte, flags 1, tenant 4, accepted and expires 8 each
+//	                    (microseconds since 1970), number in the stream 8
 //	header traceparent  W3C, where the submission had one
 //
-// Whoever can write to the topic can write such a record, so it proves nothing:
+// Nobody reads so but whoever puts a message back that the ledger lost. Whoever can write to the topic can write such a record, so it proves nothing:
 // the content must have the fingerprint that is in the id, and the ledger must
 // have the id at the position.
 const (
@@ -24,6 +27,9 @@ const (
 	flagReference  = 1 // the content is in the ledger
 	headerSize     = 1 + 1 + 2 + 25
 	headerName     = "sp"
+	originName     = "so"
+	originSize     = 1 + 1 + 4 + 8 + 8 + 8
+	originTest     = 1 // flag
 	traceparent    = "traceparent"
 	maxTraceparent = 128
 )
@@ -43,6 +49,18 @@ func encode(topic string, it message.Item) kafka.Message {
 		head[1] = flagReference
 	}
 	m := kafka.Message{Topic: topic, Key: key, Value: value, Headers: []kafka.Header{{Key: headerName, Value: head}}}
+	if o := it.Origin; o != nil {
+		b := make([]byte, originSize)
+		b[0] = recordVersion
+		if o.Test {
+			b[1] |= originTest
+		}
+		binary.BigEndian.PutUint32(b[2:], uint32(o.Tenant))
+		binary.BigEndian.PutUint64(b[6:], uint64(o.AcceptedAt.UnixMicro()))
+		binary.BigEndian.PutUint64(b[14:], uint64(o.ExpiresAt.UnixMicro()))
+		binary.BigEndian.PutUint64(b[22:], uint64(o.Sequence))
+		m.Headers = append(m.Headers, kafka.Header{Key: originName, Value: b})
+	}
 	if it.Trace != "" {
 		m.Headers = append(m.Headers, kafka.Header{Key: traceparent, Value: []byte(it.Trace)})
 	}
@@ -53,6 +71,20 @@ func encode(topic string, it message.Item) kafka.Message {
 func refer(m *kafka.Message) {
 	m.Value = nil
 	m.Headers[0].Value[1] |= flagReference
+}
+
+// origin reads the header so; nil where there is none of this version.
+func origin(m *kafka.Message) *message.Origin {
+	for _, h := range m.Headers {
+		if b := h.Value; h.Key == originName && len(b) == originSize && b[0] == recordVersion {
+			return &message.Origin{
+				Tenant: int32(binary.BigEndian.Uint32(b[2:])), Test: b[1]&originTest != 0,
+				AcceptedAt: time.UnixMicro(int64(binary.BigEndian.Uint64(b[6:]))), ExpiresAt: time.UnixMicro(int64(binary.BigEndian.Uint64(b[14:]))),
+				Sequence: int64(binary.BigEndian.Uint64(b[22:])),
+			}
+		}
+	}
+	return nil
 }
 
 // decode reads a record of a lane's topic, or says why it is none.

@@ -113,10 +113,10 @@ func (b *Broker) create(ctx context.Context, s sub, names []string) error {
 	})
 }
 
-// RemoveTopics removes the lanes' topics, and the journals', with all that is in them.
+// RemoveTopics removes the lanes' topics, the journals' and the trail's, with all that is in them.
 func (b *Broker) RemoveTopics(ctx context.Context) error {
 	return b.withClient(func(c *kafka.Client) error {
-		resp, err := c.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: append(b.lanes().topics, b.journals().topics...)})
+		resp, err := c.DeleteTopics(ctx, &kafka.DeleteTopicsRequest{Topics: slices.Concat(b.lanes().topics, b.journals().topics, b.trail().topics)})
 		if err != nil {
 			return fmt.Errorf("remove topics: %w", err)
 		}

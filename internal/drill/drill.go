@@ -42,7 +42,9 @@ type Shape struct {
 type Needs struct{ Postgres, Kafka bool }
 
 // All lists the drills.
-func All() []Drill { return []Drill{corruptCluster, lostNumbering, frontDoor, torture} }
+func All() []Drill {
+	return []Drill{corruptCluster, lostNumbering, frontDoor, rolledBackLedger, torture}
+}
 
 // Find is the drill of a name.
 func Find(name string) (Drill, error) {

@@ -20,6 +20,7 @@ const (
 	ClusterChanged     Kind = "cluster_changed" // subject: the cluster, where there are several
 	Evacuated          Kind = "evacuated"
 	JournalNotDraining Kind = "journal_not_draining"
+	RolledBack         Kind = "ledger_rolled_back"
 )
 
 // Severity is how much it matters.
@@ -59,6 +60,7 @@ var kinds = map[Kind]nature{
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
 	Evacuated: {0, 5 * time.Second, Warning, "kafka-away",
 		"stormpost evacuate --to main --dry-run"},
+	RolledBack: {0, 5 * time.Second, Critical, "the-ledger-was-rolled-back", "stormpost reconcile --dry-run"},
 	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 }

@@ -52,13 +52,19 @@ func ConflictKey(id ID) KeyHash {
 	return KeyHash(h.Sum(nil)[:16])
 }
 
-// Items is one request for a first attempt for each message of s.
-func (s *Submission) Items(r Receipt) []Item {
+// Items is one request for a first attempt for each message of s, accepted now.
+func (s *Submission) Items(r Receipt) []Item { return s.items(r, time.Now()) }
+
+// Items is one request for a first attempt for each message of j.
+func (j Journaled) Items(r Receipt) []Item { return j.items(r, j.AcceptedAt) }
+
+func (s *Submission) items(r Receipt, at time.Time) []Item {
 	id := s.ID()
 	out := make([]Item, len(s.Recipients))
 	for i := range out {
 		out[i] = Item{
 			Position: PositionOf(s.Lane, r.Submission, i), ID: id.Message(i), Attempt: 1, Content: s.Content, Trace: s.Trace,
+			Origin: &Origin{Tenant: s.Tenant, Test: s.Test, AcceptedAt: at, ExpiresAt: s.ExpiresAt, Sequence: r.Sequence + int64(i)},
 		}
 	}
 	return out

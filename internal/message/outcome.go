@@ -49,6 +49,7 @@ type Result struct {
 // Report is a Result on its way into the ledger.
 type Report struct {
 	Position Position
+	ID       ID
 	Attempt  int
 	Provider string
 	Result

@@ -69,10 +69,11 @@ type Receipt struct {
 type Item struct {
 	Position Position
 	ID       ID
-	Attempt  int    // 1 or more
-	Content  []byte // canonical; nil where only the ledger has it
-	Trace    string // W3C traceparent of the submission, or empty
-	Provider string // whom it is claimed for; set by the worker
+	Attempt  int     // 1 or more
+	Content  []byte  // canonical; nil where only the ledger has it
+	Trace    string  // W3C traceparent of the submission, or empty
+	Provider string  // whom it is claimed for; set by the worker
+	Origin   *Origin // what Kafka keeps beside; nil where the ledger fed it
 }
 
 // Envelope is one message to one recipient, as a provider gets it.

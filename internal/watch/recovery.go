@@ -22,6 +22,21 @@ func Numbering(open func() []message.Fault) Check {
 	}}
 }
 
+// RolledBack tells that the ledger was rolled back and is not reconciled. It
+// asks no store.
+func RolledBack(state func() (cause string, since time.Time), now func() time.Time) Check {
+	return Check{Kinds: []incident.Kind{incident.RolledBack}, Look: func(context.Context) ([]incident.Condition, error) {
+		cause, since := state()
+		if cause == "" {
+			return nil, nil
+		}
+		return []incident.Condition{{
+			Kind: incident.RolledBack, Oldest: now().Sub(since),
+			Summary: "the ledger was rolled back, so nothing is sent until it is reconciled: " + cause,
+		}}, nil
+	}}
+}
+
 // stuckAfter is how long nothing may come out of a journal that has something.
 const stuckAfter = 4 * time.Second
 

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -50,6 +51,19 @@ func TestJournal(t *testing.T) {
 	left[message.Trigger] = 0
 	if got := look(time.Hour); got != "" {
 		t.Errorf("drained: %s", got)
+	}
+}
+
+func TestRolledBack(t *testing.T) {
+	cause := ""
+	c := RolledBack(func() (string, time.Time) { return cause, time.Now().Add(-time.Minute) }, time.Now)
+	if found, err := c.Look(t.Context()); err != nil || len(found) > 0 {
+		t.Errorf("a ledger that stands: %v %v", found, err)
+	}
+	cause = "its log ends early"
+	found, err := c.Look(t.Context())
+	if err != nil || len(found) != 1 || found[0].Kind != incident.RolledBack || found[0].Oldest < time.Minute {
+		t.Errorf("%+v %v", found, err)
 	}
 }
 

@@ -1,0 +1,104 @@
+package app
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/internal/broker"
+	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/recovery"
+)
+
+// reconcileMargin is by how much Kafka's records are read from before the time
+// up to which the ledger knows its history: the clocks may differ.
+const reconcileMargin = 10 * time.Minute
+
+// ReconcileOptions say how to reconcile.
+type ReconcileOptions struct {
+	DryRun   bool
+	Since    time.Time // zero: from when the ledger was rolled back to
+	By       string
+	Progress func(step string, done int64)
+}
+
+// ReconcileReport is what was found and done.
+type ReconcileReport struct {
+	Cause   string              `json:"cause"`
+	Noticed time.Time           `json:"noticed_at"`
+	Since   time.Time           `json:"since"` // from when on Kafka was read
+	DryRun  bool                `json:"dry_run"`
+	Took    float64             `json:"took_s"`
+	Done    recovery.Reconciled `json:"done"`
+}
+
+// Reconcile tells a rolled-back ledger what Kafka knows, and starts it again.
+// After an error, ReconcileReport says how far it came, and it may be run again.
+func Reconcile(ctx context.Context, cfg config.Config, opt ReconcileOptions) (*ReconcileReport, error) {
+	began := time.Now()
+	l, err := dedupe.Open(dedupe.Config{DSN: cfg.DSN.Reveal(), MaxConns: 4, Deadline: time.Minute, Reconciling: true})
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close()
+	all, err := evidence(cfg)
+	if err != nil {
+		return nil, err
+	}
+	books, err := l.BeginReconcile(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer books.Close()
+	since := opt.Since
+	if since.IsZero() {
+		since = books.BackTo.Add(-reconcileMargin)
+	}
+	done, err := recovery.Reconcile(ctx, recovery.ReconcileConfig{
+		Books: books, From: since, By: opt.By, DryRun: opt.DryRun, Progress: opt.Progress,
+		Evidence: all,
+	})
+	return &ReconcileReport{
+		Cause: books.Cause, Noticed: books.At, Since: since, DryRun: opt.DryRun, Took: time.Since(began).Seconds(), Done: *done,
+	}, err
+}
+
+// evidence is what all Kafka clusters know.
+func evidence(cfg config.Config) (e recovery.Evidence, err error) {
+	var all []*broker.Broker
+	names, addrs := clusterBrokers(cfg)
+	for _, name := range names {
+		kafka := kafkaConfig(cfg)
+		kafka.Brokers = addrs[name]
+		b, err := broker.New(kafka)
+		if err != nil {
+			return e, fmt.Errorf("cluster %s: %w", name, err)
+		}
+		all = append(all, b)
+	}
+	each := func(read func(*broker.Broker) error) error {
+		for i, b := range all {
+			if err := read(b); err != nil {
+				return fmt.Errorf("cluster %s: %w", names[i], err)
+			}
+		}
+		return nil
+	}
+	return recovery.Evidence{
+		Lanes: func(ctx context.Context, from time.Time, use func(recovery.Witness) error) error {
+			return each(func(b *broker.Broker) error {
+				return b.ReadLanes(ctx, from, func(r broker.LaneRecord) error { return use(recovery.Witness(r)) })
+			})
+		},
+		Journals: func(ctx context.Context, from time.Time, use func(message.Journaled) error) error {
+			return each(func(b *broker.Broker) error {
+				return b.ReadJournals(ctx, from, func(r broker.JournalRecord) error { return use(r.Journaled) })
+			})
+		},
+		Trail: func(ctx context.Context, from time.Time, use func(message.Step) error) error {
+			return each(func(b *broker.Broker) error { return b.ReadTrail(ctx, from, use) })
+		},
+	}, nil
+}

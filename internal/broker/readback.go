@@ -1,0 +1,172 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/segmentio/kafka-go"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// readLimit is how long a partition may give nothing, with records left.
+const readLimit = 30 * time.Second
+
+// LaneRecord is a record of a lane, as one reads it who does not consume it.
+type LaneRecord struct {
+	message.Item
+	Handled bool   // its offset is committed: the ledger once had what became of it
+	Source  string // topic/partition/offset
+	Raw     []byte
+	Bad     error // why it is no message of ours; Item is empty then
+}
+
+// ReadLanes reads the lanes' records from a time on, by Kafka's timestamps, up
+// to where the topics ended when it was called. It ends with use's first error.
+func (b *Broker) ReadLanes(ctx context.Context, from time.Time, use func(LaneRecord) error) error {
+	lanes := b.topics()
+	return b.readBack(ctx, b.lanes(), from, func(m *kafka.Message, committed int64) error {
+		r := LaneRecord{Handled: m.Offset < committed, Source: fmt.Sprintf("%s/%d/%d", m.Topic, m.Partition, m.Offset), Raw: m.Value}
+		r.Item, r.Bad = decode(lanes[m.Topic], m)
+		r.Origin = origin(m)
+		return use(r)
+	})
+}
+
+// ReadJournals is ReadLanes for what was in the journals, and is committed: it
+// once was in the ledger. What is not committed comes into it by itself.
+func (b *Broker) ReadJournals(ctx context.Context, from time.Time, use func(JournalRecord) error) error {
+	classes := make(map[string]message.Class)
+	for k := message.Transactional; k <= message.Campaign; k++ {
+		classes[b.journalTopic(k)] = k
+	}
+	return b.readBack(ctx, b.journals(), from, func(m *kafka.Message, committed int64) error {
+		if m.Offset >= committed {
+			return nil
+		}
+		j, err := decodeJournaled(classes[m.Topic], m)
+		if err != nil {
+			return nil // it was parked
+		}
+		return use(JournalRecord{j, fmt.Sprintf("%s/%d/%d", m.Topic, m.Partition, m.Offset), m.Value})
+	})
+}
+
+// ReadTrail is ReadLanes for the trail.
+func (b *Broker) ReadTrail(ctx context.Context, from time.Time, use func(message.Step) error) error {
+	return b.readBack(ctx, b.trail(), from, func(m *kafka.Message, _ int64) error {
+		steps, err := decodeTrail(m)
+		if err != nil {
+			b.log.Warn("a record of the trail is none", "topic", m.Topic, "partition", m.Partition, "offset", m.Offset, "error", err)
+			return nil
+		}
+		for _, s := range steps {
+			if err := use(s); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// readBack reads each partition from a time on, with what the group has
+// committed of it. A topic that was never made has nothing.
+func (b *Broker) readBack(ctx context.Context, s sub, from time.Time, use func(m *kafka.Message, committed int64) error) error {
+	missing, err := b.missing(ctx, s.topics)
+	if err != nil {
+		return fmt.Errorf("read back: %w", err)
+	}
+	if len(missing) == len(s.topics) {
+		return nil
+	}
+	committed := make(map[place]int64)
+	starts := make(map[place]int64)
+	var ends map[place]bounds
+	var places []place
+	err = b.withClient(func(c *kafka.Client) error {
+		if _, places, err = s.places(ctx, c); err != nil {
+			return err
+		}
+		if s.group != "" { // before the ends: what is committed later counts as not handled
+			if committed, err = s.committed(ctx, c, places); err != nil {
+				return err
+			}
+		}
+		if ends, err = listBounds(ctx, c, places); err != nil {
+			return err
+		}
+		starts, err = startsAt(ctx, c, places, from)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("read back: %w", err)
+	}
+	for _, p := range places {
+		start, ok := starts[p]
+		if !ok || start >= ends[p].last {
+			continue
+		}
+		if err := b.readPlace(ctx, p, max(start, ends[p].first), ends[p].last, func(m *kafka.Message) error { return use(m, committed[p]) }); err != nil {
+			return fmt.Errorf("read back topic %s, partition %d: %w", p.topic, p.id, err)
+		}
+	}
+	return nil
+}
+
+// startsAt is each partition's first offset of a time on; none where nothing
+// came since.
+func startsAt(ctx context.Context, c *kafka.Client, places []place, from time.Time) (map[place]int64, error) {
+	req := &kafka.ListOffsetsRequest{Topics: make(map[string][]kafka.OffsetRequest)}
+	for _, p := range places {
+		req.Topics[p.topic] = append(req.Topics[p.topic], kafka.TimeOffsetOf(p.id, from))
+	}
+	resp, err := c.ListOffsets(ctx, req)
+	if err != nil {
+		return nil, fmt.Errorf("list offsets by time: %w", err)
+	}
+	starts := make(map[place]int64)
+	for topic, partitions := range resp.Topics {
+		for _, o := range partitions {
+			if o.Error != nil {
+				return nil, fmt.Errorf("list offsets by time: topic %s, partition %d: %w", topic, o.Partition, o.Error)
+			}
+			for offset := range o.Offsets {
+				if offset >= 0 {
+					starts[place{topic, o.Partition}] = offset
+				}
+			}
+		}
+	}
+	return starts, nil
+}
+
+func (b *Broker) readPlace(ctx context.Context, p place, from, to int64, use func(*kafka.Message) error) error {
+	r := kafka.NewReader(kafka.ReaderConfig{
+		Brokers: b.cfg.Brokers, Dialer: b.dialer(), Topic: p.topic, Partition: p.id, MinBytes: 1, MaxBytes: maxJournal,
+		MaxWait: 250 * time.Millisecond, ReadLagInterval: -1, MaxAttempts: 3, QueueCapacity: 100, OffsetOutOfRangeError: true,
+	})
+	defer r.Close()
+	if err := r.SetOffset(from); err != nil {
+		return err
+	}
+	for at := from; at < to; {
+		rctx, cancel := context.WithTimeout(ctx, readLimit)
+		m, err := r.FetchMessage(rctx)
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("nothing came for %s, at %d of %d", readLimit, at, to)
+			}
+			return err
+		}
+		if at = m.Offset + 1; m.Offset >= to {
+			return nil
+		}
+		if err := use(&m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
