@@ -66,7 +66,7 @@ func stopped(t *testing.T, l *dedupe.Ledger, tenant int32, it message.Item) stri
 	return cause
 }
 
-func until[T any](t *testing.T, so func() (T, bool)) T {
+func eventually[T any](t *testing.T, so func() (T, bool)) T {
 	t.Helper()
 	for end := time.Now().Add(noticeLimit); ; {
 		if v, ok := so(); ok {
