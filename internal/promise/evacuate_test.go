@@ -118,7 +118,7 @@ func TestEvacuateUnderLoad(t *testing.T) {
 	if err := main.Kill(0); err != nil {
 		t.Fatal(err)
 	}
-	moved := s.opens(api, "evacuated", time.Now().Add(90*time.Second))
+	moved := s.opens(api, "evacuated", time.Now().Add(3*time.Minute))
 	if !strings.Contains(moved.Summary, "moved to b") {
 		t.Errorf("%+v", moved)
 	}
