@@ -58,6 +58,7 @@ func (p *process) checks() []watch.Check {
 		watch.NoWorker(p.ledger.Workers, time.Now),
 		watch.Numbering(p.guard.Open),
 		watch.Journal(p.kafka.JournalBacklog, time.Now),
+		watch.Replays(p.ledger.StuckReplays),
 	}
 	if p.worker != nil {
 		all = append(all, watch.Providers(p.worker.Providers, time.Now))

@@ -19,6 +19,7 @@ const (
 	NoWorker           Kind = "no_worker"
 	ClusterChanged     Kind = "cluster_changed"
 	JournalNotDraining Kind = "journal_not_draining"
+	ReplayStuck        Kind = "replay_stuck" // subject: the replay's number
 )
 
 // Severity is how much it matters.
@@ -56,6 +57,8 @@ var kinds = map[Kind]nature{
 		"stormpost serve --roles worker"},
 	ClusterChanged: {0, 5 * time.Second, Warning, "kafka-away",
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
+	ReplayStuck: {0, 5 * time.Second, Warning, "a-replay-doesnt-come-on",
+		"stormpost replay list"},
 	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 }
