@@ -349,7 +349,7 @@ func (l *Ledger) TurnReplay(ctx context.Context, id int64, to message.ReplayStat
 	sctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	rows, err := l.pool.Query(sctx, `
-		update replay r set status = $2, worker = null, leased_until = '-infinity', pace_since = null,
+		update replay r set status = $2, worker = null, leased_until = '-infinity', pace_since = null, moved_at = clock_timestamp(),
 			stopped_by = case when $2 = 'active' then r.stopped_by else $3 end,
 			ended_at = case when $2 = 'canceled' then clock_timestamp() end
 		where r.id = $1 and r.status in ('active', 'paused') and r.status <> $2 returning `+replayColumns, id, status, by)

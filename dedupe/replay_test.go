@@ -80,8 +80,11 @@ func TestReplayTakesOnlyWhatWasNotTaken(t *testing.T) {
 	want := map[string]int64{"": 2, "sent": 2, "maybe_sent": 1, "waiting": 3, "in_doubt": 1, "sending": 1, "canceled": 1, "expired": 1, "superseded": 1,
 		"queued": int64(len(all[message.StateQueued]))}
 	look, err := l.LookReplay(t.Context(), message.ReplayFilter{}, "")
-	if err != nil || !maps.Equal(look.Counts, want) || look.Next != "" || len(look.Samples["sent"]) != 2 || look.Samples["canceled"][0].ID != all[message.StateCanceled][0].ID {
-		t.Fatalf("look: %+v %v", look, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(look.Counts, want) || look.Next != "" || len(look.Samples["sent"]) != 2 || look.Samples["canceled"][0].ID != all[message.StateCanceled][0].ID {
+		t.Fatalf("look: %v", look.Counts)
 	}
 	if now := dueNow(t, l, lane); len(now) != len(before) {
 		t.Error("a look gave leave")
@@ -224,8 +227,11 @@ func TestReplayLooksAtAllAttempts(t *testing.T) {
 	record(t, l, second, message.Rejected, 0)
 	state(t, l, it, message.StateFailed)
 	look, err := l.LookReplay(t.Context(), message.ReplayFilter{}, "")
-	if err != nil || !maps.Equal(look.Counts, map[string]int64{"maybe_sent": 1}) {
-		t.Errorf("look: %+v %v", look, err)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !maps.Equal(look.Counts, map[string]int64{"maybe_sent": 1}) {
+		t.Errorf("look: %v", look.Counts)
 	}
 }
 
@@ -305,8 +311,11 @@ func TestReplayFilters(t *testing.T) {
 		{message.ReplayFilter{Tag: "a"}, map[string]int64{}},
 	} {
 		look, err := l.LookReplay(t.Context(), test.f, "")
-		if err != nil || !maps.Equal(look.Counts, test.want) {
-			t.Errorf("%d: %+v: %+v %v", i, test.f, look, err)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !maps.Equal(look.Counts, test.want) {
+			t.Errorf("%d: %+v: %v", i, test.f, look.Counts)
 		}
 	}
 }
@@ -491,6 +500,14 @@ func TestReplayStepOnce(t *testing.T) {
 	exec(t, dsn, `insert into waiting (n, no, lane, due) select (5::bigint << 57) | (i << 6), 9, 5, now() from generate_series(1000000, 1002000) i`)
 	if s := step(other, &r); s.Gave != 0 || !s.Full {
 		t.Errorf("with %d due: %+v", 2001, s)
+	}
+	// Nobody works on it: that is told.
+	if stuck, err := l.StuckReplays(t.Context(), time.Hour); err != nil || len(stuck) != 0 {
+		t.Errorf("stuck: %+v %v", stuck, err)
+	}
+	exec(t, dsn, `update replay set moved_at = now() - interval '2 hours'`)
+	if stuck, err := l.StuckReplays(t.Context(), time.Hour); err != nil || len(stuck) != 1 || stuck[0].Given != 20 {
+		t.Errorf("stuck: %+v %v", stuck, err)
 	}
 	if c := count(t, dsn, `select count(*) from decision`); c != 20 {
 		t.Errorf("%d decisions", c)

@@ -41,6 +41,19 @@ func (l *Ledger) LeaseReplays(ctx context.Context, hold time.Duration) ([]messag
 	return all, replayError("lease", err)
 }
 
+// StuckReplays is the active replays that no step has moved for so long.
+func (l *Ledger) StuckReplays(ctx context.Context, after time.Duration) ([]message.Replay, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, `
+		select `+replayColumns+` from replay r where r.status = 'active' and r.moved_at < clock_timestamp() - $1::interval order by r.id`, after)
+	if err != nil {
+		return nil, unavailable("replays", err)
+	}
+	all, err := pgx.CollectRows(rows, scanReplay)
+	return all, replayError("replays", err)
+}
+
 // StepReplay implements recovery.Replays.
 func (l *Ledger) StepReplay(ctx context.Context, r *message.Replay, span int64, most int) (message.ReplayStep, error) {
 	var step message.ReplayStep

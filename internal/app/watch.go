@@ -60,6 +60,7 @@ func (p *process) checks() []watch.Check {
 		watch.Numbering(p.guard.Open),
 		watch.RolledBack(p.ledger.RolledBack, time.Now),
 		watch.Journal(p.clusters.backlog, time.Now),
+		watch.Replays(p.ledger.StuckReplays),
 	}
 	if p.worker != nil {
 		all = append(all, watch.Providers(p.worker.Providers, time.Now))

@@ -23,7 +23,7 @@ type Config struct {
 	Listen        string            `koanf:"listen"`         // host:port of the API
 	MetricsListen string            `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
 	TLS           TLSFiles          `koanf:"tls"`            // of the API's listener
-	Roles         []string          `koanf:"roles"`          // what the process does, some of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away, and repairs the numbering
+	Roles         []string          `koanf:"roles"`          // what the process does, some of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away, replays, and repairs the numbering
 	DSN           Secret            `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
 	Brokers       []string          `koanf:"brokers"`        // Kafka, host:port each
 	Clusters      map[string]string `koanf:"clusters"`       // further Kafka clusters by name, for stormpost evacuate: NAME=HOST:PORT HOST:PORT,…; all as kafka.* says, and the cluster of brokers is called main

@@ -21,6 +21,7 @@ const (
 	Evacuated          Kind = "evacuated"
 	JournalNotDraining Kind = "journal_not_draining"
 	RolledBack         Kind = "ledger_rolled_back"
+	ReplayStuck        Kind = "replay_stuck" // subject: the replay's number
 )
 
 // Severity is how much it matters.
@@ -61,6 +62,8 @@ var kinds = map[Kind]nature{
 	Evacuated: {0, 5 * time.Second, Warning, "kafka-away",
 		"stormpost evacuate --to main --dry-run"},
 	RolledBack: {0, 5 * time.Second, Critical, "the-ledger-was-rolled-back", "stormpost reconcile --dry-run"},
+	ReplayStuck: {0, 5 * time.Second, Warning, "a-replay-doesnt-come-on",
+		"stormpost replay list"},
 	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 }

@@ -3,6 +3,7 @@ package watch
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/incident"
@@ -34,6 +35,30 @@ func RolledBack(state func() (cause string, since time.Time), now func() time.Ti
 			Kind: incident.RolledBack, Oldest: now().Sub(since),
 			Summary: "the ledger was rolled back, so nothing is sent until it is reconciled: " + cause,
 		}}, nil
+	}}
+}
+
+// replayStuckAfter is how long a replay may not come on: longer than another
+// process takes to go on after one that was killed, and than a step at the
+// slowest rate.
+const replayStuckAfter = 30 * time.Second
+
+// Replays tells of replays that don't come on. stuck is those that are neither
+// paused nor through, and that no step has moved for so long.
+func Replays(stuck func(ctx context.Context, after time.Duration) ([]message.Replay, error)) Check {
+	return Check{Kinds: []incident.Kind{incident.ReplayStuck}, Look: func(ctx context.Context) ([]incident.Condition, error) {
+		all, err := stuck(ctx, replayStuckAfter)
+		if err != nil {
+			return nil, err
+		}
+		var found []incident.Condition
+		for _, r := range all {
+			found = append(found, incident.Condition{
+				Kind: incident.ReplayStuck, Subject: strconv.FormatInt(r.ID, 10),
+				Summary: fmt.Sprintf("replay %d has not come on for %s, with %d of %d messages given", r.ID, replayStuckAfter, r.Given, r.Total),
+			})
+		}
+		return found, nil
 	}}
 }
 

@@ -78,3 +78,21 @@ func TestNumbering(t *testing.T) {
 		t.Errorf("broken: %v, %v", found, err)
 	}
 }
+
+func TestReplays(t *testing.T) {
+	var stuck []message.Replay
+	c := Replays(func(_ context.Context, after time.Duration) ([]message.Replay, error) {
+		if after != replayStuckAfter {
+			t.Errorf("asked for %s", after)
+		}
+		return stuck, nil
+	})
+	if found, err := c.Look(t.Context()); len(found) != 0 || err != nil {
+		t.Errorf("none: %v %v", found, err)
+	}
+	stuck = []message.Replay{{ID: 7, Given: 3, Total: 9}}
+	found, err := c.Look(t.Context())
+	if err != nil || len(found) != 1 || found[0].Cause() != "replay_stuck/7" || !strings.Contains(found[0].Summary, "3 of 9") {
+		t.Errorf("stuck: %+v %v", found, err)
+	}
+}
