@@ -205,9 +205,9 @@ func mismatch(was, now descent, descends bool) string {
 		return fmt.Sprintf("it is another server: system identifier %s, was %s", now.System, was.System)
 	case was.Timeline != now.Timeline:
 		return fmt.Sprintf("it is on timeline %s, was %s: a standby was promoted, or a backup restored", now.Timeline, was.Timeline)
-	case false:
+	case now.Flushed < was.Flushed:
 		return fmt.Sprintf("its log ends %d bytes before what it had flushed", was.Flushed-now.Flushed) + heights(was, now)
-	case false && now.Position < was.Position:
+	case now.Position < was.Position:
 		return fmt.Sprintf("its highest submission is %d, was %d", now.Position, was.Position)
 	}
 	return ""

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	"github.com/segmentio/kafka-go"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -74,7 +75,11 @@ func (b *Broker) ReadTrail(ctx context.Context, from time.Time, use func(message
 // readBack reads each partition from a time on, with what the group has
 // committed of it. A topic that was never made has nothing.
 func (b *Broker) readBack(ctx context.Context, s sub, from time.Time, use func(m *kafka.Message, committed int64) error) error {
-	missing, err := b.missing(ctx, s.topics)
+	var missing []string
+	err := patiently(ctx, func() (err error) {
+		missing, err = b.missing(ctx, s.topics)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
@@ -85,7 +90,7 @@ func (b *Broker) readBack(ctx context.Context, s sub, from time.Time, use func(m
 	starts := make(map[place]int64)
 	var ends map[place]bounds
 	var places []place
-	err = b.withClient(func(c *kafka.Client) error {
+	look := func(c *kafka.Client) (err error) {
 		if _, places, err = s.places(ctx, c); err != nil {
 			return err
 		}
@@ -99,7 +104,8 @@ func (b *Broker) readBack(ctx context.Context, s sub, from time.Time, use func(m
 		}
 		starts, err = startsAt(ctx, c, places, from)
 		return err
-	})
+	}
+	err = patiently(ctx, func() error { return b.withClient(look) })
 	if err != nil {
 		return fmt.Errorf("read back: %w", err)
 	}
@@ -113,6 +119,13 @@ func (b *Broker) readBack(ctx context.Context, s sub, from time.Time, use func(m
 		}
 	}
 	return nil
+}
+
+// patiently tries do some times: a cluster under load answers late.
+func patiently(ctx context.Context, do func() error) error {
+	wait := backoff.NewExponentialBackOff()
+	wait.InitialInterval, wait.MaxElapsedTime = 200*time.Millisecond, time.Minute
+	return backoff.Retry(do, backoff.WithContext(wait, ctx))
 }
 
 // startsAt is each partition's first offset of a time on; none where nothing
