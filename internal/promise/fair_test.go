@@ -75,8 +75,8 @@ func tenantDelaysNobody(t *testing.T, backlog int, env ...string) {
 	}
 	submitBatches(t, s, hog, api, backlog)
 	worker := s.start("worker", env...)
-	for len(s.taken()) < 100 { // the drain has begun
-		<-s.sims.Store.Watch()
+	for watch := s.sims.Store.Watch(); len(s.taken()) < 100; watch = s.sims.Store.Watch() {
+		waitFor(t, watch, "the drain to begin")
 	}
 	before := worker.resident(t)
 	sent := make(map[string]time.Time)
