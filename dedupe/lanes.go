@@ -38,6 +38,8 @@ type laneReader struct {
 	mu     sync.Mutex
 	beats  map[int32]*beats // by process
 	total  laneSample       // of all processes
+	due    map[message.Lane]int64
+	large  map[message.Lane]largeCount
 	answer []message.LaneView
 	at     time.Time
 }
@@ -66,12 +68,10 @@ func (l *Ledger) Lanes(ctx context.Context) ([]message.LaneView, error) {
 	}
 	began := time.Now()
 	answer, err := l.lanesUpTo(ctx, countedOne)
-	if err == nil {
-		err = l.countLarge(ctx, answer)
-	}
 	if err != nil {
 		return nil, err
 	}
+	l.countLarge(ctx, answer)
 	r.answer, r.at = answer, began
 	return answer, nil
 }
@@ -84,24 +84,51 @@ func (l *Ledger) LanesUpTo(ctx context.Context, most int64) ([]message.LaneView,
 	return l.lanesUpTo(ctx, min(most, 500_000))
 }
 
-// countLarge counts those backlogs that are larger than was counted.
-func (l *Ledger) countLarge(ctx context.Context, views []message.LaneView) error {
-	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
-	defer cancel()
+// largeCount is the last count of a large backlog.
+type largeCount struct {
+	depth, gone int64     // gone: accepted less attempted, by then
+	next        time.Time // when it may be counted again
+}
+
+// countLarge counts those backlogs that are larger than was counted: each as
+// seldom as a tenth of the time allows. In between, and when counting takes too
+// long, what was accepted and attempted since tells how they have changed.
+func (l *Ledger) countLarge(ctx context.Context, views []message.LaneView) {
+	r := &l.lanes
+	if r.large == nil {
+		r.large = make(map[message.Lane]largeCount)
+	}
 	for i := range views {
 		v := &views[i]
 		if v.Depth < countedOne {
+			delete(r.large, v.Lane)
 			continue
 		}
-		var depth, due int64
-		if err := l.pool.QueryRow(ctx, `select lane_size($1, $2), (select count(*) from waiting where lane = $1 and due <= clock_timestamp())`,
-			int16(v.Lane.Code()), mostCounted).Scan(&depth, &due); err != nil {
-			return unavailable("lanes", err)
+		c, known := r.large[v.Lane]
+		gone := v.Accepted - v.Attempted
+		if began := time.Now(); began.After(c.next) {
+			depth, err := l.laneSize(ctx, v.Lane)
+			switch {
+			case err == nil:
+				c.depth, c.gone, known = depth, gone, true
+			case ctx.Err() == nil:
+				l.log.Warn("a backlog is too large to be counted", "lane", v.Lane.String(), "error", err)
+			}
+			c.next = time.Now().Add(10 * time.Since(began))
+			r.large[v.Lane] = c
 		}
-		v.Depth = max(v.Depth, depth+due)
-		v.ETA = eta(*v)
+		if known {
+			v.Depth = max(v.Depth, c.depth+gone-c.gone+r.due[v.Lane])
+			v.ETA = eta(*v)
+		}
 	}
-	return nil
+}
+
+func (l *Ledger) laneSize(ctx context.Context, lane message.Lane) (n int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	err = l.pool.QueryRow(ctx, `select lane_size($1, $2)`, int16(lane.Code()), mostCounted).Scan(&n)
+	return n, err
 }
 
 // lanesUpTo has the caller hold lanes.mu.
@@ -124,6 +151,7 @@ func (l *Ledger) lanesUpTo(ctx context.Context, most int64) ([]message.LaneView,
 		return nil, unavailable("lanes", err)
 	}
 	views := make(map[message.Lane]message.LaneView)
+	r.due = make(map[message.Lane]int64)
 	var code int16
 	var depth, later, due int64
 	var oldest, oldestDue float64
@@ -135,7 +163,7 @@ func (l *Ledger) lanesUpTo(ctx context.Context, most int64) ([]message.LaneView,
 			Accepted: r.total.in[code], Attempted: r.total.out[code],
 		}
 		v.ETA = eta(v)
-		views[v.Lane] = v
+		views[v.Lane], r.due[v.Lane] = v, due
 		return nil
 	}); err != nil {
 		return nil, unavailable("lanes", err)

@@ -29,6 +29,7 @@ end $$;
 -- were accepted; fair fills it in when they are due.
 alter table waiting add column tenant int;
 create index waiting_tenant on waiting (lane, tenant, due);
+create index waiting_nameless on waiting (lane, due) where tenant is null;
 
 -- +goose StatementBegin
 create function waiting_tenant() returns trigger language plpgsql as $$
@@ -49,7 +50,8 @@ create trigger waiting_tenant before insert on waiting
 create function fair(lane_ smallint, horizon bigint, tenants int[], marks bigint[], most int)
 returns table (tenant int, rank int, n bigint, no smallint, mark bigint)
 language plpgsql
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_bitmapscan = off set enable_sort = off
+set plan_cache_mode = force_generic_plan
 as $$
 declare
   window_ constant int := 2000; -- what one tenant may cost a call
@@ -69,7 +71,9 @@ begin
     rank := 0;
     mark := null;
     for n, no in
-      select w.n, w.no from waiting w where w.lane = lane_ and w.tenant = tenants[i] and w.due <= start order by w.due limit most
+      select w.n, w.no from waiting w
+      where w.lane = lane_ and (w.tenant, w.due) >= (tenants[i], '-infinity') and (w.tenant, w.due) <= (tenants[i], start)
+      order by w.tenant, w.due limit most
     loop
       rank := rank + 1;
       return next;
@@ -80,8 +84,8 @@ begin
     looked := 0;
     rank := 0;
     no := 1;
-    -- By rows of both columns, and in their order: no plan but message_tenant's
-    -- gives that without reading the backlog of all.
+    -- By rows of both columns, in their order and never sorted: so no statistics
+    -- lead away from message_tenant, to the backlog of all.
     for n in
       select m.n from message m
       where (m.tenant, m.n) > (tenants[i], mark) and (m.tenant, m.n) <= (tenants[i], horizon) and m.n > low and m.n <= horizon
@@ -135,7 +139,7 @@ end $$;
 -- +goose StatementBegin
 create function tenant_backlogs(lane_ smallint, most bigint) returns table (tenant int, backlog bigint)
 language plpgsql stable
-set enable_seqscan = off set enable_bitmapscan = off set plan_cache_mode = force_generic_plan
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set plan_cache_mode = force_generic_plan
 as $$
 declare
   within constant bigint := 1000::bigint << 6;

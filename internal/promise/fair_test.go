@@ -55,30 +55,37 @@ func (p *process) resident(t *testing.T) int {
 // A tenant's backlog of 1,000,000 in a lane (an eighth of that by default): each
 // message of another tenant in the same lane reaches its provider within 5 s,
 // and the worker needs no more memory for it.
-func TestTenantDelaysNobody(t *testing.T) {
+func TestTenantDelaysNobody(t *testing.T) { tenantDelaysNobody(t, scaled(1_000_000)) }
+
+// The same with Kafka away, and the ledger feeding, oldest first.
+func TestTenantDelaysNobodyWithoutKafka(t *testing.T) {
+	tenantDelaysNobody(t, scaled(160_000), "STORMPOST_BROKERS=127.0.0.1:1")
+}
+
+func tenantDelaysNobody(t *testing.T, backlog int, env ...string) {
+	t.Helper()
 	s := newStage(t)
-	api := s.start("api").api
+	api := s.start("api", env...).api
 	small := newClient(t, s.tenant("small"), func() string { return api })
 	hog := newClient(t, s.key, func() string { return api })
-	backlog := scaled(1_000_000)
 	for _, faults := range []*sim.Faults{s.sims.SMTP.Faults, s.sims.FCM.Faults} {
 		if err := faults.AddFault(sim.Fault{Step: sim.StepReply, Do: sim.Slow, Delay: 100 * time.Millisecond}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	submitBatches(t, s, hog, api, backlog)
-	worker := s.start("worker")
-	for len(s.taken()) < 100 { // the drain has begun
-		<-s.sims.Store.Watch()
+	worker := s.start("worker", env...)
+	for watch := s.sims.Store.Watch(); len(s.taken()) < 100; watch = s.sims.Store.Watch() {
+		waitFor(t, watch, "the drain to begin")
 	}
 	before := worker.resident(t)
 	sent := make(map[string]time.Time)
-	for i := range scaled(800) {
+	for i := range scaled(640) {
 		o := order{Name: fmt.Sprintf("small-%05d", i), Push: i%2 == 1, Class: "campaign"}
-		sent[o.Name] = time.Now()
 		if _, err := small.submit(t.Context(), o); err != nil {
 			t.Fatal(err)
 		}
+		sent[o.Name] = time.Now() // it is accepted
 		time.Sleep(50 * time.Millisecond)
 	}
 	var waits []time.Duration
