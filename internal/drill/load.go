@@ -20,6 +20,7 @@ const (
 	clientWorkers = 256 // requests under way at once
 	firstPause    = 100 * time.Millisecond
 	maxPause      = 2 * time.Second // between the tries of one message
+	insist        = 12              // tries of one message at the end, for a number
 	stubborn      = 15              // tries of one message are worth a line
 	tryLimit      = 12 * time.Second
 	streams       = 8
@@ -309,6 +310,9 @@ func (l *load) try(ctx context.Context, t *trying) (through bool, said string) {
 		return true, ""
 	}
 	m := a.Messages[0]
+	if l.stage.drill.Shape.Whole && l.repeating.Load() && m.Sequence == 0 && t.tries < insist {
+		return false, "it has no number yet"
+	}
 	err = l.file.Append(judge.Accepted{
 		Key: t.Key, ID: m.ID, Class: t.Class, Stream: t.Stream, Sequence: m.Sequence, Tried: begin, At: time.Now(), ExpiresAt: t.ExpiresAt,
 		Supersede: t.Supersede, First: t.First, Last: l.repeating.Load(), Fresh: status == http.StatusAccepted && m.State != journaledState && !l.may(t.i),

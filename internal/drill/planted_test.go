@@ -63,10 +63,10 @@ var planted = []struct {
 // of load and verdict, and a program without one passes under all of these faults.
 func TestPlanted(t *testing.T) {
 	binary := built(t, "planted")
-	kafka := strings.Split(os.Getenv("STORMPOST_TEST_KAFKA"), ",")
+	dsn := os.Getenv("STORMPOST_TEST_DSN")
 	for _, c := range planted {
 		t.Run(string(c.bug), func(t *testing.T) {
-			opt := Options{Binary: binary, Seed: 1, Rate: cmp.Or(c.rate, 10), Minutes: 0.5, Brokers: kafka, Env: []string{"PLANTED_BUG=" + string(c.bug)}, plan: c.faults}
+			opt := Options{Binary: binary, Seed: 1, Rate: cmp.Or(c.rate, 10), Minutes: 0.5, DSN: dsn, Env: []string{"PLANTED_BUG=" + string(c.bug)}, plan: c.faults}
 			if opt.Messages = 30 * opt.Rate; c.noKafka {
 				opt.Env = append(opt.Env, "STORMPOST_BROKERS=127.0.0.1:1")
 			}
@@ -93,7 +93,7 @@ func TestPlanted(t *testing.T) {
 				faults = append(faults, f)
 			}
 		}
-		r, progress := tortured(t, Options{Binary: binary, Seed: 1, Rate: 10, Messages: 500, Minutes: 50.0 / 60, Brokers: kafka, plan: faults})
+		r, progress := tortured(t, Options{Binary: binary, Seed: 1, Rate: 10, Messages: 500, Minutes: 50.0 / 60, DSN: dsn, plan: faults})
 		if !r.Pass {
 			t.Errorf("bit %v, broken:\n%s\n%s", r.Bit, strings.Join(r.Broken, "\n"), progress)
 		}

@@ -37,7 +37,8 @@ func tortured(t *testing.T, opt Options) (*Result, string) {
 	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Minute)
 	defer cancel()
 	var progress bytes.Buffer
-	opt.DSN, opt.Progress, opt.Settle = os.Getenv("STORMPOST_TEST_DSN"), &progress, 10*time.Second
+	opt.Progress, opt.Settle = &progress, 10*time.Second
+	opt.Brokers = strings.Split(os.Getenv("STORMPOST_TEST_KAFKA"), ",")
 	opt.Env = append(append([]string{}, quick...), opt.Env...)
 	if opt.Messages == 0 {
 		opt.Messages, opt.Rate, opt.Minutes = 300, 10, 0.5
@@ -51,7 +52,7 @@ func tortured(t *testing.T, opt Options) (*Result, string) {
 	return r, progress.String()
 }
 
-// A short torture with whatever its seed draws.
+// A short torture with whatever its seed draws, but for Kafka's own faults.
 func TestTorture(t *testing.T) {
 	r, progress := tortured(t, Options{Binary: built(t, ""), Seed: 1, Messages: 500, Rate: 20, Minutes: 25.0 / 60})
 	if !r.Pass {
