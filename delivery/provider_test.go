@@ -21,10 +21,11 @@ type fakeProvider struct {
 	reserved, held, sent atomic.Int64
 }
 
-func (p *fakeProvider) Name() string              { return "fake" }
-func (p *fakeProvider) Channel() message.Channel  { return p.channel }
-func (p *fakeProvider) ReplyLimit() time.Duration { return 10 * time.Minute }
-func (p *fakeProvider) Close() error              { return nil }
+func (p *fakeProvider) Name() string               { return "fake" }
+func (p *fakeProvider) Channel() message.Channel   { return p.channel }
+func (p *fakeProvider) ReplyLimit() time.Duration  { return 10 * time.Minute }
+func (p *fakeProvider) Capabilities() Capabilities { return Capabilities{} }
+func (p *fakeProvider) Close() error               { return nil }
 
 func (p *fakeProvider) Reserve(ctx context.Context) (Slot, error) {
 	p.reserved.Add(1)

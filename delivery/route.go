@@ -31,6 +31,7 @@ var _ Provider = sandbox{}
 func (sandbox) Name() string                            { return "sandbox" }
 func (s sandbox) Channel() message.Channel              { return s.channel }
 func (sandbox) ReplyLimit() time.Duration               { return 0 }
+func (sandbox) Capabilities() Capabilities              { return Capabilities{} }
 func (s sandbox) Reserve(context.Context) (Slot, error) { return s, nil }
 func (sandbox) Close() error                            { return nil }
 func (sandbox) Release()                                {}
@@ -51,5 +52,6 @@ type nowhere struct{ channel message.Channel }
 func (nowhere) Name() string                          { return "none" }
 func (n nowhere) Channel() message.Channel            { return n.channel }
 func (nowhere) ReplyLimit() time.Duration             { return 0 }
+func (nowhere) Capabilities() Capabilities            { return Capabilities{} }
 func (nowhere) Reserve(context.Context) (Slot, error) { return nil, errNoProvider }
 func (nowhere) Close() error                          { return nil }

@@ -4,14 +4,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
-	"net"
-	"net/netip"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 const (
@@ -67,7 +65,7 @@ func (c Config) check() (settings, error) {
 	if s.BaseURL == "" {
 		s.BaseURL = defaultBaseURL
 	}
-	base, problem := checkURL(s.BaseURL)
+	base, problem := overhttp.CheckURL(s.BaseURL)
 	if problem != "" {
 		add("base_url", problem)
 	}
@@ -84,7 +82,7 @@ func (c Config) check() (settings, error) {
 		tokenField, s.TokenURL = "service_account.token_uri", account.TokenURI
 	}
 	if s.TokenURL != "" {
-		if _, problem := checkURL(s.TokenURL); problem != "" {
+		if _, problem := overhttp.CheckURL(s.TokenURL); problem != "" {
 			add(tokenField, problem)
 		}
 	}
@@ -110,49 +108,6 @@ func (c Config) check() (settings, error) {
 		s.Logger = slog.New(slog.DiscardHandler)
 	}
 	s.account = account
-	if base.Path == "" {
-		base.Path = "/" // or JoinPath makes a relative one
-	}
-	s.send = base.JoinPath("v1", "projects", url.PathEscape(account.ProjectID), "messages:send")
+	s.send = overhttp.Join(base, "v1", "projects", url.PathEscape(account.ProjectID), "messages:send")
 	return s, nil
-}
-
-// checkURL allows https anywhere and http to loopback addresses. It says what
-// is wrong without repeating the URL, which may hold a password.
-func checkURL(text string) (*url.URL, string) {
-	u, err := url.Parse(text)
-	switch {
-	case err != nil || u.Hostname() == "" || u.Opaque != "":
-		return nil, "is not an http or https URL"
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		return nil, "has a user, query or fragment"
-	case u.Scheme == "https":
-		return u, ""
-	case u.Scheme != "http":
-		return nil, "is not an http or https URL"
-	case !isLoopback(u.Hostname()):
-		return nil, "is plain http to another host, which would show the access token to anyone on the way"
-	}
-	return u, ""
-}
-
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().IsLoopback()
-}
-
-// hostPort is where to connect for u.
-func hostPort(u *url.URL) string {
-	port := u.Port()
-	switch {
-	case port != "":
-	case u.Scheme == "https":
-		port = "443"
-	default:
-		port = "80"
-	}
-	return net.JoinHostPort(u.Hostname(), port)
 }

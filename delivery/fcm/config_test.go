@@ -15,8 +15,8 @@ func TestDefaults(t *testing.T) {
 	if got := p.cfg.send.String(); got != "https://fcm.googleapis.com/v1/projects/p1/messages:send" {
 		t.Errorf("sends to %s", got)
 	}
-	if p.Name() != "main" || p.Channel() != message.ChannelPush || p.ReplyLimit() != time.Minute || cap(p.slots) != 100 {
-		t.Errorf("%s %v %v %d", p.Name(), p.Channel(), p.ReplyLimit(), cap(p.slots))
+	if p.Name() != "main" || p.Channel() != message.ChannelPush || p.ReplyLimit() != time.Minute || p.cfg.Concurrency != 100 {
+		t.Errorf("%s %v %v %d", p.Name(), p.Channel(), p.ReplyLimit(), p.cfg.Concurrency)
 	}
 }
 

@@ -24,19 +24,7 @@
 //
 // The codes are those of https://firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode.
 //
-// # One request, once
-//
-// [net/http.Transport] repeats some requests on a new connection, and may dial
-// between its caller and the wire. A [net/http.ClientConn] does neither: it is
-// one connection, here with a place reserved on it in Reserve. So last is
-// called right before RoundTrip, when there is nothing left to wait for. Should
-// the connection stall all the same, the body is not given out any more once
-// 10 s have passed since last.
-//
-// The body is also the evidence: while nobody has read from it, nothing of the
-// message can have left, whatever became of the headers. It is then sealed and
-// the message tried on another connection, once. From the first read on,
-// the outcome hangs on the answer.
+// How one request is made once, and what proves it, is package overhttp's.
 //
 // # A repeat that an app can drop
 //

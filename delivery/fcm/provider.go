@@ -2,14 +2,13 @@ package fcm
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
-	"net/http"
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
 	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 var (
@@ -23,11 +22,9 @@ const scope = "https://www.googleapis.com/auth/firebase.messaging"
 
 // Provider is one Firebase project. It is safe for concurrent use.
 type Provider struct {
-	cfg       settings
-	transport *http.Transport
-	conns     *conns
-	tokens    *credential.Tokens
-	slots     chan struct{} // one value for each slot in use
+	cfg    settings
+	client *overhttp.Client
+	tokens *credential.Tokens
 }
 
 // New checks cfg, failing with message.FieldErrors, and makes a provider. It
@@ -37,37 +34,14 @@ func New(cfg Config) (*Provider, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fcm: %w", err)
 	}
-	tr := newTransport(s)
+	client := overhttp.New(overhttp.Config{Base: s.send, Concurrency: s.Concurrency, ReplyLimit: s.ReplyLimit, RootCAs: s.RootCAs, Now: s.Now})
 	return &Provider{
-		cfg:       s,
-		transport: tr,
-		conns:     &conns{transport: tr, scheme: s.send.Scheme, addr: hostPort(s.send), now: s.Now, turn: make(chan struct{}, 1)},
+		cfg: s, client: client,
 		tokens: credential.NewTokens(credential.TokensConfig{
-			Account: s.account, Scope: scope, URL: s.TokenURL, Now: s.Now, Logger: s.Logger.With("provider", s.Name),
-			Client: &http.Client{Transport: tr, CheckRedirect: noRedirect},
+			Account: s.account, Scope: scope, URL: s.TokenURL, Now: s.Now, Logger: s.Logger.With("provider", s.Name), Client: client.HTTP(),
 		}),
-		slots: make(chan struct{}, s.Concurrency),
 	}, nil
 }
-
-func newTransport(s settings) *http.Transport {
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetHTTP2(true) // over TLS alone
-	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		TLSClientConfig:        &tls.Config{RootCAs: s.RootCAs, MinVersion: tls.VersionTLS12},
-		Protocols:              protocols,
-		DisableCompression:     true,
-		IdleConnTimeout:        idleLimit,
-		MaxResponseHeaderBytes: 64 << 10,
-		// A connection that went silent is found out within half a minute, so
-		// that few messages are lost to doubt on it.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: handOver},
-	}
-}
-
-func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // Name is Config.Name.
 func (p *Provider) Name() string { return p.cfg.Name }
@@ -78,45 +52,42 @@ func (p *Provider) Channel() message.Channel { return message.ChannelPush }
 // ReplyLimit is Config.ReplyLimit.
 func (p *Provider) ReplyLimit() time.Duration { return p.cfg.ReplyLimit }
 
-// Reserve waits for one of Config.Concurrency slots, an access token and a
-// place on a connection.
+// Capabilities promises nothing but the size: FCM has neither a key nor a look-up.
+func (p *Provider) Capabilities() delivery.Capabilities {
+	return delivery.Capabilities{MaxBytes: MaxPayload}
+}
+
+// Reserve waits for one of Config.Concurrency slots, a place on a connection
+// and an access token.
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	select {
-	case p.slots <- struct{}{}:
-	case <-ctx.Done():
+	s, err := p.reserve(ctx)
+	switch {
+	case err == nil:
+		return s, nil
+	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	}
-	s, err := p.reserve(ctx)
-	if err != nil {
-		<-p.slots
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return nil, fmt.Errorf("fcm provider %s: %w", p.cfg.Name, err)
-	}
-	return s, nil
+	return nil, fmt.Errorf("fcm provider %s: %w", p.cfg.Name, err)
 }
 
 func (p *Provider) reserve(ctx context.Context) (*slot, error) {
+	place, err := p.client.Reserve(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// The token comes last, so that it doesn't age while a slot is waited for.
 	token, err := p.tokens.Get(ctx)
 	if err != nil {
+		place.Release()
 		return nil, err
 	}
-	c, err := p.conns.reserve(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &slot{p: p, token: token, conn: c}, nil
+	return &slot{p: p, token: token, place: place}, nil
 }
 
 // Close ends all connections and goroutines. Calling it again does nothing
 // more.
 func (p *Provider) Close() error {
 	p.tokens.Close()
-	p.conns.close()
-	p.transport.CloseIdleConnections()
+	p.client.Close()
 	return nil
 }

@@ -2,32 +2,21 @@ package fcm
 
 import (
 	"context"
-	"time"
+	"net/http"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
-// handOver is how long after last a request's body may begin to leave, in the
-// second try as well. last allows a claim of 30 s; this comes on top.
-const handOver = 10 * time.Second
-
-// slot is the right to hand over one message. conn has a place reserved for it
-// until Send uses it up, and is nil from then on.
+// slot is the right to hand over one message, with token.
 type slot struct {
 	p     *Provider
 	token string
-	conn  *conn
+	place *overhttp.Place
 }
 
 // Release gives the slot back.
-func (s *slot) Release() {
-	if s.conn != nil {
-		s.conn.Release()
-		s.p.conns.free(s.conn, false)
-		s.conn = nil
-	}
-	<-s.p.slots
-}
+func (s *slot) Release() { s.place.Release() }
 
 // Send hands env over in one request, or in two where the first was certainly
 // not taken: refused for its token, or lost before its body was touched. The
@@ -35,43 +24,34 @@ func (s *slot) Release() {
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	payload, err := encode(env, s.p.cfg.Now())
 	if err != nil {
-		return message.Result{Outcome: message.Rejected, Code: "INVALID_ARGUMENT", Reply: "not sent: " + line(err.Error(), s.token)}
+		return message.Result{Outcome: message.Rejected, Code: codeInvalidArgument, Reply: "not sent: " + overhttp.Line(err.Error(), s.token)}
 	}
-	if ctx.Err() != nil {
-		return message.Result{Outcome: message.Returned, Reply: "stopped before the request"}
-	}
-	if err := last(); err != nil {
-		return message.Result{Outcome: message.Returned, Reply: line(err.Error(), s.token)}
-	}
-	since := s.p.cfg.Now()
-	limited, cancel := context.WithTimeout(ctx, s.p.cfg.ReplyLimit)
-	defer cancel()
-	res, again := s.exchange(limited, newBody(payload, since, s.p.cfg.Now))
-	if again != never && s.prepare(limited, again, since) {
-		res, again = s.exchange(limited, newBody(payload, since, s.p.cfg.Now))
-		if again == withNewToken {
-			s.p.tokens.Reject(s.token)
-		}
-	}
-	if again != never && ctx.Err() != nil {
-		res.Outcome = message.Returned
-	}
-	return res
+	return s.place.Post(ctx, overhttp.Request{
+		URL: s.p.cfg.send, Header: header(s.token), Body: payload,
+		Judge: s.judge, Renew: s.renew, Secrets: []string{s.token},
+	}, last)
 }
 
-// prepare gets what a second try needs, if there is time for one.
-func (s *slot) prepare(ctx context.Context, again repeat, since time.Time) bool {
-	left := handOver - passed(since, s.p.cfg.Now())
-	ctx, cancel := context.WithTimeout(ctx, left)
-	defer cancel()
-	if again == withNewToken {
+func header(token string) http.Header {
+	return http.Header{"Authorization": {"Bearer " + token}, "Content-Type": {"application/json"}}
+}
+
+// judge reads an answer. A token that FCM refuses is used for nothing more.
+func (s *slot) judge(got overhttp.Answer) (message.Result, bool) {
+	a := readAnswer(got)
+	refused := a.status == http.StatusUnauthorized && a.code != codeThirdPartyAuth
+	res := a.result(s.token)
+	if refused {
 		s.p.tokens.Reject(s.token)
 	}
+	return res, refused
+}
+
+func (s *slot) renew(ctx context.Context) (http.Header, error) {
 	token, err := s.p.tokens.Get(ctx)
 	if err != nil {
-		return false
+		return nil, err
 	}
 	s.token = token
-	s.conn, err = s.p.conns.reserve(ctx)
-	return err == nil && ctx.Err() == nil
+	return header(token), nil
 }

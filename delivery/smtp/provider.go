@@ -67,6 +67,10 @@ func (p *Provider) Channel() message.Channel { return message.ChannelEmail }
 // ReplyLimit is Config.ReplyLimit.
 func (p *Provider) ReplyLimit() time.Duration { return p.cfg.ReplyLimit }
 
+// Capabilities promises nothing: SMTP has neither a key nor a look-up, and what
+// a relay says of its size limit (RFC 1870) is known on a connection alone.
+func (p *Provider) Capabilities() delivery.Capabilities { return delivery.Capabilities{} }
+
 // Close ends all connections with QUIT, waits for slots still in use, and for
 // every goroutine of the provider. Calling it again does nothing more.
 func (p *Provider) Close() error {

@@ -1,4 +1,4 @@
-package fcm
+package overhttp
 
 import (
 	"context"
@@ -19,9 +19,9 @@ const (
 	idleLimit = 30 * time.Second
 )
 
-var errConnsClosed = errors.New("provider is closed")
+var errConnsClosed = errors.New("the provider is closed")
 
-// conns is the connections to FCM. Each is used up to what it allows: one
+// conns is the connections to the service. Each is used up to what it allows: one
 // request with HTTP/1.1, as many streams as the server grants with HTTP/2.
 type conns struct {
 	transport    *http.Transport

@@ -1,0 +1,62 @@
+package overhttp
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+const (
+	// maxAnswer bounds an answer's body; those of mail and push services are
+	// well under 4 KiB.
+	maxAnswer     = 64 << 10
+	maxRetryAfter = time.Hour
+	maxLine       = 500
+)
+
+// Answer is what a service said.
+type Answer struct {
+	Status int
+	Text   string // the status line's, as "429 Too Many Requests"
+	Header http.Header
+	// Body is empty, and Whole false, if it was cut off or is over 64 KiB: half
+	// an answer says nothing.
+	Body  []byte
+	Whole bool
+	// RetryAfter is how long the header of that name asks to wait, at most an
+	// hour; zero if it doesn't.
+	RetryAfter time.Duration
+}
+
+// RetryAfter reads RFC 9110 §10.2.3: seconds or a date. Zero means none.
+func RetryAfter(value string, now time.Time) time.Duration {
+	if s, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64); err == nil {
+		return time.Duration(min(max(s, 0), int64(maxRetryAfter/time.Second))) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return min(max(at.Sub(now), 0), maxRetryAfter)
+	}
+	return 0
+}
+
+// Line makes one printable line of at most 500 bytes, in which secrets are
+// replaced.
+func Line(s string, secrets ...string) string {
+	for _, secret := range secrets {
+		if secret != "" {
+			s = strings.ReplaceAll(s, secret, "[secret]")
+		}
+	}
+	s = strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return ' '
+	}, s)
+	if len(s) > maxLine {
+		s = strings.ToValidUTF8(s[:maxLine], "")
+	}
+	return strings.TrimSpace(s)
+}
