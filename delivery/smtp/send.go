@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/stormpost/stormpost/internal/mail"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -47,9 +48,9 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 func (s *slot) send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	d, size, err := s.prepare(env)
 	if err != nil {
-		var u *unfit
+		var u *mail.Unfit
 		if errors.As(err, &u) {
-			return message.Result{Outcome: message.Rejected, Code: u.code, Reply: printable(u.reason)}
+			return message.Result{Outcome: message.Rejected, Code: u.Code, Reply: printable(u.Reason)}
 		}
 		return message.Result{Outcome: message.Deferred, Reply: printable(err.Error())}
 	}
@@ -61,18 +62,18 @@ func (s *slot) send(ctx context.Context, env *message.Envelope, last func() erro
 
 // prepare composes and signs the message into c.wire, dot-stuffed and with the
 // final dot. size is that of the message itself.
-func (s *slot) prepare(env *message.Envelope) (d draft, size int, err error) {
+func (s *slot) prepare(env *message.Envelope) (d mail.Draft, size int, err error) {
 	c, p := s.c, s.p
-	if d, err = newDraft(env); err != nil {
+	if d, err = mail.NewDraft(env); err != nil {
 		return d, 0, err
 	}
-	if d.utf8 && !(c.caps.utf8 && c.caps.eightBit) {
-		return d, 0, &unfit{"5.6.7", "an address needs SMTPUTF8 (RFC 6531), which the relay doesn't offer"}
+	if d.UTF8 && !(c.caps.utf8 && c.caps.eightBit) {
+		return d, 0, &mail.Unfit{Code: "5.6.7", Reason: "an address needs SMTPUTF8 (RFC 6531), which the relay doesn't offer"}
 	}
-	keys := p.keys[d.from.host]
+	keys := p.keys[d.From.Host]
 	// A relay behind this one may have to recode 8bit bodies, which would break
 	// a signature (RFC 6376 §5.3).
-	if err = compose(&c.msg, env, &d, p.cfg.Now(), c.caps.eightBit && len(keys) == 0); err != nil {
+	if err = mail.Compose(&c.msg, env, &d, p.cfg.Now(), c.caps.eightBit && len(keys) == 0); err != nil {
 		return d, 0, err
 	}
 	signature := ""
@@ -83,7 +84,7 @@ func (s *slot) prepare(env *message.Envelope) (d draft, size int, err error) {
 	}
 	size = len(signature) + c.msg.Len()
 	if c.caps.maxSize > 0 && int64(size) > c.caps.maxSize {
-		return d, 0, &unfit{"5.3.4", fmt.Sprintf("message has %d bytes, the relay takes %d", size, c.caps.maxSize)}
+		return d, 0, &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("message has %d bytes, the relay takes %d", size, c.caps.maxSize)}
 	}
 	c.wire.Grow(size + size/64 + len(finalDot))
 	stuff(&c.wire, []byte(signature))
@@ -94,10 +95,10 @@ func (s *slot) prepare(env *message.Envelope) (d draft, size int, err error) {
 
 // envelope sends MAIL, RCPT and DATA. ok says that the server waits for the
 // message; else res is how the attempt ended.
-func (s *slot) envelope(ctx context.Context, d draft, size int) (res message.Result, ok bool) {
+func (s *slot) envelope(ctx context.Context, d mail.Draft, size int) (res message.Result, ok bool) {
 	c := s.c
 	c.stale = true
-	commands := [...]string{mailCommand(c.caps, d, size), "RCPT TO:<" + d.to.spec() + ">\r\n", "DATA\r\n"}
+	commands := [...]string{mailCommand(c.caps, d, size), "RCPT TO:<" + d.To.Spec() + ">\r\n", "DATA\r\n"}
 	if !c.caps.pipelining {
 		for i, line := range commands {
 			if err := c.write(s.p.limits.command, line); err != nil {
@@ -133,16 +134,16 @@ func (s *slot) envelope(ctx context.Context, d draft, size int) (res message.Res
 	return res, ok
 }
 
-func mailCommand(caps extensions, d draft, size int) string {
+func mailCommand(caps extensions, d mail.Draft, size int) string {
 	var b strings.Builder
-	b.WriteString("MAIL FROM:<" + d.from.spec() + ">")
+	b.WriteString("MAIL FROM:<" + d.From.Spec() + ">")
 	if caps.sizes {
 		b.WriteString(" SIZE=" + strconv.Itoa(size))
 	}
-	if d.eightBit && caps.eightBit {
+	if d.EightBit && caps.eightBit {
 		b.WriteString(" BODY=8BITMIME")
 	}
-	if d.utf8 {
+	if d.UTF8 {
 		b.WriteString(" SMTPUTF8")
 	}
 	b.WriteString("\r\n")

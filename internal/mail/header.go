@@ -1,4 +1,4 @@
-package smtp
+package mail
 
 import (
 	"bytes"
@@ -50,7 +50,7 @@ func writeHeader(buf *bytes.Buffer, name, value string) error {
 // encodeText makes unstructured text fit for a header (RFC 2047). Text that
 // only looks like an encoded word is encoded too, or it would be shown decoded.
 func encodeText(s string) string {
-	if isASCII(s) && !strings.Contains(s, "=?") {
+	if IsASCII(s) && !strings.Contains(s, "=?") {
 		return s
 	}
 	return encodeWords(s)
@@ -79,25 +79,25 @@ func encodeWords(s string) string {
 }
 
 // appendMailbox writes a as a header has it.
-func appendMailbox(b *strings.Builder, a address) {
+func appendMailbox(b *strings.Builder, a Address) {
 	switch {
-	case a.name == "":
-		b.WriteString(a.spec())
+	case a.Name == "":
+		b.WriteString(a.Spec())
 		return
-	case !isASCII(a.name) || strings.Contains(a.name, "=?"):
-		b.WriteString(encodeWords(a.name))
+	case !IsASCII(a.Name) || strings.Contains(a.Name, "=?"):
+		b.WriteString(encodeWords(a.Name))
 	default:
 		b.WriteByte('"')
-		for i := range len(a.name) {
-			if c := a.name[i]; c == '"' || c == '\\' {
+		for i := range len(a.Name) {
+			if c := a.Name[i]; c == '"' || c == '\\' {
 				b.WriteByte('\\')
 			}
-			b.WriteByte(a.name[i])
+			b.WriteByte(a.Name[i])
 		}
 		b.WriteByte('"')
 	}
 	b.WriteString(" <")
-	b.WriteString(a.spec())
+	b.WriteString(a.Spec())
 	b.WriteByte('>')
 }
 

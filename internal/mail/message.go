@@ -1,4 +1,4 @@
-package smtp
+package mail
 
 import (
 	"bytes"
@@ -10,47 +10,47 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-// draft is a message's addresses, and with them what the envelope says.
-type draft struct {
-	from, to address // the envelope's; from is the message's, too
+// Draft is a message's addresses, and with them what the envelope says.
+type Draft struct {
+	From, To Address // the envelope's; From is the message's, too
 	fields   []field
-	utf8     bool // some address needs SMTPUTF8
-	eightBit bool // the message has bytes over 0x7f; known once it is composed
+	UTF8     bool // some address needs SMTPUTF8
+	EightBit bool // the message has bytes over 0x7f; known once it is composed
 }
 
 // field is an address field of the header.
 type field struct {
 	name string
-	all  []address
+	all  []Address
 }
 
-// newDraft reads the addresses of env, which must be an email. Errors are *unfit.
-func newDraft(env *message.Envelope) (d draft, err error) {
+// NewDraft reads the addresses of env, which must be an email. Errors are *Unfit.
+func NewDraft(env *message.Envelope) (d Draft, err error) {
 	if env.Content == nil || env.Content.Email == nil {
 		return d, badContent("content", "is no email")
 	}
 	e := env.Content.Email
-	if d.to, err = parseMailbox("recipient", env.Recipient); err != nil {
+	if d.To, err = ParseMailbox("recipient", env.Recipient); err != nil {
 		return d, err
 	}
-	if d.from, err = parseMailbox("From", e.From); err != nil {
+	if d.From, err = ParseMailbox("From", e.From); err != nil {
 		return d, err
 	}
-	d.utf8 = d.to.utf8() || d.from.utf8()
+	d.UTF8 = d.To.UTF8() || d.From.UTF8()
 	for _, list := range []struct {
 		name string
 		all  []string
 	}{{"To", e.To}, {"Cc", e.Cc}, {"Reply-To", e.ReplyTo}} {
-		f := field{list.name, make([]address, len(list.all))}
+		f := field{list.name, make([]Address, len(list.all))}
 		for i, s := range list.all {
 			if s == env.Recipient {
-				f.all[i] = d.to
+				f.all[i] = d.To
 				continue
 			}
-			if f.all[i], err = parseMailbox(list.name, s); err != nil {
+			if f.all[i], err = ParseMailbox(list.name, s); err != nil {
 				return d, err
 			}
-			d.utf8 = d.utf8 || f.all[i].utf8()
+			d.UTF8 = d.UTF8 || f.all[i].UTF8()
 		}
 		d.fields = append(d.fields, f)
 	}
@@ -66,11 +66,11 @@ type composer struct {
 	parts    int // multiparts so far, for their boundaries
 }
 
-// compose writes env's email to buf, as RFC 5322 and MIME have it: CRLF line
+// Compose writes env's email to buf, as RFC 5322 and MIME have it: CRLF line
 // ends, no line over 998 bytes, the last line ended. The same envelope and time
 // give the same bytes. Bcc recipients appear nowhere. Without eightBit every
-// body is ASCII. Errors are *unfit.
-func compose(buf *bytes.Buffer, env *message.Envelope, d *draft, now time.Time, eightBit bool) error {
+// body is ASCII. Errors are *Unfit.
+func Compose(buf *bytes.Buffer, env *message.Envelope, d *Draft, now time.Time, eightBit bool) error {
 	e := env.Content.Email
 	c := &composer{buf: buf, id: env.ID.String(), eightBit: eightBit}
 	if err := c.head(e, d, now); err != nil {
@@ -82,13 +82,13 @@ func compose(buf *bytes.Buffer, env *message.Envelope, d *draft, now time.Time, 
 	if !bytes.HasSuffix(buf.Bytes(), []byte("\r\n")) {
 		buf.WriteString("\r\n")
 	}
-	d.eightBit = c.wrote8 || d.utf8
+	d.EightBit = c.wrote8 || d.UTF8
 	return nil
 }
 
 // head writes every field but those of the body.
-func (c *composer) head(e *message.Email, d *draft, now time.Time) error {
-	if err := c.mailboxes("From", d.from); err != nil {
+func (c *composer) head(e *message.Email, d *Draft, now time.Time) error {
+	if err := c.mailboxes("From", d.From); err != nil {
 		return err
 	}
 	if len(e.To)+len(e.Cc) == 0 {
@@ -111,7 +111,7 @@ func (c *composer) head(e *message.Email, d *draft, now time.Time) error {
 	}
 	c.buf.WriteString("Date: ")
 	c.buf.Write(now.UTC().AppendFormat(c.buf.AvailableBuffer(), time.RFC1123Z))
-	c.buf.WriteString("\r\nMessage-ID: <" + c.id + "@" + d.from.host + ">\r\n")
+	c.buf.WriteString("\r\nMessage-ID: <" + c.id + "@" + d.From.Host + ">\r\n")
 	if err := c.custom(e.Headers); err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (c *composer) head(e *message.Email, d *draft, now time.Time) error {
 	return nil
 }
 
-func (c *composer) mailboxes(name string, all ...address) error {
+func (c *composer) mailboxes(name string, all ...Address) error {
 	if len(all) == 0 {
 		return nil
 	}
@@ -136,11 +136,7 @@ func (c *composer) mailboxes(name string, all ...address) error {
 // custom writes the request's own header fields, in the order of their names.
 func (c *composer) custom(headers map[string]string) error {
 	for _, name := range slices.Sorted(maps.Keys(headers)) {
-		field := printable("headers." + name)
-		if !isFieldName(name) || ownField(strings.ToLower(name)) {
-			return badContent(field, "is not a field that a message may set")
-		}
-		if err := clean(field, headers[name]); err != nil {
+		if err := checkField(name, headers[name]); err != nil {
 			return err
 		}
 		if err := writeHeader(c.buf, name, encodeText(headers[name])); err != nil {
@@ -149,3 +145,14 @@ func (c *composer) custom(headers map[string]string) error {
 	}
 	return nil
 }
+
+func checkField(name, value string) error {
+	field := "headers." + name
+	if !isFieldName(name) || ownField(strings.ToLower(name)) {
+		return badContent(field, "is not a field that a message may set")
+	}
+	return clean(field, value)
+}
+
+// messageID is without angle brackets.
+func (d *Draft) messageID(id message.ID) string { return id.String() + "@" + d.From.Host }

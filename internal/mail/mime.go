@@ -1,4 +1,4 @@
-package smtp
+package mail
 
 import (
 	"bytes"
@@ -134,7 +134,7 @@ func (c *composer) text(subtype, s string) error {
 // writeLines writes s with every line end as CRLF.
 func writeLines(buf *bytes.Buffer, s []byte) {
 	for {
-		line, rest, ended := cutLine(s)
+		line, rest, ended := CutLine(s)
 		buf.Write(line)
 		if !ended {
 			return
@@ -167,7 +167,7 @@ func (c *composer) files(kind string, all []message.Attachment) []func() error {
 
 // file writes one attachment, its bytes untouched.
 func (c *composer) file(kind string, a message.Attachment) error {
-	if err := clean("attachment filename", a.Filename); err != nil {
+	if err := checkFile(a); err != nil {
 		return err
 	}
 	contentType, err := typeOf(a)
@@ -182,16 +182,24 @@ func (c *composer) file(kind string, a message.Attachment) error {
 	}
 	c.buf.WriteString("Content-Disposition: " + line + "\r\n")
 	if a.ContentID != "" {
-		if err := clean("attachment content_id", a.ContentID); err != nil {
-			return err
-		}
-		if strings.ContainsAny(a.ContentID, "<> \t") || !isASCII(a.ContentID) || len(a.ContentID) > 255 {
-			return badContent("attachment content_id", "is not an id")
-		}
 		c.buf.WriteString("Content-ID: <" + a.ContentID + ">\r\n")
 	}
 	c.buf.WriteString("\r\n")
 	writeBase64(c.buf, a.Content)
+	return nil
+}
+
+// checkFile refuses names that could break out of a header.
+func checkFile(a message.Attachment) error {
+	if err := clean("attachment filename", a.Filename); err != nil || a.ContentID == "" {
+		return err
+	}
+	if err := clean("attachment content_id", a.ContentID); err != nil {
+		return err
+	}
+	if strings.ContainsAny(a.ContentID, "<> \t") || !IsASCII(a.ContentID) || len(a.ContentID) > 255 {
+		return badContent("attachment content_id", "is not an id")
+	}
 	return nil
 }
 

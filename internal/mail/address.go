@@ -1,7 +1,7 @@
-package smtp
+package mail
 
 import (
-	"net/mail"
+	netmail "net/mail"
 	"strings"
 	"unicode"
 	"unicode/utf8"
@@ -9,59 +9,59 @@ import (
 	"golang.org/x/net/idna"
 )
 
-// unfit is why a message can't be handed to this server, or to any.
-type unfit struct {
-	code   string // an enhanced status code (RFC 3463)
-	reason string
+// Unfit is why a message can't be handed to a server, or to any.
+type Unfit struct {
+	Code   string // an enhanced status code (RFC 3463)
+	Reason string // may hold anything: make it printable before it is shown
 }
 
-func (e *unfit) Error() string { return e.reason }
+func (e *Unfit) Error() string { return e.Reason }
 
-func badContent(field, problem string) error { return &unfit{"5.6.0", field + " " + problem} }
+func badContent(field, problem string) error { return &Unfit{"5.6.0", field + " " + problem} }
 
-// address is a mailbox, fit for an envelope and a header.
-type address struct {
-	name  string // display name, decoded, or empty
-	local string // a dot-atom, perhaps in UTF-8
-	host  string // the domain in lower-case ASCII
+// Address is a mailbox, fit for an envelope and a header.
+type Address struct {
+	Name  string // display name, decoded, or empty
+	Local string // a dot-atom, perhaps in UTF-8
+	Host  string // the domain in lower-case ASCII
 }
 
-// spec is the bare address, in ASCII but for its local part.
-func (a address) spec() string { return a.local + "@" + a.host }
+// Spec is the bare address, in ASCII but for its local part.
+func (a Address) Spec() string { return a.Local + "@" + a.Host }
 
-// utf8 says whether the address needs SMTPUTF8 (RFC 6531).
-func (a address) utf8() bool { return !isASCII(a.local) }
+// UTF8 says whether the address needs SMTPUTF8 (RFC 6531).
+func (a Address) UTF8() bool { return !IsASCII(a.Local) }
 
-// parseMailbox reads one RFC 5322 mailbox. It was validated when it was
+// ParseMailbox reads one RFC 5322 mailbox. It was validated when it was
 // accepted; what could break out of a command or a header is refused again.
-func parseMailbox(field, s string) (address, error) {
+func ParseMailbox(field, s string) (Address, error) {
 	if err := clean(field, s); err != nil {
-		return address{}, err
+		return Address{}, err
 	}
-	m, err := mail.ParseAddress(s)
+	m, err := netmail.ParseAddress(s)
 	if err != nil {
-		return address{}, badContent(field, "is not a mailbox")
+		return Address{}, badContent(field, "is not a mailbox")
 	}
 	// An encoded word may have hidden what clean looks for.
 	if err := clean(field, m.Name); err != nil {
-		return address{}, err
+		return Address{}, err
 	}
 	at := strings.LastIndexByte(m.Address, '@')
-	a := address{name: m.Name, local: m.Address[:at]}
-	if !isDotAtom(a.local) {
-		return address{}, badContent(field, "has a local part that is not a dot-atom")
+	a := Address{Name: m.Name, Local: m.Address[:at]}
+	if !isDotAtom(a.Local) {
+		return Address{}, badContent(field, "has a local part that is not a dot-atom")
 	}
 	host := strings.ToLower(m.Address[at+1:])
-	if !isASCII(host) {
+	if !IsASCII(host) {
 		// IDNA 2008 as DNS look-ups have it: the A-label means the same everywhere.
 		if host, err = idna.Lookup.ToASCII(host); err != nil {
-			return address{}, badContent(field, "has a domain that is not a host name")
+			return Address{}, badContent(field, "has a domain that is not a host name")
 		}
 	}
 	if host == "" || strings.ContainsFunc(host, func(r rune) bool { return !isHostRune(r) }) {
-		return address{}, badContent(field, "has a domain that is not a host name")
+		return Address{}, badContent(field, "has a domain that is not a host name")
 	}
-	a.host = host
+	a.Host = host
 	return a, nil
 }
 
@@ -106,7 +106,8 @@ func cleanSlow(field, s string) error {
 	return nil
 }
 
-func isASCII(s string) bool {
+// IsASCII says whether no byte of s is over 0x7f.
+func IsASCII(s string) bool {
 	for i := range len(s) {
 		if s[i] >= utf8.RuneSelf {
 			return false
