@@ -256,3 +256,9 @@ func (h HTTP) send(t *testing.T, p delivery.Provider, n int) message.Result {
 	}
 	return r
 }
+
+// Answered is the case of a status and body; $SECRET in body stands for
+// HTTP.Secret.
+func Answered(status int, body string, o message.Outcome, code string) HTTPCase {
+	return HTTPCase{HTTPAnswer: HTTPAnswer{Status: status, Body: body}, Outcome: o, Code: code}
+}
