@@ -89,6 +89,9 @@ func (s *Service) Name() string { return s.opt.Name }
 // ReplyLimit is Options.ReplyLimit.
 func (s *Service) ReplyLimit() time.Duration { return s.opt.ReplyLimit }
 
+// Base is Options.BaseURL.
+func (s *Service) Base() *url.URL { return s.base }
+
 // URL is that of a path under the base.
 func (s *Service) URL(elem ...string) *url.URL { return Join(s.base, elem...) }
 
