@@ -31,6 +31,9 @@ type HTTP struct {
 	// Taken is how the service says that it took a message; Defer and Reject are
 	// two of its refusals.
 	Taken, Defer, Reject HTTPAnswer
+	// Garbage is an answer that means nothing; by default a 200 with a body that
+	// nobody would send.
+	Garbage HTTPAnswer
 	// Answers is every documented status, and what stands for the rest.
 	Answers []HTTPCase
 	// Secret must never be shown. It is repeated in answers that are text.
@@ -205,7 +208,10 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case Cut:
 		panic(http.ErrAbortHandler)
 	case Garbage:
-		answer = HTTPAnswer{Status: http.StatusOK, Body: "220 smtp.example ESMTP " + s.h.Secret}
+		answer = s.h.Garbage
+		if answer.Status == 0 {
+			answer = HTTPAnswer{Status: http.StatusOK, Body: "220 smtp.example ESMTP " + s.h.Secret}
+		}
 	case Hang:
 		select {
 		case s.hanging <- struct{}{}:
@@ -255,4 +261,10 @@ func (h HTTP) send(t *testing.T, p delivery.Provider, n int) message.Result {
 		t.Errorf("the result shows a secret: %s", text)
 	}
 	return r
+}
+
+// Answered is the case of a status and body; $SECRET in body stands for
+// HTTP.Secret.
+func Answered(status int, body string, o message.Outcome, code string) HTTPCase {
+	return HTTPCase{HTTPAnswer: HTTPAnswer{Status: status, Body: body}, Outcome: o, Code: code}
 }

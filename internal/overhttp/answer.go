@@ -1,11 +1,15 @@
 package overhttp
 
 import (
+	"errors"
 	"net/http"
 	"strconv"
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/stormpost/stormpost/internal/mail"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 const (
@@ -59,4 +63,28 @@ func Line(s string, secrets ...string) string {
 		s = strings.ToValidUTF8(s[:maxLine], "")
 	}
 	return strings.TrimSpace(s)
+}
+
+// Result is a without its outcome: code, or else the status, the status line
+// with what the service said, and how long it asks to wait.
+func (a Answer) Result(code, text string, secrets ...string) message.Result {
+	res := message.Result{Code: Line(code, secrets...), Reply: a.Text, RetryAfter: a.RetryAfter}
+	if res.Code == "" {
+		res.Code = strconv.Itoa(a.Status)
+	}
+	if text != "" {
+		res.Reply += ": " + text
+	}
+	res.Reply = Line(res.Reply, secrets...)
+	return res
+}
+
+// Unfit is the result for a message that can't be made a request of, before
+// anything was sent.
+func Unfit(err error) message.Result {
+	res := message.Result{Outcome: message.Rejected, Code: "unfit", Reply: "not sent: " + Line(err.Error())}
+	if u := (*mail.Unfit)(nil); errors.As(err, &u) {
+		res.Code = u.Code
+	}
+	return res
 }

@@ -56,3 +56,15 @@ func hostPort(u *url.URL) string {
 	}
 	return net.JoinHostPort(u.Hostname(), port)
 }
+
+// CheckKey says what is wrong with an API key that goes into a header, without
+// showing it; empty if it is good.
+func CheckKey(key string) (problem string) {
+	switch {
+	case key == "":
+		return "is required"
+	case len(key) > 4096 || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }):
+		return "is not a key: want at most 4096 printable ASCII characters without spaces"
+	}
+	return ""
+}
