@@ -30,8 +30,7 @@ type Config struct {
 	Connections int           // to one push service at a time; default 4
 	ReplyLimit  time.Duration // time allowed for the answer; default a minute
 
-	// AllowPrivate lets endpoints be on private networks, and connections go
-	// through the environment's proxy.
+	// AllowPrivate lets endpoints be on private networks and on this machine.
 	AllowPrivate bool
 	// ReplaceRepeats gives each message without a collapse key a Topic of its own,
 	// so that a repeat replaces it where it is undelivered.

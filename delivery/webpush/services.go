@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/url"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/overhttp"
@@ -56,7 +57,7 @@ func (s *services) get(u *url.URL) (*service, error) {
 			ReplyLimit: s.cfg.ReplyLimit, RootCAs: s.cfg.RootCAs, Control: overhttp.OnlyPublic, Now: s.cfg.Now,
 		}
 		if s.cfg.AllowPrivate {
-			c.Control = nil
+			c.Control = func(string, string, syscall.RawConn) error { return nil }
 		}
 		found = &service{Client: overhttp.New(c)}
 		s.open[key] = found
