@@ -16,6 +16,9 @@ const quotaPause = time.Minute
 // secrets must not be shown: an endpoint's path is what lets anyone push to it.
 func judge(a overhttp.Answer, secrets ...string) message.Result {
 	res := message.Result{Outcome: outcomeOf(a.Status), Code: strconv.Itoa(a.Status), Reply: a.Text, RetryAfter: a.RetryAfter}
+	if res.Outcome == message.Sent && !a.Whole {
+		res.Outcome = message.Unknown
+	}
 	switch a.Status {
 	case http.StatusCreated, http.StatusAccepted:
 		res.Reference = overhttp.Line(a.Header.Get("Location"), secrets...)

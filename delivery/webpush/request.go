@@ -68,11 +68,7 @@ func endpoint(text string, allowPrivate bool) (*url.URL, error) {
 
 // origin is a push service's, as an audience is written (RFC 6454 §6.1).
 func origin(u *url.URL) string {
-	host := u.Host
-	if u.Port() == "443" || u.Port() == "" {
-		host = strings.TrimSuffix(strings.TrimSuffix(host, "443"), ":")
-	}
-	return u.Scheme + "://" + host
+	return u.Scheme + "://" + strings.TrimSuffix(strings.TrimSuffix(u.Host, ":443"), ":")
 }
 
 var urgency = map[message.Class]string{message.Transactional: "high", message.Trigger: "normal", message.Campaign: "low"}
