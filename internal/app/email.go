@@ -22,6 +22,8 @@ func checkEmail(names []string) func(*message.Email) error {
 	switch names[0] {
 	case "ses":
 		return ses.Check
+	case "resend":
+		return resend.Check
 	case "postmark":
 		return postmark.Check
 	case "sendgrid":
