@@ -193,6 +193,20 @@ func TestPushCheck(t *testing.T) {
 	}
 }
 
+func TestEmailCheck(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		field string
+	}{{nil, ""}, {errors.New("is too large"), "text"}, {message.FieldErrors{{Field: "attachments", Problem: "is too large"}}, "attachments"}} {
+		l := &ledger{}
+		s := l.service(func(cfg *Config) { cfg.EmailCheck = func(*message.Email) error { return c.err } })
+		got := s.Validate(Request{Principal: owner, Content: email()})
+		if c.err == nil && len(got) != 0 || c.err != nil && (len(got) != 1 || got[0] != (message.FieldError{Field: c.field, Problem: "is too large"})) {
+			t.Errorf("%v: %v", c.err, got)
+		}
+	}
+}
+
 func TestPlatforms(t *testing.T) {
 	l := &ledger{}
 	s := l.service(func(c *Config) { c.Platforms = []string{"webpush", "apns"} })

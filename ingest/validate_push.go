@@ -37,17 +37,16 @@ func (s *Service) validatePush(p *problems, push *message.Push) {
 	validateData(p, push.Data)
 	validateText(p, "collapse_key", push.CollapseKey, maxCollapseKey)
 	if len(p.list) == 0 && s.cfg.PushCheck != nil {
-		if err := s.cfg.PushCheck(push); err != nil {
-			addChecked(p, err)
-		}
+		addChecked(p, s.cfg.PushCheck(push), "data")
 	}
 }
 
-// addChecked takes over a provider's judgement, with its fields if it names any.
-func addChecked(p *problems, err error) {
+// addChecked takes over a provider's judgement, with its fields if it names any,
+// else of field.
+func addChecked(p *problems, err error, field string) {
 	var fields message.FieldErrors
-	if !errors.As(err, &fields) {
-		fields = message.FieldErrors{{Field: "data", Problem: err.Error()}}
+	if err != nil && !errors.As(err, &fields) {
+		fields = message.FieldErrors{{Field: field, Problem: err.Error()}}
 	}
 	for _, f := range fields {
 		p.add(f.Field, "%s", f.Problem)

@@ -16,7 +16,7 @@ type sendRequest struct {
 	Subject     string            `json:"subject"`
 	ReplyTo     []string          `json:"reply_to,omitempty"`
 	HTML        string            `json:"html,omitempty"`
-	Text        string            `json:"text"`
+	Text        string            `json:"text,omitempty"`
 	Headers     map[string]string `json:"headers,omitempty"`
 	Attachments []attachment      `json:"attachments,omitempty"`
 	Tags        []tag             `json:"tags"`
@@ -45,6 +45,9 @@ func encode(env *message.Envelope) ([]byte, error) {
 		From: l.From.Mailbox(), To: []string{l.To.Mailbox()}, Subject: l.Subject, HTML: l.HTML, Text: l.Text,
 		Headers: make(map[string]string, len(l.Headers)), Tags: []tag{{"stormpost_id", env.ID.String()}},
 	}
+	if l.Text == "" && l.HTML == "" {
+		r.Text = " " // Resend wants one of the two
+	}
 	for _, a := range l.ReplyTo {
 		r.ReplyTo = append(r.ReplyTo, a.Mailbox())
 	}
@@ -64,4 +67,12 @@ func encode(env *message.Envelope) ([]byte, error) {
 		return nil, &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("the message has %d bytes, Resend takes %d", b.Len(), MaxBytes)}
 	}
 	return b.Bytes(), nil
+}
+
+// Check says what of e Resend would refuse. It fails with message.FieldErrors.
+func Check(e *message.Email) error {
+	if e.Subject == "" {
+		return message.FieldErrors{{Field: "subject", Problem: "is required by Resend"}}
+	}
+	return nil
 }

@@ -77,3 +77,24 @@ func (p *Provider) sign(ctx context.Context, body []byte) (http.Header, error) {
 	err := v4.NewSigner().SignHTTP(ctx, credentials, r, hex.EncodeToString(hash[:]), "ses", p.cfg.Region, p.Now())
 	return r.Header, err
 }
+
+// Check says which addresses of e SES has no way to send to or from. It fails
+// with message.FieldErrors.
+func Check(e *message.Email) error {
+	var errs message.FieldErrors
+	check := func(field, text string) {
+		if a, err := mail.ParseMailbox(field, text); err == nil && a.UTF8() {
+			errs = append(errs, message.FieldError{Field: field, Problem: "has an address that needs SMTPUTF8 (RFC 6531), which SES doesn't have"})
+		}
+	}
+	check("from", e.From)
+	for name, list := range map[string][]string{"to": e.To, "cc": e.Cc, "bcc": e.Bcc, "reply_to": e.ReplyTo} {
+		for i, text := range list {
+			check(fmt.Sprintf("%s[%d]", name, i), text)
+		}
+	}
+	if len(errs) > 0 {
+		return errs
+	}
+	return nil
+}

@@ -141,6 +141,21 @@ func TestEncode(t *testing.T) {
 	}
 }
 
+func TestCheck(t *testing.T) {
+	for field, change := range map[string]func(*message.Email){
+		"":       func(e *message.Email) { e.To = []string{"Zoë <zoe@bücher.example>"} },
+		"from":   func(e *message.Email) { e.From = "zoë@sender.example" },
+		"to[1]":  func(e *message.Email) { e.To = append(e.To, "zoë@reader.example") },
+		"bcc[0]": func(e *message.Email) { e.Bcc = []string{"zoë@reader.example"} },
+	} {
+		err := Check(providertest.Email(1, change).Content.Email)
+		var fields message.FieldErrors
+		if (err == nil) != (field == "") || err != nil && (!errors.As(err, &fields) || fields[0].Field != field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
 func TestConfigRefused(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"name":              func(c *Config) { c.Name = "" },

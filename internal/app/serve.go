@@ -149,7 +149,7 @@ func (p *process) buildAPI() (err error) {
 	}
 	p.service = ingest.New(noticing{p.ledger, p.watching.numbering}, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		PushCheck: checkPush, Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
+		PushCheck: checkPush, EmailCheck: checkEmail(p.cfg.Email()), Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
 	return nil
 }
@@ -157,7 +157,7 @@ func (p *process) buildAPI() (err error) {
 // giveUp is how long after its claim an attempt of this process may still end
 // by itself.
 func (p *process) giveUp() time.Duration {
-	return p.cfg.Delivery.ClaimValid + max(p.cfg.SMTP.ReplyLimit, p.cfg.FCM.ReplyLimit)
+	return p.cfg.Delivery.ClaimValid + p.cfg.ReplyLimit()
 }
 
 // resend is the lanes whose doubts are resent by policy. Configuration that is

@@ -20,6 +20,13 @@ const (
 	fcmName  = "fcm"
 )
 
+// withoutProviders is cfg for when the loopback takes everything.
+func withoutProviders(cfg config.Config) config.Config {
+	cfg.SMTP.Addr, cfg.SES.Region, cfg.Resend.Key, cfg.Postmark.Key, cfg.SendGrid.Key = "", "", "", "", ""
+	cfg.FCM.ServiceAccount, cfg.Webhook.URL, cfg.Delivery.Email = "", "", nil
+	return cfg
+}
+
 // checkPush is a provider's judgement at the door.
 func checkPush(push *message.Push) error {
 	if push.Platform != "fcm" {
@@ -40,12 +47,12 @@ func (p *process) buildWorker() (err error) {
 	}
 	if p.loopback != nil {
 		_ = add(p.loopback, 0, nil)
-		p.cfg.SMTP.Addr, p.cfg.FCM.ServiceAccount = "", ""
+		p.cfg = withoutProviders(p.cfg)
 	}
-	if p.cfg.SMTP.Addr != "" {
-		pr, err := p.smtp()
-		if err := add(pr, p.cfg.SMTP.Connections, err); err != nil {
-			return fmt.Errorf("smtp: %w", err)
+	for _, name := range p.cfg.Email() {
+		pr, slots, err := p.email(name)
+		if err := add(pr, slots, err); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	if p.cfg.FCM.ServiceAccount != "" {
@@ -55,6 +62,12 @@ func (p *process) buildWorker() (err error) {
 		})
 		if err := add(pr, p.cfg.FCM.Concurrency, err); err != nil {
 			return fmt.Errorf("fcm: %w", err)
+		}
+	}
+	if p.cfg.Webhook.URL != "" && p.cfg.Webhook.Channel == "push" {
+		pr, slots, err := p.webhook()
+		if err := add(pr, slots, err); err != nil {
+			return fmt.Errorf("webhook: %w", err)
 		}
 	}
 	if p.consumer, err = p.kafka.NewConsumer(); err != nil {

@@ -33,7 +33,12 @@ type Config struct {
 	Delivery      Delivery `koanf:"delivery"`
 	Retention     Retain   `koanf:"retention"`
 	SMTP          SMTP     `koanf:"smtp"`
+	SES           SES      `koanf:"ses"`
+	Resend        Resend   `koanf:"resend"`
+	Postmark      Postmark `koanf:"postmark"`
+	SendGrid      SendGrid `koanf:"sendgrid"`
 	FCM           FCM      `koanf:"fcm"`
+	Webhook       Receiver `koanf:"webhook"`
 	Incidents     Incident `koanf:"incidents"`
 }
 
@@ -80,6 +85,7 @@ type Accept struct {
 
 // Delivery is how messages are handed over.
 type Delivery struct {
+	Email         []string          `koanf:"email"`          // providers for email in order of preference, of smtp, ses, resend, postmark, sendgrid and webhook; empty: those that are configured, in this order
 	Senders       map[string]int    `koanf:"senders"`        // attempts that a lane may have open in one process: LANE=N,…; else 64 for transactional, 32 for the others
 	ClaimValid    time.Duration     `koanf:"claim_valid"`    // how old a claim may be at the last check before the hand-over
 	ShutdownGrace time.Duration     `koanf:"shutdown_grace"` // how long open replies are waited for on SIGTERM
@@ -163,7 +169,12 @@ func Default() Config {
 		},
 		Retention: Retain{Content: 14 * 24 * time.Hour, Messages: 180 * 24 * time.Hour},
 		SMTP:      SMTP{TLS: "starttls-if-offered", Connections: 16, ReplyLimit: 10 * time.Minute},
+		SES:       SES{Concurrency: 50, ReplyLimit: time.Minute},
+		Resend:    Resend{Concurrency: 20, ReplyLimit: time.Minute},
+		Postmark:  Postmark{Stream: "outbound", Concurrency: 20, ReplyLimit: time.Minute},
+		SendGrid:  SendGrid{Concurrency: 50, ReplyLimit: time.Minute},
 		FCM:       FCM{Concurrency: 100, ReplyLimit: time.Minute},
+		Webhook:   Receiver{Channel: "email", Concurrency: 20, ReplyLimit: time.Minute},
 		Incidents: Incident{
 			Objective: Objective{Transactional: 30 * time.Second, Trigger: 5 * time.Minute, Campaign: time.Hour},
 			Runbook:   "https://github.com/stormpost/stormpost/blob/main/docs/runbook.md",
@@ -215,6 +226,7 @@ func (c *Config) Validate() error {
 		bad("smtp.tls", "want starttls-if-offered, starttls-required or implicit, not %q", c.SMTP.TLS)
 	}
 	c.validateNumbers(bad)
+	c.validateProviders(bad)
 	c.Incidents.validate(bad)
 	return errors.Join(errs...)
 }
@@ -251,7 +263,8 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		"accept.email_life": c.Accept.EmailLife, "accept.push_life": c.Accept.PushLife, "accept.max_schedule": c.Accept.MaxSchedule,
 		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
-		"smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit,
+		"smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit, "ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
+		"postmark.reply_limit": c.Postmark.ReplyLimit, "sendgrid.reply_limit": c.SendGrid.ReplyLimit, "webhook.reply_limit": c.Webhook.ReplyLimit,
 		"incidents.objective.transactional": c.Incidents.Objective.Transactional, "incidents.objective.trigger": c.Incidents.Objective.Trigger,
 		"incidents.objective.campaign": c.Incidents.Objective.Campaign,
 	} {
@@ -262,6 +275,8 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 	for key, n := range map[string]int{
 		"ledger.max_conns": c.Ledger.MaxConns, "ledger.batch": c.Ledger.Batch, "ledger.flushers": c.Ledger.Flushers,
 		"kafka.partitions": c.Kafka.Partitions, "smtp.connections": c.SMTP.Connections, "fcm.concurrency": c.FCM.Concurrency,
+		"ses.concurrency": c.SES.Concurrency, "resend.concurrency": c.Resend.Concurrency, "postmark.concurrency": c.Postmark.Concurrency,
+		"sendgrid.concurrency": c.SendGrid.Concurrency, "webhook.concurrency": c.Webhook.Concurrency,
 	} {
 		if n < 1 || n > 10_000 {
 			bad(key, "want 1 to 10000, not %d", n)

@@ -1,5 +1,6 @@
 // Package sim simulates the providers that Stormpost hands messages to: an
-// SMTP server, FCM's HTTP v1 API and the OAuth 2.0 token endpoint before it.
+// SMTP server, Amazon SES, Resend, FCM's HTTP v1 API and the OAuth 2.0 token
+// endpoint before it.
 // `stormpost dev` runs them behind an inbox page, and tests use them as judges.
 //
 // Three properties make them fit to judge by:

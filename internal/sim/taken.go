@@ -20,7 +20,7 @@ const fieldLimit = 998
 // Store's file.
 type Taken struct {
 	Channel  string `json:"channel"`  // email or push
-	Provider string `json:"provider"` // smtp or fcm
+	Provider string `json:"provider"` // smtp, ses, resend or fcm
 	From     string `json:"from"`     // the envelope's sender; for push the project
 	To       string `json:"to"`       // the envelope's recipient; token, /topics/NAME or condition
 	Subject  string `json:"subject"`  // decoded; for push the notification's title
@@ -38,6 +38,13 @@ type Taken struct {
 	Via string `json:"via"`
 	// Conn numbers the server's connections, from 1 in each process.
 	Conn uint64 `json:"conn"`
+	// Reference is the provider's own name for the message, where the answer has
+	// one that MessageID doesn't show.
+	Reference string `json:"reference,omitempty"`
+	// Key is the request's idempotency key, and Digest the SHA-256 of its body
+	// in hex.
+	Key    string `json:"key,omitempty"`
+	Digest string `json:"digest,omitempty"`
 	// Faults lists, as STEP:DO, what had misbehaved in this hand-over before
 	// the message was stored.
 	Faults []string `json:"faults,omitempty"`
