@@ -11,6 +11,8 @@ import (
 // Route is one provider that a channel's messages may go to.
 type Route struct {
 	Provider Provider
+	// Platforms are the push platforms that the provider takes; empty: all.
+	Platforms []string
 	// Slots is how many hand-overs the provider takes at once: its connections,
 	// its concurrency. The classes of the channel share them, so that neither a
 	// campaign nor a provider that hangs can take them all: a quarter is kept

@@ -37,7 +37,7 @@ func (a *attempt) settle(provider string, r message.Result) {
 		}
 	}
 	a.lane.meter.ended(provider, r)
-	if g := a.lane.gate; !r.Poison && provider == g.provider.Name() {
+	if g := a.lane.gates.named(provider); g != nil && !r.Poison {
 		g.ended[r.Outcome].Add(1)
 	}
 	a.watch.ended(a.span, provider, r)

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"crypto/ecdh"
 	"encoding/base64"
 	"errors"
 	"maps"
@@ -105,6 +106,10 @@ func validateSubscription(p *problems, to message.Target) {
 		b, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(to.Keys[k.name], "="))
 		if err != nil || len(b) != k.length {
 			p.add("to.keys."+k.name, "want %d bytes in base64url", k.length)
+		} else if k.name == "p256dh" {
+			if _, err := ecdh.P256().NewPublicKey(b); err != nil {
+				p.add("to.keys.p256dh", "is no point of the curve P-256")
+			}
 		}
 	}
 	for _, name := range sortedKeys(to.Keys) {

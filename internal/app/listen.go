@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/ingest/httpapi"
+	"github.com/stormpost/stormpost/internal/config"
 )
 
 // requestGrace is how long requests under way have at the end, at most.
@@ -75,7 +76,7 @@ func (p *process) open(ctx context.Context, name, key, addr string, h http.Handl
 func (p *process) api() http.Handler {
 	return httpapi.New(httpapi.Config{
 		Service: p.service, Ledger: p.ledger, Journal: p.tail, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine,
-		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version, Providers: []string{smtpName, fcmName},
+		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version, Providers: config.ProviderNames(),
 		Limits: httpapi.Limits{Request: p.cfg.Accept.Timeout},
 	})
 }

@@ -149,7 +149,7 @@ func (p *process) buildAPI() (err error) {
 	}
 	p.service = ingest.New(noticing{p.ledger, p.watching.numbering}, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		PushCheck: checkPush, EmailCheck: checkEmail(p.cfg.Email()), Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
+		Platforms: p.cfg.Platforms(), PushCheck: checkPush(p.cfg), EmailCheck: checkEmail(p.cfg.Email()), Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
 	return nil
 }

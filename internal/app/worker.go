@@ -7,42 +7,31 @@ import (
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/delivery"
-	"github.com/stormpost/stormpost/delivery/fcm"
 	"github.com/stormpost/stormpost/delivery/smtp"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-// The providers' names, as attempts and holds show them.
-const (
-	smtpName = "smtp"
-	fcmName  = "fcm"
-)
+// smtpName is the relay's name, as attempts and holds show it.
+const smtpName = "smtp"
 
 // withoutProviders is cfg for when the loopback takes everything.
 func withoutProviders(cfg config.Config) config.Config {
 	cfg.SMTP.Addr, cfg.SES.Region, cfg.Resend.Key, cfg.Postmark.Key, cfg.SendGrid.Key = "", "", "", "", ""
-	cfg.FCM.ServiceAccount, cfg.Webhook.URL, cfg.Delivery.Email = "", "", nil
+	cfg.FCM.ServiceAccount, cfg.APNs.Topic, cfg.WebPush.Subject = "", "", ""
+	cfg.Webhook.URL, cfg.Delivery.Email = "", nil
 	return cfg
-}
-
-// checkPush is a provider's judgement at the door.
-func checkPush(push *message.Push) error {
-	if push.Platform != "fcm" {
-		return nil
-	}
-	return fcm.Check(push)
 }
 
 func (p *process) buildWorker() (err error) {
 	routes := make(map[message.Channel][]delivery.Route)
-	add := func(pr delivery.Provider, slots int, err error) error {
+	add := func(pr delivery.Provider, slots int, err error, platforms ...string) error {
 		if err != nil {
 			return err
 		}
 		p.providers = append(p.providers, pr)
-		routes[pr.Channel()] = append(routes[pr.Channel()], delivery.Route{Provider: pr, Slots: slots})
+		routes[pr.Channel()] = append(routes[pr.Channel()], delivery.Route{Provider: pr, Slots: slots, Platforms: platforms})
 		return nil
 	}
 	if p.loopback != nil {
@@ -55,14 +44,8 @@ func (p *process) buildWorker() (err error) {
 			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if p.cfg.FCM.ServiceAccount != "" {
-		pr, err := fcm.New(fcm.Config{
-			Name: fcmName, ServiceAccount: []byte(p.cfg.FCM.ServiceAccount.Reveal()), BaseURL: p.cfg.FCM.BaseURL, TokenURL: p.cfg.FCM.TokenURL,
-			Concurrency: p.cfg.FCM.Concurrency, ReplyLimit: p.cfg.FCM.ReplyLimit, Logger: p.log,
-		})
-		if err := add(pr, p.cfg.FCM.Concurrency, err); err != nil {
-			return fmt.Errorf("fcm: %w", err)
-		}
+	if err := p.addPush(add); err != nil {
+		return err
 	}
 	if p.cfg.Webhook.URL != "" && p.cfg.Webhook.Channel == "push" {
 		pr, slots, err := p.webhook()

@@ -38,6 +38,8 @@ type Config struct {
 	Postmark      Postmark `koanf:"postmark"`
 	SendGrid      SendGrid `koanf:"sendgrid"`
 	FCM           FCM      `koanf:"fcm"`
+	APNs          APNs     `koanf:"apns"`
+	WebPush       WebPush  `koanf:"webpush"`
 	Webhook       Receiver `koanf:"webhook"`
 	Incidents     Incident `koanf:"incidents"`
 }
@@ -174,6 +176,8 @@ func Default() Config {
 		Postmark:  Postmark{Stream: "outbound", Concurrency: 20, ReplyLimit: time.Minute},
 		SendGrid:  SendGrid{Concurrency: 50, ReplyLimit: time.Minute},
 		FCM:       FCM{Concurrency: 100, ReplyLimit: time.Minute},
+		APNs:      APNs{Concurrency: 100, Connections: 4, ReplyLimit: time.Minute},
+		WebPush:   WebPush{Concurrency: 100, Connections: 4, ReplyLimit: time.Minute},
 		Webhook:   Receiver{Channel: "email", Concurrency: 20, ReplyLimit: time.Minute},
 		Incidents: Incident{
 			Objective: Objective{Transactional: 30 * time.Second, Trigger: 5 * time.Minute, Campaign: time.Hour},
@@ -227,6 +231,7 @@ func (c *Config) Validate() error {
 	}
 	c.validateNumbers(bad)
 	c.validateProviders(bad)
+	c.validatePush(bad)
 	c.Incidents.validate(bad)
 	return errors.Join(errs...)
 }
@@ -265,6 +270,7 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
 		"smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit, "ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
 		"postmark.reply_limit": c.Postmark.ReplyLimit, "sendgrid.reply_limit": c.SendGrid.ReplyLimit, "webhook.reply_limit": c.Webhook.ReplyLimit,
+		"apns.reply_limit": c.APNs.ReplyLimit, "webpush.reply_limit": c.WebPush.ReplyLimit,
 		"incidents.objective.transactional": c.Incidents.Objective.Transactional, "incidents.objective.trigger": c.Incidents.Objective.Trigger,
 		"incidents.objective.campaign": c.Incidents.Objective.Campaign,
 	} {
@@ -277,6 +283,8 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		"kafka.partitions": c.Kafka.Partitions, "smtp.connections": c.SMTP.Connections, "fcm.concurrency": c.FCM.Concurrency,
 		"ses.concurrency": c.SES.Concurrency, "resend.concurrency": c.Resend.Concurrency, "postmark.concurrency": c.Postmark.Concurrency,
 		"sendgrid.concurrency": c.SendGrid.Concurrency, "webhook.concurrency": c.Webhook.Concurrency,
+		"apns.concurrency": c.APNs.Concurrency, "apns.connections": c.APNs.Connections,
+		"webpush.concurrency": c.WebPush.Concurrency, "webpush.connections": c.WebPush.Connections,
 	} {
 		if n < 1 || n > 10_000 {
 			bad(key, "want 1 to 10000, not %d", n)

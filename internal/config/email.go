@@ -72,6 +72,8 @@ func (c *Config) providers(ch message.Channel) (names []string) {
 		{"postmark", message.ChannelEmail, c.Postmark.Key != ""},
 		{"sendgrid", message.ChannelEmail, c.SendGrid.Key != ""},
 		{"fcm", message.ChannelPush, c.FCM.ServiceAccount != ""},
+		{"apns", message.ChannelPush, c.APNs.Topic != ""},
+		{"webpush", message.ChannelPush, c.WebPush.Subject != ""},
 		{"webhook", c.Webhook.channel(), c.Webhook.URL != ""},
 	} {
 		if p.there && p.channel == ch {
@@ -96,7 +98,8 @@ func (c *Config) Email() []string {
 
 // ReplyLimit is the longest of all providers.
 func (c *Config) ReplyLimit() time.Duration {
-	return max(c.SMTP.ReplyLimit, c.SES.ReplyLimit, c.Resend.ReplyLimit, c.Postmark.ReplyLimit, c.SendGrid.ReplyLimit, c.FCM.ReplyLimit, c.Webhook.ReplyLimit)
+	return max(c.SMTP.ReplyLimit, c.SES.ReplyLimit, c.Resend.ReplyLimit, c.Postmark.ReplyLimit, c.SendGrid.ReplyLimit, c.FCM.ReplyLimit,
+		c.APNs.ReplyLimit, c.WebPush.ReplyLimit, c.Webhook.ReplyLimit)
 }
 
 // validateProviders checks what concerns several of them; each of them checks
