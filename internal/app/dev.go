@@ -26,6 +26,7 @@ type DevOptions struct {
 	Listen  string // host:port of the API
 	Inbox   string // host:port of the inbox; empty: a free port
 	SMTP    string // host:port of another SMTP server than the simulator
+	Email   string // which simulator takes email: smtp, ses or resend; default smtp
 	FCM     string // base URL of another FCM than the simulator
 	DSN     string // another PostgreSQL than its own
 	Brokers []string
@@ -124,6 +125,14 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 	cfg.SMTP.Addr = d.sims.SMTP.Addr()
 	if d.opt.SMTP != "" {
 		cfg.SMTP.Addr = d.opt.SMTP
+	}
+	switch d.opt.Email {
+	case "ses":
+		cfg.SES.Region, cfg.SES.AccessKeyID, cfg.SES.SecretKey, cfg.SES.BaseURL = sim.SESRegion, sim.SESKeyID, sim.SESSecret, d.sims.SES.URL()
+		cfg.Delivery.Email = []string{"ses"}
+	case "resend":
+		cfg.Resend.Key, cfg.Resend.BaseURL = sim.ResendKey, d.sims.Resend.URL()
+		cfg.Delivery.Email = []string{"resend"}
 	}
 	cfg.FCM.ServiceAccount, cfg.FCM.BaseURL = config.Secret(account), d.sims.FCM.URL()
 	if d.opt.FCM != "" {
