@@ -113,6 +113,13 @@ func (a answer) outcome() message.Outcome {
 	return message.Unknown
 }
 
+// vouches says whether the answer is one of those that FCM gives only to whom it
+// has let in.
+func (a answer) vouches() bool {
+	return a.status == http.StatusOK || a.status == http.StatusBadRequest && a.code == codeInvalidArgument ||
+		a.status == http.StatusNotFound && a.code == codeUnregistered || a.code == codeSenderIDMismatch
+}
+
 // retryAfter reads RFC 9110 §10.2.3: seconds or a date. Zero means none.
 func retryAfter(value string, now time.Time) time.Duration {
 	if s, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64); err == nil {

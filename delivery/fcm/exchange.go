@@ -33,16 +33,20 @@ func (s *slot) exchange(ctx context.Context, b *body) (message.Result, repeat) {
 
 	resp, err := c.RoundTrip(s.request(ctx, b))
 	if err != nil {
-		return lost(err, b, s.token)
+		return lost(err, b, s.use.Value())
 	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	whole := err == nil && len(raw) <= maxAnswer
 	broken = !whole
 	a := readAnswer(resp, raw, whole, s.p.cfg.Now())
-	res := a.result(s.token)
-	if a.status == http.StatusUnauthorized && a.code != codeThirdPartyAuth {
+	res := a.result(s.use.Value())
+	switch {
+	case a.status == http.StatusUnauthorized && a.code != codeThirdPartyAuth:
+		s.use.Rejected(res.Reply)
 		return res, withNewToken
+	case a.vouches():
+		s.use.Accepted()
 	}
 	return res, never
 }
@@ -52,7 +56,7 @@ func (s *slot) request(ctx context.Context, b *body) *http.Request {
 	req := &http.Request{
 		Method: http.MethodPost, URL: s.p.cfg.send, Host: s.p.cfg.send.Host, Body: b, ContentLength: int64(len(b.rest)),
 		Header: http.Header{
-			"Authorization": {"Bearer " + s.token},
+			"Authorization": {"Bearer " + s.use.Value()},
 			"Content-Type":  {"application/json"},
 			"User-Agent":    {"stormpost"},
 		},

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
-	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -17,16 +16,11 @@ var (
 	_ delivery.Slot     = (*slot)(nil)
 )
 
-// scope is what access tokens are asked for:
-// https://developers.google.com/identity/protocols/oauth2/scopes#fcm
-const scope = "https://www.googleapis.com/auth/firebase.messaging"
-
 // Provider is one Firebase project. It is safe for concurrent use.
 type Provider struct {
 	cfg       settings
 	transport *http.Transport
 	conns     *conns
-	tokens    *credential.Tokens
 	slots     chan struct{} // one value for each slot in use
 }
 
@@ -42,11 +36,7 @@ func New(cfg Config) (*Provider, error) {
 		cfg:       s,
 		transport: tr,
 		conns:     &conns{transport: tr, scheme: s.send.Scheme, addr: hostPort(s.send), now: s.Now, turn: make(chan struct{}, 1)},
-		tokens: credential.NewTokens(credential.TokensConfig{
-			Account: s.account, Scope: scope, URL: s.TokenURL, Now: s.Now, Logger: s.Logger.With("provider", s.Name),
-			Client: &http.Client{Transport: tr, CheckRedirect: noRedirect},
-		}),
-		slots: make(chan struct{}, s.Concurrency),
+		slots:     make(chan struct{}, s.Concurrency),
 	}, nil
 }
 
@@ -66,8 +56,6 @@ func newTransport(s settings) *http.Transport {
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 10 * time.Second, WriteByteTimeout: handOver},
 	}
 }
-
-func noRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // Name is Config.Name.
 func (p *Provider) Name() string { return p.cfg.Name }
@@ -101,7 +89,7 @@ func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
 }
 
 func (p *Provider) reserve(ctx context.Context) (*slot, error) {
-	token, err := p.tokens.Get(ctx)
+	use, err := p.cfg.Token.Use(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -109,13 +97,12 @@ func (p *Provider) reserve(ctx context.Context) (*slot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &slot{p: p, token: token, conn: c}, nil
+	return &slot{p: p, use: use, conn: c}, nil
 }
 
 // Close ends all connections and goroutines. Calling it again does nothing
 // more.
 func (p *Provider) Close() error {
-	p.tokens.Close()
 	p.conns.close()
 	p.transport.CloseIdleConnections()
 	return nil
