@@ -11,6 +11,7 @@ import (
 	"github.com/stormpost/stormpost/delivery/smtp"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -56,10 +57,7 @@ func (p *process) buildWorker() (err error) {
 		}
 	}
 	if p.cfg.FCM.ServiceAccount != "" {
-		pr, err := fcm.New(fcm.Config{
-			Name: fcmName, ServiceAccount: []byte(p.cfg.FCM.ServiceAccount.Reveal()), BaseURL: p.cfg.FCM.BaseURL, TokenURL: p.cfg.FCM.TokenURL,
-			Concurrency: p.cfg.FCM.Concurrency, ReplyLimit: p.cfg.FCM.ReplyLimit, Logger: p.log,
-		})
+		pr, err := p.fcm()
 		if err := add(pr, p.cfg.FCM.Concurrency, err); err != nil {
 			return fmt.Errorf("fcm: %w", err)
 		}
@@ -119,6 +117,30 @@ func (p *process) smtp() (*smtp.Provider, error) {
 		TLS: smtp.TLSMode(c.TLS), ServerName: c.ServerName, LocalName: c.LocalName,
 		Connections: c.Connections, ReplyLimit: c.ReplyLimit, DKIM: keys, Logger: p.log,
 	})
+}
+
+func (p *process) fcm() (*fcm.Provider, error) {
+	c := p.cfg.FCM
+	account, err := credential.ParseServiceAccount([]byte(c.ServiceAccount.Reveal()))
+	if err != nil {
+		return nil, err
+	}
+	if err := credential.CheckServiceAccount("", c.TokenURL)(c.ServiceAccount.Reveal()); err != nil {
+		return nil, err
+	}
+	key := p.credential("fcm key", credential.Fixed("setting", c.ServiceAccount.Reveal()), nil)
+	token := p.credential("fcm", &credential.JWTBearer{Key: key, Scope: fcm.Scope, URL: c.TokenURL}, nil)
+	return fcm.New(fcm.Config{
+		Name: fcmName, Project: account.ProjectID, Token: token, BaseURL: c.BaseURL,
+		Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log,
+	})
+}
+
+// credential makes a credential that teardown closes.
+func (p *process) credential(name string, s credential.Source, check func(string) error) *credential.Credential {
+	c := credential.New(credential.Config{Name: name, Source: s, Check: check, Logger: p.log})
+	p.credentials = append(p.credentials, c)
+	return c
 }
 
 func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {
