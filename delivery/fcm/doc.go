@@ -9,6 +9,7 @@
 //	last fails                     Returned
 //	no byte of the body had left   Deferred, or Returned when ctx ended
 //	REFUSED_STREAM                 Deferred: not processed (RFC 9113 §8.7)
+//	GOAWAY below the stream        once more, then Deferred: not processed (RFC 9113 §6.8)
 //	200 with a name                Sent
 //	400 INVALID_ARGUMENT           Rejected
 //	401                            new token and once more, then Returned

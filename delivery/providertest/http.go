@@ -36,6 +36,10 @@ type HTTP struct {
 	Garbage HTTPAnswer
 	// Answers is every documented status, and what stands for the rest.
 	Answers []HTTPCase
+	// HTTP2 leaves HTTP/1.1 out, for who doesn't speak it.
+	HTTP2 bool
+	// Lacks lists further faults that the protocol has no place for.
+	Lacks []Fault
 	// Secret must never be shown. It is repeated in answers that are text.
 	Secret string
 }
@@ -75,9 +79,12 @@ type HTTPCase struct {
 // HTTP/2 with TLS, every answer, and a cut at every step.
 func RunHTTP(t *testing.T, h HTTP) {
 	for name, secure := range map[string]bool{"HTTP1": false, "HTTP2": true} {
+		if h.HTTP2 && !secure {
+			continue
+		}
 		t.Run(name, func(t *testing.T) {
 			// Nothing is answered between the connection and the request.
-			lacks := []Fault{EarlyDefer, EarlyCut, EarlyHang}
+			lacks := append([]Fault{EarlyDefer, EarlyCut, EarlyHang}, h.Lacks...)
 			if !secure {
 				lacks = append(lacks, Down) // there is no handshake that could fail
 			}
@@ -267,4 +274,23 @@ func (h HTTP) send(t *testing.T, p delivery.Provider, n int) message.Result {
 // HTTP.Secret.
 func Answered(status int, body string, o message.Outcome, code string) HTTPCase {
 	return HTTPCase{HTTPAnswer: HTTPAnswer{Status: status, Body: body}, Outcome: o, Code: code}
+}
+
+// ServeHTTP2 serves whole requests over HTTP/2 with TLS until the test ends.
+func ServeHTTP2(t *testing.T, serve func(w http.ResponseWriter, r *http.Request, body []byte)) HTTPService {
+	t.Helper()
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			panic(http.ErrAbortHandler)
+		}
+		serve(w, r, body)
+	}))
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	t.Cleanup(s.Close)
+	o := HTTPService{Base: s.URL, Concurrency: 4, ReplyLimit: patience, Roots: x509.NewCertPool()}
+	o.Roots.AddCert(s.Certificate())
+	return o
 }

@@ -31,6 +31,10 @@ func (o Outcome) String() string {
 	return outcomeNames[o]
 }
 
+// RecipientGone is the Result.Code of a Rejected message whose recipient the
+// provider says does not exist any more, and the reason why it failed.
+const RecipientGone = "recipient_gone"
+
 // NotTaken says whether after o the message may be handed over again.
 func (o Outcome) NotTaken() bool { return o == Deferred || o == Returned }
 

@@ -15,6 +15,10 @@ import (
 type Config struct {
 	Base        *url.URL // scheme and host to connect to; the rest is not looked at
 	Concurrency int      // places at a time
+	// MaxConns bounds the connections that take requests; 0 is no bound.
+	// Reserve waits for a place on one of them.
+	MaxConns int
+	HTTP2    bool // speak nothing else
 	// ReplyLimit is the time allowed for the answer, counted from last and over
 	// both tries where there are two.
 	ReplyLimit time.Duration
@@ -42,14 +46,14 @@ func New(cfg Config) *Client {
 	tr := newTransport(cfg)
 	return &Client{
 		cfg: cfg, transport: tr,
-		conns: &conns{transport: tr, scheme: cfg.Base.Scheme, addr: hostPort(cfg.Base), now: cfg.Now, turn: make(chan struct{}, 1)},
+		conns: &conns{transport: tr, scheme: cfg.Base.Scheme, addr: hostPort(cfg.Base), now: cfg.Now, max: cfg.MaxConns, turn: make(chan struct{}, 1), room: make(chan struct{}, 1)},
 		slots: make(chan struct{}, cfg.Concurrency),
 	}
 }
 
 func newTransport(cfg Config) *http.Transport {
 	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
+	protocols.SetHTTP1(!cfg.HTTP2)
 	protocols.SetHTTP2(true) // over TLS alone
 	tr := &http.Transport{
 		Proxy:                  http.ProxyFromEnvironment,

@@ -27,8 +27,10 @@ type conns struct {
 	transport    *http.Transport
 	scheme, addr string
 	now          func() time.Time
+	max          int // 0: no bound
 
-	turn chan struct{} // holds a value while somebody dials
+	turn chan struct{} // holds a value while somebody dials, or waits for room
+	room chan struct{} // tells whoever has the turn to look again
 
 	mu      sync.Mutex
 	open    []*conn
@@ -47,7 +49,8 @@ type conn struct {
 
 // reserve holds a place on a connection for one RoundTrip, or for Release.
 // Either must be followed by free. It dials if no connection has room, one at a
-// time: the connection that one dialled may have room for all who wait.
+// time: the connection that one dialled may have room for all who wait. At the
+// bound it waits for room instead.
 func (p *conns) reserve(ctx context.Context) (*conn, error) {
 	if c, err := p.take(); c != nil || err != nil {
 		return c, err
@@ -58,13 +61,39 @@ func (p *conns) reserve(ctx context.Context) (*conn, error) {
 		return nil, ctx.Err()
 	}
 	defer func() { <-p.turn }()
-	if c, err := p.take(); c != nil || err != nil {
-		return c, err
+	for {
+		if c, err := p.take(); c != nil || err != nil {
+			return c, err
+		}
+		if !p.full() {
+			break
+		}
+		select {
+		case <-p.room:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	if err := p.pause(); err != nil {
 		return nil, err
 	}
 	return p.dial(ctx)
+}
+
+// full says whether no further connection may be opened. One that was told to go
+// away counts until its last answer has come.
+func (p *conns) full() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.max > 0 && len(p.open) >= p.max
+}
+
+// look wakes whoever waits for room.
+func (p *conns) look() {
+	select {
+	case p.room <- struct{}{}:
+	default:
+	}
 }
 
 // take holds a place on an open connection, if one has room, and closes those
@@ -135,6 +164,9 @@ func (p *conns) dial(ctx context.Context) (*conn, error) {
 		return nil, errConnsClosed
 	}
 	c := &conn{ClientConn: cc, users: 1, lastUsed: p.now()}
+	if p.max > 0 { // the server may allow more later: APNs does, once it knows the token
+		cc.SetStateHook(func(*http.ClientConn) { p.look() })
+	}
 	p.open = append(p.open, c)
 	return c, nil
 }
@@ -151,6 +183,7 @@ func (p *conns) free(c *conn, broken bool) {
 	}
 	last := c.retired && c.users == 0
 	p.mu.Unlock()
+	p.look()
 	if last {
 		c.Close()
 	}
@@ -162,6 +195,7 @@ func (p *conns) close() {
 	open := p.open
 	p.open, p.closed = nil, true
 	p.mu.Unlock()
+	p.look()
 	for _, c := range open {
 		c.Close()
 	}

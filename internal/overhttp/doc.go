@@ -10,6 +10,8 @@
 //	                   last fails                   Returned
 //	                   no byte of the body left     Deferred, or Returned when ctx ended
 //	                   REFUSED_STREAM               Deferred: not processed (RFC 9113 §8.7)
+//	                   GOAWAY below the stream      tried on another connection, once,
+//	                                                else Deferred (RFC 9113 §6.8)
 //	                   an answer                    what Request.Judge says
 //	                   anything else                Unknown: a broken connection, no
 //	                                                answer in time

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"strings"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -70,10 +71,26 @@ func lost(err error, b *body, secrets []string) (message.Result, repeat) {
 	case b.seal():
 		res.Outcome, res.Code = message.Deferred, "not sent"
 		return res, withNewConn
+	case goneAway(err):
+		res.Outcome, res.Code = message.Deferred, "GOAWAY"
+		return res, withNewConn
 	case errors.As(err, &reset) && reset.Code == http2.ErrCodeRefusedStream:
 		res.Outcome, res.Code = message.Deferred, "REFUSED_STREAM"
 	default:
 		res.Outcome = message.Unknown
 	}
 	return res, never
+}
+
+// goneAway says whether a GOAWAY told that the request's stream was above the
+// last one that the server processed, or will: then it certainly was not (RFC
+// 9113 §6.8). A stream at or below that number is left to its answer, and to
+// another error if the connection ends without one.
+//
+// net/http has no type for it, so this is read from its text. Were that to
+// change, the outcome would be Unknown, and TestGoAway fail.
+func goneAway(err error) bool {
+	text := err.Error()
+	return text == "http2: Transport received Server's graceful shutdown GOAWAY" ||
+		strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:") // of a connection's first stream
 }
