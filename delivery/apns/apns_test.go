@@ -305,7 +305,7 @@ func TestExpiredToken(t *testing.T) {
 	old = strings.Fields(seen[2])[1] // and the new one, too
 	mu.Unlock()
 	res := send(1)
-	if res.Outcome != message.Deferred || res.Code != "ExpiredProviderToken" || len(seen) != 4 {
+	if res.Outcome != message.Returned || res.Code != "ExpiredProviderToken" || len(seen) != 4 {
 		t.Errorf("result %+v after %d requests", res, len(seen))
 	}
 	if strings.Contains(fmt.Sprintf("%+v", res), old) {
