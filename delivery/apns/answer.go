@@ -3,6 +3,7 @@ package apns
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
@@ -35,9 +36,14 @@ var outcomes = map[int]map[string]message.Outcome{
 	http.StatusServiceUnavailable:  {"ServiceUnavailable": message.Deferred, "Shutdown": message.Deferred},
 }
 
-// judge says what an answer means, as the package comment's table has it.
-// expired says that the token was refused for its age alone.
-func judge(a overhttp.Answer, secrets ...string) (res message.Result, expired bool) {
+// tokenReasons are those of a 403 that are about the provider token.
+var tokenReasons = []string{
+	"ExpiredProviderToken", "InvalidProviderToken", "MissingProviderToken", "UnrelatedKeyIdInToken", "BadEnvironmentKeyIdInToken",
+}
+
+// judge says what an answer means, as the package comment's table has it;
+// refused, that the provider token was.
+func judge(a overhttp.Answer, secrets ...string) (res message.Result, refused bool) {
 	var b struct {
 		Reason string `json:"reason"`
 	}
@@ -69,5 +75,5 @@ func judge(a overhttp.Answer, secrets ...string) (res message.Result, expired bo
 	case a.Status == http.StatusServiceUnavailable && res.Outcome == message.Deferred && res.RetryAfter == 0:
 		res.RetryAfter = busyPause
 	}
-	return res, a.Status == http.StatusForbidden && b.Reason == "ExpiredProviderToken"
+	return res, a.Status == http.StatusForbidden && slices.Contains(tokenReasons, b.Reason)
 }

@@ -2,7 +2,7 @@ package apns
 
 import (
 	"context"
-	"crypto/ecdsa"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -25,21 +25,20 @@ const (
 	Sandbox    = "https://api.sandbox.push.apple.com"
 )
 
+var errSameToken = errors.New("there is no other provider token")
+
 const (
 	defaultConcurrency = 100
 	defaultConnections = 4
-	idLength           = 10 // of key and team ids
 )
 
-// Config says whose app's pushes to send and how. Name, Key, KeyID, TeamID and
-// Topic are required; BaseURL is Production by default, Concurrency 100.
+// Config says whose app's pushes to send and how. Name, Token and Topic are
+// required; BaseURL is Production by default, Concurrency 100.
 type Config struct {
 	overhttp.Options
-	Key         []byte // the .p8 file's content
-	KeyID       string // of that key, 10 characters
-	TeamID      string // of the developer account, 10 characters
-	Topic       string // the app's bundle id
-	Connections int    // at a time; default 4, since each takes a thousand requests at a time
+	Token       *credential.Credential // provider tokens, of a credential.APNs; the caller's to close
+	Topic       string                 // the app's bundle id
+	Connections int                    // at a time; default 4, since each takes a thousand requests at a time
 }
 
 // Provider is one app. It is safe for concurrent use.
@@ -47,7 +46,6 @@ type Provider struct {
 	cfg    Config
 	base   *url.URL
 	client *overhttp.Client
-	tokens *tokens
 }
 
 // New checks cfg, failing with message.FieldErrors that show no key, and makes
@@ -63,7 +61,7 @@ func New(cfg Config) (*Provider, error) {
 		cfg.Connections = defaultConnections
 	}
 	base, errs := cfg.Check()
-	key, more := cfg.check()
+	more := cfg.check()
 	if base != nil && base.Scheme != "https" {
 		more = append(more, message.FieldError{Field: "base_url", Problem: "want https: APNs is HTTP/2 over TLS"})
 	}
@@ -76,23 +74,16 @@ func New(cfg Config) (*Provider, error) {
 			Base: base, Concurrency: cfg.Concurrency, MaxConns: cfg.Connections, HTTP2: true,
 			ReplyLimit: cfg.ReplyLimit, RootCAs: cfg.RootCAs, Now: cfg.Now,
 		}),
-		tokens: &tokens{key: key, keyID: cfg.KeyID, teamID: cfg.TeamID, now: cfg.Now},
 	}, nil
 }
 
 // check is of what is APNs' own.
-func (c *Config) check() (key *ecdsa.PrivateKey, errs message.FieldErrors) {
+func (c *Config) check() (errs message.FieldErrors) {
 	add := func(field, problem string) {
 		errs = append(errs, message.FieldError{Field: field, Problem: problem})
 	}
-	key, err := credential.ParseES256Key(c.Key)
-	if err != nil {
-		add("key", err.Error())
-	}
-	for field, id := range map[string]string{"key_id": c.KeyID, "team_id": c.TeamID} {
-		if len(id) != idLength {
-			add(field, "want the 10 characters that Apple's developer site shows")
-		}
+	if c.Token == nil {
+		add("token", "is required")
 	}
 	if c.Topic == "" {
 		add("topic", "is required: the app's bundle id")
@@ -106,7 +97,7 @@ func (c *Config) check() (key *ecdsa.PrivateKey, errs message.FieldErrors) {
 	if c.Connections < 1 || c.Connections > 100 {
 		add("connections", "want 1 to 100")
 	}
-	return key, errs
+	return errs
 }
 
 // Name is Config.Name.
@@ -128,9 +119,10 @@ func (p *Provider) Capabilities() delivery.Capabilities {
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
 	place, err := p.client.Reserve(ctx)
 	if err == nil {
-		var token string
-		if token, err = p.tokens.get(); err == nil {
-			return &slot{p: p, place: place, token: token}, nil
+		// The token comes last, so that it doesn't age while a slot is waited for.
+		var use credential.Use
+		if use, err = p.cfg.Token.Use(ctx); err == nil {
+			return &slot{p: p, place: place, token: use}, nil
 		}
 		place.Release()
 	}
@@ -150,14 +142,14 @@ func (p *Provider) Close() error {
 type slot struct {
 	p     *Provider
 	place *overhttp.Place
-	token string
+	token credential.Use
 }
 
 // Release gives the slot back.
 func (s *slot) Release() { s.place.Release() }
 
 // Send hands env over in one request, or in two where the first was certainly
-// not taken: refused for its token's age, not processed before a GOAWAY, or lost
+// not taken: refused for its token, not processed before a GOAWAY, or lost
 // before its body was touched.
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	if err := fit(env); err != nil {
@@ -169,20 +161,27 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 	}
 	device := env.Content.Push.To.Token
 	return s.place.Post(ctx, overhttp.Request{
-		URL: overhttp.Join(s.p.base, "3", "device", device), Header: s.p.header(env, s.token), Body: body,
+		URL: overhttp.Join(s.p.base, "3", "device", device), Header: s.p.header(env, s.token.Value()), Body: body,
 		Judge: func(a overhttp.Answer) (message.Result, bool) {
-			res, expired := judge(a, s.token, device)
-			if expired {
-				s.p.tokens.reject(s.token)
+			res, refused := judge(a, s.token.Value(), device)
+			if refused {
+				s.token.Rejected(res.Reply)
+			} else if a.Status != http.StatusForbidden {
+				s.token.Accepted()
 			}
-			return res, expired
+			return res, refused
 		},
-		Renew: func(context.Context) (http.Header, error) {
-			if s.token, err = s.p.tokens.get(); err != nil {
+		Renew: func(ctx context.Context) (http.Header, error) {
+			use, err := s.p.cfg.Token.Use(ctx)
+			if err != nil {
 				return nil, err
 			}
-			return s.p.header(env, s.token), nil
+			if use.Generation() == s.token.Generation() {
+				return nil, errSameToken
+			}
+			s.token = use
+			return s.p.header(env, use.Value()), nil
 		},
-		Secrets: []string{s.token, device},
+		Secrets: []string{s.token.Value(), device},
 	}, last)
 }

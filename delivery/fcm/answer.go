@@ -107,3 +107,10 @@ func (a answer) outcome() message.Outcome {
 	}
 	return message.Unknown
 }
+
+// vouches says whether the answer is one of those that FCM gives only to whom it
+// has let in.
+func (a answer) vouches() bool {
+	return a.status == http.StatusOK || a.status == http.StatusBadRequest && a.code == codeInvalidArgument ||
+		a.status == http.StatusNotFound && a.code == codeUnregistered || a.code == codeSenderIDMismatch
+}

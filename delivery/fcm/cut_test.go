@@ -66,7 +66,7 @@ func startWire(t *testing.T, secure bool, serve func(n int, c net.Conn)) *wire {
 
 func (w *wire) provider(t *testing.T, change func(*Config)) *Provider {
 	t.Helper()
-	cfg := Config{Name: "main", ServiceAccount: keyFile(w.tokens.URL + "/token"), BaseURL: "http://" + w.Addr().String(), RootCAs: w.roots}
+	cfg := Config{Name: "main", Project: "p1", Token: tokens(t, w.tokens.URL+"/token", w.tokens.Client()), BaseURL: "http://" + w.Addr().String(), RootCAs: w.roots}
 	if w.roots != nil {
 		cfg.BaseURL = "https://" + w.Addr().String()
 	}

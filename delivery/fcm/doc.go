@@ -12,7 +12,7 @@
 //	GOAWAY below the stream        once more, then Deferred: not processed (RFC 9113 §6.8)
 //	200 with a name                Sent
 //	400 INVALID_ARGUMENT           Rejected
-//	401                            new token and once more, then Deferred
+//	401                            new token and once more, then Returned
 //	401 THIRD_PARTY_AUTH_ERROR     Deferred: the project's APNs or Web Push key
 //	403 SENDER_ID_MISMATCH         Rejected
 //	403                            Deferred: our permissions, not the message

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
-	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
@@ -16,15 +15,10 @@ var (
 	_ delivery.Slot     = (*slot)(nil)
 )
 
-// scope is what access tokens are asked for:
-// https://developers.google.com/identity/protocols/oauth2/scopes#fcm
-const scope = "https://www.googleapis.com/auth/firebase.messaging"
-
 // Provider is one Firebase project. It is safe for concurrent use.
 type Provider struct {
 	cfg    settings
 	client *overhttp.Client
-	tokens *credential.Tokens
 }
 
 // New checks cfg, failing with message.FieldErrors, and makes a provider. It
@@ -35,12 +29,7 @@ func New(cfg Config) (*Provider, error) {
 		return nil, fmt.Errorf("fcm: %w", err)
 	}
 	client := overhttp.New(overhttp.Config{Base: s.send, Concurrency: s.Concurrency, ReplyLimit: s.ReplyLimit, RootCAs: s.RootCAs, Now: s.Now})
-	return &Provider{
-		cfg: s, client: client,
-		tokens: credential.NewTokens(credential.TokensConfig{
-			Account: s.account, Scope: scope, URL: s.TokenURL, Now: s.Now, Logger: s.Logger.With("provider", s.Name), Client: client.HTTP(),
-		}),
-	}, nil
+	return &Provider{cfg: s, client: client}, nil
 }
 
 // Name is Config.Name.
@@ -76,18 +65,17 @@ func (p *Provider) reserve(ctx context.Context) (*slot, error) {
 		return nil, err
 	}
 	// The token comes last, so that it doesn't age while a slot is waited for.
-	token, err := p.tokens.Get(ctx)
+	use, err := p.cfg.Token.Use(ctx)
 	if err != nil {
 		place.Release()
 		return nil, err
 	}
-	return &slot{p: p, token: token, place: place}, nil
+	return &slot{p: p, use: use, place: place}, nil
 }
 
 // Close ends all connections and goroutines. Calling it again does nothing
 // more.
 func (p *Provider) Close() error {
-	p.tokens.Close()
 	p.client.Close()
 	return nil
 }

@@ -144,7 +144,7 @@ func TestTokenRefusedAgain(t *testing.T) {
 	}}
 	s.start(t, false)
 	p := s.provider(t, nil)
-	if res := send(t, p); res.Outcome != message.Deferred || res.Code != "UNAUTHENTICATED" {
+	if res := send(t, p); res.Outcome != message.Returned || res.Code != "UNAUTHENTICATED" {
 		t.Errorf("result %+v", res)
 	}
 	if hits, tokens, _ := s.counts(); hits != 2 || tokens != 2 {
@@ -167,7 +167,7 @@ func TestNoTokenTouchesNoMessage(t *testing.T) {
 	s.start(t, false)
 	p := s.provider(t, nil)
 	_, err := p.Reserve(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "fcm provider main: access token: token endpoint answered 400: invalid_grant") {
+	if err == nil || !strings.Contains(err.Error(), "fcm provider main: credential main: no working credential: ") {
 		t.Errorf("Reserve: %v", err)
 	}
 	if hits, _, _ := s.counts(); hits != 0 {

@@ -4,14 +4,15 @@ import (
 	"context"
 	"net/http"
 
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
-// slot is the right to hand over one message, with token.
+// slot is the right to hand over one message, with an access token.
 type slot struct {
 	p     *Provider
-	token string
+	use   credential.Use
 	place *overhttp.Place
 }
 
@@ -24,11 +25,11 @@ func (s *slot) Release() { s.place.Release() }
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	payload, err := encode(env, s.p.cfg.Now())
 	if err != nil {
-		return message.Result{Outcome: message.Rejected, Code: codeInvalidArgument, Reply: "not sent: " + overhttp.Line(err.Error(), s.token)}
+		return message.Result{Outcome: message.Rejected, Code: codeInvalidArgument, Reply: "not sent: " + overhttp.Line(err.Error(), s.use.Value())}
 	}
 	return s.place.Post(ctx, overhttp.Request{
-		URL: s.p.cfg.send, Header: header(s.token), Body: payload,
-		Judge: s.judge, Renew: s.renew, Secrets: []string{s.token},
+		URL: s.p.cfg.send, Header: header(s.use.Value()), Body: payload,
+		Judge: s.judge, Renew: s.renew, Secrets: []string{s.use.Value()},
 	}, last)
 }
 
@@ -36,22 +37,25 @@ func header(token string) http.Header {
 	return http.Header{"Authorization": {"Bearer " + token}, "Content-Type": {"application/json"}}
 }
 
-// judge reads an answer. A token that FCM refuses is used for nothing more.
+// judge reads an answer, and says what it tells of the token.
 func (s *slot) judge(got overhttp.Answer) (message.Result, bool) {
 	a := readAnswer(got)
+	res := a.result(s.use.Value())
 	refused := a.status == http.StatusUnauthorized && a.code != codeThirdPartyAuth
-	res := a.result(s.token)
-	if refused {
-		s.p.tokens.Reject(s.token)
+	switch {
+	case refused:
+		s.use.Rejected(res.Reply)
+	case a.vouches():
+		s.use.Accepted()
 	}
 	return res, refused
 }
 
 func (s *slot) renew(ctx context.Context) (http.Header, error) {
-	token, err := s.p.tokens.Get(ctx)
+	use, err := s.p.cfg.Token.Use(ctx)
 	if err != nil {
 		return nil, err
 	}
-	s.token = token
-	return header(token), nil
+	s.use = use
+	return header(use.Value()), nil
 }

@@ -34,7 +34,7 @@ var faults = map[int]bool{
 }
 
 // judge follows the table in the package comment.
-func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
+func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing) {
 	var b struct {
 		ErrorCode *int
 		Message   string
@@ -50,18 +50,24 @@ func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
 	if code > codeNone {
 		text = strconv.Itoa(code)
 	}
-	res := a.Result(text, b.Message, s.p.cfg.Key)
+	res := a.Result(text, b.Message, hide...)
 	res.Outcome = outcome(a.Status, code, b.MessageID)
 	switch {
 	case res.Outcome == message.Sent:
-		res.Reference = overhttp.Line(b.MessageID, s.p.cfg.Key)
+		res.Reference = overhttp.Line(b.MessageID, hide...)
 	case res.RetryAfter > 0:
 	case a.Status == http.StatusTooManyRequests:
 		res.RetryAfter = ratePause
 	case code == codeMaintenance:
 		res.RetryAfter = maintenancePause
 	}
-	return res, a.Status == http.StatusUnauthorized
+	switch {
+	case a.Status == http.StatusUnauthorized:
+		return res, overhttp.Refused
+	case res.Outcome == message.Sent, a.Status == http.StatusUnprocessableEntity && code > codeNone:
+		return res, overhttp.LetIn
+	}
+	return res, overhttp.Unsaid
 }
 
 func outcome(status, code int, id string) message.Outcome {

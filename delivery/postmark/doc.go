@@ -9,7 +9,7 @@
 //
 //	answer                                           outcome
 //	200 with ErrorCode 0 and a MessageID             Sent
-//	401                                              Deferred: our token
+//	401                                              another token and once more, then Returned
 //	404, 415                                         Deferred: a wrong address
 //	413                                              Rejected
 //	422, ErrorCode 300 invalid email                 Rejected

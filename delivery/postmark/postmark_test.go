@@ -38,7 +38,7 @@ func TestProvider(t *testing.T) {
 		providertest.Answered(200, `{"ErrorCode":406,"MessageID":"0a129aee","Message":"inactive"}`, message.Unknown, "406"),
 		providertest.Answered(302, ``, message.Unknown, "302"),
 		providertest.Answered(400, ``, message.Unknown, "400"),
-		refusal(401, 10, message.Deferred, 0),
+		refusal(401, 10, message.Returned, 0),
 		providertest.Answered(403, ``, message.Unknown, "403"),
 		providertest.Answered(404, ``, message.Deferred, "404"),
 		providertest.Answered(413, ``, message.Rejected, "413"),
@@ -59,13 +59,14 @@ func TestProvider(t *testing.T) {
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
 		New: func(t *testing.T, o providertest.HTTPService) delivery.Provider {
-			p, err := New(Config{Key: key, Options: overhttp.Options{
+			k := providertest.FixedKey(key)
+			p, err := New(Config{Key: k, Options: overhttp.Options{
 				Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
 			}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			return p
+			return providertest.Keyed{Provider: p, Key: k}
 		},
 		Envelope: func(n int) *message.Envelope { return providertest.Email(n, nil) },
 		Number: func(r *http.Request, body []byte) (int, error) {
@@ -88,7 +89,9 @@ func TestProvider(t *testing.T) {
 }
 
 func TestEncode(t *testing.T) {
-	p, err := New(Config{Key: key, Options: overhttp.Options{Name: "main"}})
+	k := providertest.FixedKey(key)
+	defer k.Close()
+	p, err := New(Config{Key: k, Options: overhttp.Options{Name: "main"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -146,13 +149,15 @@ func TestCheck(t *testing.T) {
 func TestConfigRefused(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"name":     func(c *Config) { c.Name = "" },
-		"key":      func(c *Config) { c.Key = "" },
+		"key":      func(c *Config) { c.Key = nil },
 		"stream":   func(c *Config) { c.Stream = "Not a stream" },
 		"base_url": func(c *Config) { c.BaseURL = "ftp://api.example" },
 	} {
-		cfg := Config{Key: key, Options: overhttp.Options{Name: "main"}}
+		k := providertest.FixedKey(key)
+		cfg := Config{Key: k, Options: overhttp.Options{Name: "main"}}
 		change(&cfg)
 		_, err := New(cfg)
+		k.Close()
 		var fields message.FieldErrors
 		if !errors.As(err, &fields) || len(fields) != 1 || fields[0].Field != field {
 			t.Errorf("%s: %v", field, err)

@@ -8,6 +8,7 @@ import (
 	"regexp"
 
 	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
@@ -30,8 +31,8 @@ const (
 // is DefaultBaseURL by default.
 type Config struct {
 	overhttp.Options
-	Key    string // the server's API token
-	Stream string // Postmark's message stream; default "outbound"
+	Key    *credential.Credential // the server's API token
+	Stream string                 // Postmark's message stream; default "outbound"
 }
 
 var streamForm = regexp.MustCompile(`^[a-z0-9-]{1,30}$`)
@@ -43,7 +44,7 @@ type Provider struct {
 	send *url.URL
 }
 
-// New checks cfg, failing with message.FieldErrors that show no key, and makes
+// New checks cfg, failing with message.FieldErrors, and makes
 // a provider. It connects when it is first used. Close must be called.
 func New(cfg Config) (*Provider, error) {
 	if cfg.BaseURL == "" {
@@ -53,8 +54,8 @@ func New(cfg Config) (*Provider, error) {
 		cfg.Stream = "outbound"
 	}
 	base, errs := cfg.Check()
-	if problem := overhttp.CheckKey(cfg.Key); problem != "" {
-		errs = append(errs, message.FieldError{Field: "key", Problem: problem})
+	if cfg.Key == nil {
+		errs = append(errs, message.FieldError{Field: "key", Problem: "is required"})
 	}
 	if !streamForm.MatchString(cfg.Stream) {
 		errs = append(errs, message.FieldError{Field: "stream", Problem: "want up to 30 lower-case letters, digits and hyphens"})
@@ -74,29 +75,34 @@ func (p *Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{LookUp: true, MaxBytes: MaxBytes}
 }
 
-// Reserve waits for a slot and a place on a connection.
+// Reserve waits for a slot, a place on a connection and a key.
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
-	place, err := p.Place(ctx)
+	keyed, err := p.Keyed(ctx, p.cfg.Key)
 	if err != nil {
 		return nil, err
 	}
-	return &slot{Place: place, p: p}, nil
+	return &slot{Keyed: keyed, p: p}, nil
 }
 
 // slot is the right to hand over one message.
 type slot struct {
-	*overhttp.Place
+	*overhttp.Keyed
 	p *Provider
 }
 
-// Send hands env over in one request. The package comment says which answer
-// makes which outcome.
+// Send hands env over in one request, or in two where the first was refused for
+// its key alone. The package comment says which answer makes which outcome.
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	body, err := s.p.encode(env)
 	if err != nil {
 		return overhttp.Unfit(err)
 	}
-	header := http.Header{"Accept": {"application/json"}, "Content-Type": {"application/json"}}
-	header.Set("X-Postmark-Server-Token", s.p.cfg.Key)
-	return s.Post(ctx, overhttp.Request{URL: s.p.send, Header: header, Body: body, Judge: s.judge, Secrets: []string{s.p.cfg.Key}}, last)
+	return s.Hand(ctx, overhttp.KeyedRequest{
+		URL: s.p.send, Body: body, Judge: judge,
+		Header: func(key string) (http.Header, error) {
+			return http.Header{
+				"Accept": {"application/json"}, "Content-Type": {"application/json"}, "X-Postmark-Server-Token": {key},
+			}, nil
+		},
+	}, last)
 }

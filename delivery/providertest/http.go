@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -234,8 +235,6 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h HTTP) answers(t *testing.T, secure bool) {
 	s := h.serve(t, secure)
 	defer s.Close()
-	p := h.New(t, s.service(1))
-	defer p.Close()
 	for n, c := range h.Answers {
 		what := fmt.Sprintf("%d %.90s", c.Status, c.Body)
 		a := c.HTTPAnswer
@@ -243,7 +242,9 @@ func (h HTTP) answers(t *testing.T, secure bool) {
 		s.mu.Lock()
 		s.answer = &a
 		s.mu.Unlock()
+		p := h.New(t, s.service(1)) // of its own, since an answer may be about the credential
 		r := h.send(t, p, n)
+		p.Close()
 		if r.Outcome != c.Outcome || c.Code != "" && r.Code != c.Code || c.RetryAfter != 0 && r.RetryAfter != c.RetryAfter {
 			t.Errorf("%s: %v %s, wait %v; want %v %s %v", what, r.Outcome, r.Code, r.RetryAfter, c.Outcome, c.Code, c.RetryAfter)
 		}
@@ -268,6 +269,24 @@ func (h HTTP) send(t *testing.T, p delivery.Provider, n int) message.Result {
 		t.Errorf("the result shows a secret: %s", text)
 	}
 	return r
+}
+
+// Keyed is a provider that closes its credential with it, as the suite looks for
+// goroutines after that.
+type Keyed struct {
+	delivery.Provider
+	Key *credential.Credential
+}
+
+// Close closes both.
+func (k Keyed) Close() error {
+	k.Key.Close()
+	return k.Provider.Close()
+}
+
+// FixedKey is a credential of one value.
+func FixedKey(value string) *credential.Credential {
+	return credential.New(credential.Config{Name: "test", Source: credential.Fixed("test", value)})
 }
 
 // Answered is the case of a status and body; $SECRET in body stands for

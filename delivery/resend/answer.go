@@ -24,7 +24,7 @@ var faults = map[int][]string{
 }
 
 // judge follows the table in the package comment.
-func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
+func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing) {
 	var b struct {
 		ID      string `json:"id"`
 		Name    string `json:"name"`
@@ -33,19 +33,18 @@ func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
 	if json.Unmarshal(a.Body, &b) != nil {
 		b.ID, b.Name, b.Message = "", "", ""
 	}
-	res := a.Result(b.Name, b.Message, s.p.key)
+	res := a.Result(b.Name, b.Message, hide...)
 	res.Outcome = outcome(a.Status, b.ID, b.Name)
 	switch {
 	case res.Outcome == message.Sent:
-		res.Reference = overhttp.Line(b.ID, s.p.key)
+		res.Reference = overhttp.Line(b.ID, hide...)
 	case a.Status != http.StatusTooManyRequests || res.RetryAfter > 0:
 	case b.Name == "daily_quota_exceeded" || b.Name == "monthly_quota_exceeded":
 		res.RetryAfter = quotaPause
 	default:
 		res.RetryAfter = ratePause
 	}
-	refused := a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden && b.Name == "invalid_api_key"
-	return res, refused
+	return res, standing(a.Status, b.Name, res.Outcome)
 }
 
 func outcome(status int, id, name string) message.Outcome {
@@ -70,4 +69,14 @@ func outcome(status int, id, name string) message.Outcome {
 		return message.Deferred
 	}
 	return message.Unknown
+}
+
+func standing(status int, name string, o message.Outcome) overhttp.Standing {
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden && name == "invalid_api_key":
+		return overhttp.Refused
+	case o == message.Sent, o == message.Rejected && name != "":
+		return overhttp.LetIn
+	}
+	return overhttp.Unsaid
 }

@@ -8,8 +8,8 @@
 //	answer (https://resend.com/docs/api-reference/errors)  outcome
 //	200 with an id                                  Sent
 //	400 validation_error, invalid_idempotency_key   Rejected
-//	401                                             Deferred: our key
-//	403                                             Deferred: our key or domain, not the message
+//	401, 403 invalid_api_key                        another key and once more, then Returned
+//	403                                             Deferred: our domain, not the message
 //	404, 405                                        Deferred: a wrong address
 //	409 invalid_idempotent_request                  Unknown: the key came with other bytes
 //	409 concurrent_idempotent_requests              Unknown: the first is still under way

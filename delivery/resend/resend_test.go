@@ -39,13 +39,14 @@ func TestProvider(t *testing.T) {
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
 		New: func(t *testing.T, o providertest.HTTPService) delivery.Provider {
-			p, err := New(Config{Key: key, Options: overhttp.Options{
+			k := providertest.FixedKey(key)
+			p, err := New(Config{Key: k, Options: overhttp.Options{
 				Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
 			}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			return p
+			return providertest.Keyed{Provider: p, Key: k}
 		},
 		Envelope: func(n int) *message.Envelope { return providertest.Email(n, nil) },
 		Number: func(r *http.Request, body []byte) (int, error) {
@@ -73,9 +74,9 @@ func TestProvider(t *testing.T) {
 			refusal(400, "validation_error", message.Rejected),
 			refusal(400, "invalid_idempotency_key", message.Rejected),
 			answer(400, `bad request`, message.Unknown, "400"),
-			refusal(401, "missing_api_key", message.Deferred),
-			refusal(401, "restricted_api_key", message.Deferred),
-			refusal(403, "invalid_api_key", message.Deferred),
+			refusal(401, "missing_api_key", message.Returned),
+			refusal(401, "restricted_api_key", message.Returned),
+			refusal(403, "invalid_api_key", message.Returned),
 			refusal(403, "validation_error", message.Deferred),
 			refusal(404, "not_found", message.Deferred),
 			refusal(405, "method_not_allowed", message.Deferred),
@@ -132,14 +133,16 @@ func TestEncode(t *testing.T) {
 func TestConfigRefused(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"name":        func(c *Config) { c.Name = "" },
-		"key":         func(c *Config) { c.Key = "re_CANARY\r\nX: y" },
+		"key":         func(c *Config) { c.Key = nil },
 		"base_url":    func(c *Config) { c.BaseURL = "http://api.example/CANARY" },
 		"concurrency": func(c *Config) { c.Concurrency = -1 },
 		"reply_limit": func(c *Config) { c.ReplyLimit = time.Microsecond },
 	} {
-		cfg := Config{Key: key, Options: overhttp.Options{Name: "main"}}
+		k := providertest.FixedKey(key)
+		cfg := Config{Key: k, Options: overhttp.Options{Name: "main"}}
 		change(&cfg)
 		_, err := New(cfg)
+		k.Close()
 		var fields message.FieldErrors
 		if !errors.As(err, &fields) || len(fields) != 1 || fields[0].Field != field || strings.Contains(err.Error(), "CANARY") {
 			t.Errorf("%s: %v", field, err)

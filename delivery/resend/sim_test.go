@@ -23,11 +23,13 @@ func startSim(t *testing.T, dir string) (s *sim.ResendServer, p *Provider, stop 
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err = New(Config{Key: key, Options: overhttp.Options{Name: "main", BaseURL: s.URL()}})
+	k := providertest.FixedKey(key)
+	p, err = New(Config{Key: k, Options: overhttp.Options{Name: "main", BaseURL: s.URL()}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return s, p, func() {
+		k.Close()
 		for _, close := range []func() error{p.Close, s.Close, store.Close} {
 			if err := close(); err != nil {
 				t.Error(err)

@@ -19,7 +19,7 @@ const (
 )
 
 // judge follows the table in the package comment.
-func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
+func (s *slot) judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing) {
 	var b struct {
 		Errors []struct {
 			Message string `json:"message"`
@@ -37,15 +37,21 @@ func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
 		texts = append(texts, e.Message)
 	}
 	text := strings.Join(texts, "; ")
-	res := a.Result("", text, s.p.key)
+	res := a.Result("", text, hide...)
 	res.Outcome = outcome(a, len(b.Errors) > 0)
 	switch {
 	case res.Outcome == message.Sent:
-		res.Reference = overhttp.Line(a.Header.Get("X-Message-Id"), s.p.key)
+		res.Reference = overhttp.Line(a.Header.Get("X-Message-Id"), hide...)
 	case a.Status == http.StatusTooManyRequests && res.RetryAfter == 0:
 		res.RetryAfter = resetIn(a.Header.Get("X-RateLimit-Reset"), s.p.Now())
 	}
-	return res, a.Status == http.StatusUnauthorized && !strings.Contains(text, "credits exceeded")
+	switch {
+	case a.Status == http.StatusUnauthorized && !strings.Contains(text, "credits exceeded"):
+		return res, overhttp.Refused
+	case res.Outcome == message.Sent, a.Status == http.StatusBadRequest && res.Outcome == message.Rejected:
+		return res, overhttp.LetIn
+	}
+	return res, overhttp.Unsaid
 }
 
 // resetIn reads the Unix time at which the limit's window ends.

@@ -9,7 +9,8 @@
 //	answer                                     outcome
 //	202                                        Sent
 //	400 with an error                          Rejected
-//	401                                        Deferred: our key, or no credits left
+//	401                                        another key and once more, then Returned; but
+//	                                           Deferred if it says that credits are used up
 //	403                                        Deferred: our sender, or blocked for a while
 //	404, 405, 406, 415                         Deferred: a wrong address
 //	413                                        Rejected

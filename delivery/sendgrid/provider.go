@@ -7,6 +7,7 @@ import (
 	"net/url"
 
 	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
@@ -29,25 +30,25 @@ const (
 // is DefaultBaseURL by default.
 type Config struct {
 	overhttp.Options
-	Key string // the API key
+	Key *credential.Credential // the API key
 }
 
 // Provider is one SendGrid account. It is safe for concurrent use.
 type Provider struct {
 	*overhttp.Service
-	key  string
+	key  *credential.Credential
 	send *url.URL
 }
 
-// New checks cfg, failing with message.FieldErrors that show no key, and makes
+// New checks cfg, failing with message.FieldErrors, and makes
 // a provider. It connects when it is first used. Close must be called.
 func New(cfg Config) (*Provider, error) {
 	if cfg.BaseURL == "" {
 		cfg.BaseURL = DefaultBaseURL
 	}
 	base, errs := cfg.Check()
-	if problem := overhttp.CheckKey(cfg.Key); problem != "" {
-		errs = append(errs, message.FieldError{Field: "key", Problem: problem})
+	if cfg.Key == nil {
+		errs = append(errs, message.FieldError{Field: "key", Problem: "is required"})
 	}
 	if len(errs) > 0 {
 		return nil, fmt.Errorf("sendgrid: %w", errs)
@@ -64,30 +65,34 @@ func (p *Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{MaxBytes: MaxBytes}
 }
 
-// Reserve waits for a slot and a place on a connection.
+// Reserve waits for a slot, a place on a connection and a key.
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
-	place, err := p.Place(ctx)
+	keyed, err := p.Keyed(ctx, p.key)
 	if err != nil {
 		return nil, err
 	}
-	return &slot{Place: place, p: p}, nil
+	return &slot{Keyed: keyed, p: p}, nil
 }
 
 // slot is the right to hand over one message.
 type slot struct {
-	*overhttp.Place
+	*overhttp.Keyed
 	p *Provider
 }
 
-// Send hands env over in one request. The package comment says which answer
-// makes which outcome.
+// Send hands env over in one request, or in two where the first was refused for
+// its key alone. The package comment says which answer makes which outcome.
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	body, err := encode(env)
 	if err != nil {
 		return overhttp.Unfit(err)
 	}
-	return s.Post(ctx, overhttp.Request{
-		URL: s.p.send, Body: body, Judge: s.judge, Secrets: []string{s.p.key},
-		Header: http.Header{"Authorization": {"Bearer " + s.p.key}, "Content-Type": {"application/json"}, "Accept": {"application/json"}},
+	return s.Hand(ctx, overhttp.KeyedRequest{
+		URL: s.p.send, Body: body, Judge: s.judge,
+		Header: func(key string) (http.Header, error) {
+			return http.Header{
+				"Authorization": {"Bearer " + key}, "Content-Type": {"application/json"}, "Accept": {"application/json"},
+			}, nil
+		},
 	}, last)
 }

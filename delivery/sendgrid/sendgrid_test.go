@@ -30,13 +30,14 @@ func TestProvider(t *testing.T) {
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
 		New: func(t *testing.T, o providertest.HTTPService) delivery.Provider {
-			p, err := New(Config{Key: key, Options: overhttp.Options{
+			k := providertest.FixedKey(key)
+			p, err := New(Config{Key: k, Options: overhttp.Options{
 				Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
 			}})
 			if err != nil {
 				t.Fatal(err)
 			}
-			return p
+			return providertest.Keyed{Provider: p, Key: k}
 		},
 		Envelope: func(n int) *message.Envelope { return providertest.Email(n, nil) },
 		Number: func(r *http.Request, body []byte) (int, error) {
@@ -62,7 +63,7 @@ func TestProvider(t *testing.T) {
 			providertest.Answered(307, ``, message.Unknown, "307"),
 			providertest.Answered(400, failure, message.Rejected, "400"),
 			providertest.Answered(400, `bad request`, message.Unknown, "400"),
-			providertest.Answered(401, failure, message.Deferred, "401"),
+			providertest.Answered(401, failure, message.Returned, "401"),
 			providertest.Answered(401, `{"errors":[{"message":"Maximum credits exceeded"}]}`, message.Deferred, "401"),
 			providertest.Answered(403, failure, message.Deferred, "403"),
 			providertest.Answered(404, failure, message.Deferred, "404"),
@@ -133,12 +134,14 @@ func TestCheck(t *testing.T) {
 func TestConfigRefused(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"name":     func(c *Config) { c.Name = "" },
-		"key":      func(c *Config) { c.Key = "" },
+		"key":      func(c *Config) { c.Key = nil },
 		"base_url": func(c *Config) { c.BaseURL = "https://user:CANARY@api.example" },
 	} {
-		cfg := Config{Key: key, Options: overhttp.Options{Name: "main"}}
+		k := providertest.FixedKey(key)
+		cfg := Config{Key: k, Options: overhttp.Options{Name: "main"}}
 		change(&cfg)
 		_, err := New(cfg)
+		k.Close()
 		var fields message.FieldErrors
 		if !errors.As(err, &fields) || len(fields) != 1 || fields[0].Field != field || strings.Contains(err.Error(), "CANARY") {
 			t.Errorf("%s: %v", field, err)

@@ -28,7 +28,7 @@ var credentials = map[string]bool{
 }
 
 // judge follows the table in the package comment.
-func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
+func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing) {
 	var b struct {
 		MessageID string `json:"MessageId"`
 		Message   string `json:"message"` // or Message
@@ -37,7 +37,7 @@ func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
 		b.MessageID, b.Message = "", ""
 	}
 	kind := errorType(a.Header)
-	res := a.Result(kind, b.Message, s.p.secrets()...)
+	res := a.Result(kind, b.Message, hide...)
 	res.Outcome = outcome(a.Status, kind, b.MessageID, b.Message)
 	if res.Outcome == message.Rejected && !a.Whole {
 		res.Outcome = message.Deferred // the text that was cut off could say that it isn't for ever
@@ -49,7 +49,13 @@ func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
 	if res.Outcome == message.Deferred && throttled && res.RetryAfter == 0 {
 		res.RetryAfter = ratePause
 	}
-	return res, (a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden) && credentials[kind]
+	switch {
+	case (a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden) && credentials[kind]:
+		return res, overhttp.Refused
+	case res.Outcome == message.Sent, kind == "MessageRejected", kind == "BadRequestException":
+		return res, overhttp.LetIn
+	}
+	return res, overhttp.Unsaid
 }
 
 // errorType is an error's name. The header may hold its namespace, and a URL:

@@ -17,7 +17,10 @@
 //	    SendingPausedException, RequestExpired, OptInRequired,
 //	    IncompleteSignature, Throttling, ThrottlingException  Deferred: our account
 //	400 of another type, or of none                         Unknown
-//	401, 403                                                Deferred: our credentials
+//	401, 403 ExpiredToken, InvalidClientTokenId,            another key and once more, then
+//	    InvalidSignature, SignatureDoesNotMatch,            Returned
+//	    MissingAuthenticationToken, UnrecognizedClient
+//	401, 403                                                Deferred: our permissions
 //	404                                                     Deferred: our configuration set
 //	413                                                     Rejected
 //	429                                                     Deferred (default a second)

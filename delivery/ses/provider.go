@@ -3,6 +3,7 @@ package ses
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"net/url"
 
 	"github.com/stormpost/stormpost/delivery"
@@ -42,34 +43,30 @@ func (p *Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{MaxBytes: MaxBytes}
 }
 
-// Reserve waits for a slot and a place on a connection.
+// Reserve waits for a slot, a place on a connection and a key.
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
-	place, err := p.Place(ctx)
+	keyed, err := p.Keyed(ctx, p.cfg.Key)
 	if err != nil {
 		return nil, err
 	}
-	return &slot{Place: place, p: p}, nil
+	return &slot{Keyed: keyed, p: p}, nil
 }
 
 // slot is the right to hand over one message.
 type slot struct {
-	*overhttp.Place
+	*overhttp.Keyed
 	p *Provider
 }
 
-// Send hands env over in one request. The package comment says which answer
-// makes which outcome.
+// Send hands env over in one request, or in two where the first was refused for
+// its key alone. The package comment says which answer makes which outcome.
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	body, err := s.p.encode(env)
 	if err != nil {
 		return overhttp.Unfit(err)
 	}
-	header, err := s.p.sign(ctx, body)
-	if err != nil {
-		return message.Result{Outcome: message.Deferred, Code: "not sent", Reply: overhttp.Line("the request can't be signed: "+err.Error(), s.p.secrets()...)}
-	}
-	return s.Post(ctx, overhttp.Request{URL: s.p.send, Header: header, Body: body, Judge: s.judge, Secrets: s.p.secrets()}, last)
+	return s.Hand(ctx, overhttp.KeyedRequest{
+		URL: s.p.send, Body: body, Judge: judge, Hide: hide,
+		Header: func(key string) (http.Header, error) { return s.p.sign(ctx, body, key) },
+	}, last)
 }
-
-// secrets are never shown. An access key's id isn't one.
-func (p *Provider) secrets() []string { return []string{p.cfg.SecretKey, p.cfg.SessionToken} }

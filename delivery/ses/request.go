@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/http"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 
 	"github.com/stormpost/stormpost/internal/mail"
@@ -67,14 +66,13 @@ func (p *Provider) encode(env *message.Envelope) ([]byte, error) {
 
 // sign is the header of a request with body, valid for minutes:
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv.html
-func (p *Provider) sign(ctx context.Context, body []byte) (http.Header, error) {
+func (p *Provider) sign(ctx context.Context, body []byte, key string) (http.Header, error) {
 	r := &http.Request{
 		Method: http.MethodPost, URL: p.send, Host: p.send.Host, ContentLength: int64(len(body)),
 		Header: http.Header{"Content-Type": {"application/json"}},
 	}
 	hash := sha256.Sum256(body)
-	credentials := aws.Credentials{AccessKeyID: p.cfg.AccessKeyID, SecretAccessKey: p.cfg.SecretKey, SessionToken: p.cfg.SessionToken}
-	err := v4.NewSigner().SignHTTP(ctx, credentials, r, hex.EncodeToString(hash[:]), "ses", p.cfg.Region, p.Now())
+	err := v4.NewSigner().SignHTTP(ctx, splitKey(key), r, hex.EncodeToString(hash[:]), "ses", p.cfg.Region, p.Now())
 	return r.Header, err
 }
 

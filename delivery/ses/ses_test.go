@@ -23,8 +23,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const secret = "CANARY/secret+key"
 
+// config wants its Key to be closed.
 func config() Config {
-	return Config{Options: overhttp.Options{Name: "main"}, Region: "eu-west-1", AccessKeyID: "AKIDEXAMPLE", SecretKey: secret, ConfigurationSet: "events"}
+	return Config{
+		Options: overhttp.Options{Name: "main"}, Region: "eu-west-1", ConfigurationSet: "events",
+		Key: providertest.FixedKey(JoinKey("AKIDEXAMPLE", secret, "")),
+	}
 }
 
 func failure(status int, kind, text string) providertest.HTTPAnswer {
@@ -68,9 +72,12 @@ func TestProvider(t *testing.T) {
 		answers = append(answers, refusal(400, kind, message.Deferred))
 	}
 	for _, kind := range []string{
-		"AccessDeniedException", "ExpiredTokenException", "InvalidClientTokenId", "InvalidSignatureException", "SignatureDoesNotMatch",
-		"UnrecognizedClientException", "MissingAuthenticationToken", "OptInRequired",
+		"ExpiredTokenException", "InvalidClientTokenId", "InvalidSignatureException", "SignatureDoesNotMatch",
+		"UnrecognizedClientException", "MissingAuthenticationToken",
 	} {
+		answers = append(answers, refusal(403, kind, message.Returned))
+	}
+	for _, kind := range []string{"AccessDeniedException", "OptInRequired"} {
 		answers = append(answers, refusal(403, kind, message.Deferred))
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
@@ -81,7 +88,7 @@ func TestProvider(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			return p
+			return providertest.Keyed{Provider: p, Key: cfg.Key}
 		},
 		Envelope: func(n int) *message.Envelope { return providertest.Email(n, nil) },
 		Number: func(r *http.Request, body []byte) (int, error) {
@@ -105,7 +112,9 @@ func TestProvider(t *testing.T) {
 
 // Each recipient gets the whole message's header, and nobody else's envelope.
 func TestEncode(t *testing.T) {
-	p, err := New(config())
+	cfg := config()
+	defer cfg.Key.Close()
+	p, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,17 +165,30 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+func TestKey(t *testing.T) {
+	for value, ok := range map[string]bool{
+		JoinKey("AKID", "a/b+c=", ""): true, JoinKey("ASIA", "s", "IQoJ//=="): true,
+		"": false, "AKID": false, "AKID:": false, ":s": false, "a:b:c:d": false, "a:CANARY b": false,
+	} {
+		if err := CheckKey(value); (err == nil) != ok || err != nil && strings.Contains(err.Error(), "CANARY") {
+			t.Errorf("%q: %v", value, err)
+		}
+	}
+	if c := splitKey(JoinKey("ASIA", "s", "t")); c.AccessKeyID != "ASIA" || c.SecretAccessKey != "s" || c.SessionToken != "t" {
+		t.Errorf("%+v", c)
+	}
+}
+
 func TestConfigRefused(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"name":              func(c *Config) { c.Name = "" },
 		"region":            func(c *Config) { c.Region, c.BaseURL = "Ireland", "https://ses.example" },
-		"access_key_id":     func(c *Config) { c.AccessKeyID = "" },
-		"secret_key":        func(c *Config) { c.SecretKey = "CANARY key" },
-		"session_token":     func(c *Config) { c.SessionToken = "CANARY\n" },
+		"key":               func(c *Config) { c.Key = nil },
 		"configuration_set": func(c *Config) { c.ConfigurationSet = "a b" },
 		"base_url":          func(c *Config) { c.BaseURL = "http://ses.example/CANARY" },
 	} {
 		cfg := config()
+		cfg.Key.Close()
 		change(&cfg)
 		_, err := New(cfg)
 		var fields message.FieldErrors

@@ -6,7 +6,6 @@ import (
 
 	"github.com/stormpost/stormpost/delivery/providertest"
 	"github.com/stormpost/stormpost/internal/message"
-	"github.com/stormpost/stormpost/internal/overhttp"
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
@@ -27,6 +26,8 @@ func TestSim(t *testing.T) {
 		defer s.Close()
 		send := func(change func(*Config)) message.Result {
 			cfg := config()
+			k := cfg.Key
+			defer func() { k.Close(); cfg.Key.Close() }()
 			cfg.BaseURL, cfg.RootCAs = s.URL(), s.Pool()
 			change(&cfg)
 			p, err := New(cfg)
@@ -50,18 +51,17 @@ func TestSim(t *testing.T) {
 			change func(*Config)
 			code   string
 		}{
-			"another secret":    {func(c *Config) { c.SecretKey = "wrong" }, "InvalidSignatureException"},
-			"another key":       {func(c *Config) { c.AccessKeyID = "AKIDOTHER" }, "UnrecognizedClientException"},
+			"another secret":    {func(c *Config) { c.Key = providertest.FixedKey("AKIDEXAMPLE:wrong") }, "InvalidSignatureException"},
+			"another key":       {func(c *Config) { c.Key = providertest.FixedKey("AKIDOTHER:another-secret") }, "UnrecognizedClientException"},
 			"another region":    {func(c *Config) { c.Region = "us-east-1" }, "InvalidSignatureException"},
 			"a clock too early": {func(c *Config) { c.Now = func() time.Time { return time.Now().Add(-6 * time.Minute) } }, "InvalidSignatureException"},
 		} {
-			if r := send(tc.change); r.Outcome != message.Deferred || r.Code != tc.code {
+			if r := send(tc.change); r.Outcome != message.Returned || r.Code != tc.code {
 				t.Errorf("%s: %+v", what, r)
 			}
 		}
 		if r := send(func(c *Config) {
-			c.SessionToken = "token"
-			c.Options = overhttp.Options{Name: "main", BaseURL: c.BaseURL, RootCAs: c.RootCAs}
+			c.Key = providertest.FixedKey(JoinKey("AKIDEXAMPLE", secret, "token"))
 		}); r.Outcome != message.Sent {
 			t.Errorf("with a session token: %+v", r)
 		}

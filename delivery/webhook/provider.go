@@ -78,7 +78,7 @@ func New(cfg Config) (*Provider, error) {
 	if len(errs) > 0 {
 		return nil, fmt.Errorf("webhook: %w", errs)
 	}
-	control := publicOnly
+	control := overhttp.OnlyPublic
 	if cfg.AllowPrivate {
 		control = func(string, string, syscall.RawConn) error { return nil }
 	}

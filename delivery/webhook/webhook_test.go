@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"net/netip"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -126,22 +125,6 @@ func TestEncode(t *testing.T) {
 	}
 }
 
-func TestPublic(t *testing.T) {
-	for _, a := range strings.Fields(`8.8.8.8 1.1.1.1 172.32.0.1 100.128.0.1 2606:4700::1111 2a00:1450::1 ::ffff:8.8.8.8 64:ff9b::808:808 2002:808:808::1`) {
-		if !public(netip.MustParseAddr(a)) {
-			t.Errorf("%s is not public", a)
-		}
-	}
-	for _, a := range strings.Fields(`127.0.0.1 127.9.9.9 0.0.0.0 0.1.2.3 10.0.0.1 172.16.0.1 172.31.255.255 192.168.1.1 169.254.169.254 100.64.0.1
-		192.0.0.8 192.0.2.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 239.1.1.1 240.0.0.1 255.255.255.255 192.88.99.1
-		::1 :: ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::127.0.0.1 fe80::1 fe80::1%eth0 fc00::1 fd00:ec2::254 fec0::1 ff02::1 64:ff9b::7f00:1 64:ff9b::a9fe:a9fe
-		64:ff9b:1::1 2002:7f00:1:: 2002:a00:1::1 2001:db8::1 2001::1 100::1 3fff::1 5f00::1`) {
-		if public(netip.MustParseAddr(a)) {
-			t.Errorf("%s is public", a)
-		}
-	}
-}
-
 // Whatever name stands for a private address, nothing is connected to it.
 func TestPrivateIsRefused(t *testing.T) {
 	var conns atomic.Int32
@@ -161,7 +144,7 @@ func TestPrivateIsRefused(t *testing.T) {
 		if err == nil {
 			slot.Release()
 			t.Errorf("%s: connected", host)
-		} else if !errors.Is(err, errAddress) {
+		} else if !errors.Is(err, overhttp.ErrNotPublic) {
 			t.Errorf("%s: %v", host, err)
 		}
 		p.Close()

@@ -9,6 +9,7 @@ import (
 	"github.com/stormpost/stormpost/delivery/sendgrid"
 	"github.com/stormpost/stormpost/delivery/ses"
 	"github.com/stormpost/stormpost/delivery/webhook"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
@@ -40,37 +41,60 @@ func (p *process) email(name string) (delivery.Provider, int, error) {
 		return pr, p.cfg.SMTP.Connections, err
 	case "ses":
 		c := p.cfg.SES
+		key, err := p.key(name, ses.JoinKey(c.AccessKeyID, c.SecretKey.Reveal(), c.SessionToken.Reveal()), ses.CheckKey)
+		if err != nil {
+			return nil, 0, err
+		}
 		pr, err := ses.New(ses.Config{
 			Options: overhttp.Options{Name: name, BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log},
-			Region:  c.Region, AccessKeyID: c.AccessKeyID, SecretKey: c.SecretKey.Reveal(), SessionToken: c.SessionToken.Reveal(),
-			ConfigurationSet: c.ConfigurationSet,
+			Region:  c.Region, Key: key, ConfigurationSet: c.ConfigurationSet,
 		})
 		return pr, c.Concurrency, err
 	case "resend":
 		c := p.cfg.Resend
+		key, err := p.key(name, c.Key.Reveal(), overhttp.CheckKey)
+		if err != nil {
+			return nil, 0, err
+		}
 		pr, err := resend.New(resend.Config{
 			Options: overhttp.Options{Name: name, BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log},
-			Key:     c.Key.Reveal(),
+			Key:     key,
 		})
 		return pr, c.Concurrency, err
 	case "postmark":
 		c := p.cfg.Postmark
+		key, err := p.key(name, c.Key.Reveal(), overhttp.CheckKey)
+		if err != nil {
+			return nil, 0, err
+		}
 		pr, err := postmark.New(postmark.Config{
 			Options: overhttp.Options{Name: name, BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log},
-			Key:     c.Key.Reveal(), Stream: c.Stream,
+			Key:     key, Stream: c.Stream,
 		})
 		return pr, c.Concurrency, err
 	case "sendgrid":
 		c := p.cfg.SendGrid
+		key, err := p.key(name, c.Key.Reveal(), overhttp.CheckKey)
+		if err != nil {
+			return nil, 0, err
+		}
 		pr, err := sendgrid.New(sendgrid.Config{
 			Options: overhttp.Options{Name: name, BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log},
-			Key:     c.Key.Reveal(),
+			Key:     key,
 		})
 		return pr, c.Concurrency, err
 	case "webhook":
 		return p.webhook()
 	}
 	return nil, 0, fmt.Errorf("no such provider of email") // Validate has said so already
+}
+
+// key makes the credential of a key that stands in the settings.
+func (p *process) key(provider, value string, check func(string) error) (*credential.Credential, error) {
+	if err := check(value); err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	return p.credential(provider, credential.Fixed("setting", value), check), nil
 }
 
 func (p *process) webhook() (delivery.Provider, int, error) {

@@ -10,6 +10,7 @@ import (
 	"github.com/stormpost/stormpost/delivery/fcm"
 	"github.com/stormpost/stormpost/delivery/webpush"
 	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
@@ -32,10 +33,7 @@ func checkPush(cfg config.Config) func(*message.Push) error {
 // addPush makes the providers of push that are configured.
 func (p *process) addPush(add func(pr delivery.Provider, slots int, err error, platforms ...string) error) error {
 	if p.cfg.FCM.ServiceAccount != "" {
-		pr, err := fcm.New(fcm.Config{
-			Name: "fcm", ServiceAccount: []byte(p.cfg.FCM.ServiceAccount.Reveal()), BaseURL: p.cfg.FCM.BaseURL, TokenURL: p.cfg.FCM.TokenURL,
-			Concurrency: p.cfg.FCM.Concurrency, ReplyLimit: p.cfg.FCM.ReplyLimit, Logger: p.log,
-		})
+		pr, err := p.fcm()
 		if err := add(pr, p.cfg.FCM.Concurrency, err, "fcm"); err != nil {
 			return fmt.Errorf("fcm: %w", err)
 		}
@@ -60,9 +58,17 @@ func (p *process) apns(c config.APNs) (*apns.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
+	source := &credential.APNs{KeyID: c.KeyID, TeamID: c.TeamID}
+	if err := source.Check(); err != nil {
+		return nil, err
+	}
+	if _, err := credential.ParseP8(c.Key.Reveal()); err != nil {
+		return nil, fmt.Errorf("key: %w", err)
+	}
+	source.Key = p.credential("apns key", credential.Fixed("setting", c.Key.Reveal()), nil)
 	return apns.New(apns.Config{
 		Options: overhttp.Options{Name: "apns", BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, RootCAs: roots, Logger: p.log},
-		Key:     []byte(c.Key.Reveal()), KeyID: c.KeyID, TeamID: c.TeamID, Topic: c.Topic, Connections: c.Connections,
+		Token:   p.credential("apns", source, nil), Topic: c.Topic, Connections: c.Connections,
 	})
 }
 

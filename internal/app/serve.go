@@ -18,6 +18,7 @@ import (
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
@@ -42,26 +43,27 @@ type Addresses struct {
 
 // process is one process, as it is built up and taken down.
 type process struct {
-	cfg       config.Config
-	opt       Options
-	tel       *telemetry.Telemetry
-	log       *slog.Logger
-	ledger    *dedupe.Ledger
-	ring      *keyring.Ring
-	kafka     *broker.Broker
-	publisher *broker.Publisher
-	service   *ingest.Service
-	worker    *delivery.Worker
-	consumer  *broker.Consumer
-	tail      *broker.Tail // what the journals hold; the API's
-	journal   *broker.Journal
-	journals  *broker.JournalConsumer
-	drain     *recovery.Drain
-	providers []delivery.Provider
-	loopback  delivery.Provider // instead of the configured ones; the bench's
-	health    health
-	watching  watching
-	addr      Addresses
+	cfg         config.Config
+	opt         Options
+	tel         *telemetry.Telemetry
+	log         *slog.Logger
+	ledger      *dedupe.Ledger
+	ring        *keyring.Ring
+	kafka       *broker.Broker
+	publisher   *broker.Publisher
+	service     *ingest.Service
+	worker      *delivery.Worker
+	consumer    *broker.Consumer
+	tail        *broker.Tail // what the journals hold; the API's
+	journal     *broker.Journal
+	journals    *broker.JournalConsumer
+	drain       *recovery.Drain
+	providers   []delivery.Provider
+	credentials []*credential.Credential
+	loopback    delivery.Provider // instead of the configured ones; the bench's
+	health      health
+	watching    watching
+	addr        Addresses
 }
 
 // Serve runs a process of cfg's roles until ctx ends, and then stops it in
@@ -259,6 +261,9 @@ func (p *process) teardown() {
 		if err := pr.Close(); err != nil {
 			p.log.Warn("provider did not close", "provider", pr.Name(), "error", err)
 		}
+	}
+	for _, c := range p.credentials {
+		c.Close()
 	}
 }
 

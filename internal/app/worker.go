@@ -7,14 +7,19 @@ import (
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/delivery/fcm"
 	"github.com/stormpost/stormpost/delivery/smtp"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-// smtpName is the relay's name, as attempts and holds show it.
-const smtpName = "smtp"
+// The providers' names, as attempts and holds show them.
+const (
+	smtpName = "smtp"
+	fcmName  = "fcm"
+)
 
 // withoutProviders is cfg for when the loopback takes everything.
 func withoutProviders(cfg config.Config) config.Config {
@@ -102,6 +107,30 @@ func (p *process) smtp() (*smtp.Provider, error) {
 		TLS: smtp.TLSMode(c.TLS), ServerName: c.ServerName, LocalName: c.LocalName,
 		Connections: c.Connections, ReplyLimit: c.ReplyLimit, DKIM: keys, Logger: p.log,
 	})
+}
+
+func (p *process) fcm() (*fcm.Provider, error) {
+	c := p.cfg.FCM
+	account, err := credential.ParseServiceAccount([]byte(c.ServiceAccount.Reveal()))
+	if err != nil {
+		return nil, err
+	}
+	if err := credential.CheckServiceAccount("", c.TokenURL)(c.ServiceAccount.Reveal()); err != nil {
+		return nil, err
+	}
+	key := p.credential("fcm key", credential.Fixed("setting", c.ServiceAccount.Reveal()), nil)
+	token := p.credential("fcm", &credential.JWTBearer{Key: key, Scope: fcm.Scope, URL: c.TokenURL}, nil)
+	return fcm.New(fcm.Config{
+		Name: fcmName, Project: account.ProjectID, Token: token, BaseURL: c.BaseURL,
+		Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log,
+	})
+}
+
+// credential makes a credential that teardown closes.
+func (p *process) credential(name string, s credential.Source, check func(string) error) *credential.Credential {
+	c := credential.New(credential.Config{Name: name, Source: s, Check: check, Logger: p.log})
+	p.credentials = append(p.credentials, c)
+	return c
 }
 
 func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {

@@ -59,6 +59,10 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		"bad role":         {"roles: [api, cook]", "", "cook"},
 		"bad lane":         {"delivery: {senders: {urgent.email: 1}}", "", "urgent.email"},
 		"bad policy":       {"delivery: {doubts: {trigger.push: guess}}", "", "guess"},
+		"no such provider": {"delivery: {email: [smtp, ses]}", "STORMPOST_SMTP_ADDR=relay:25", "delivery.email[1]"},
+		"named twice":      {"delivery: {email: [smtp, smtp]}", "STORMPOST_SMTP_ADDR=relay:25", "delivery.email[1]"},
+		"bad channel":      {"webhook: {channel: fax}", "", "webhook.channel"},
+		"no place":         {"resend: {concurrency: 0}", "", "resend.concurrency"},
 		"bad address":      {"smtp: {addr: relay}", "", "smtp.addr"},
 		"no objective":     {"incidents: {objective: {trigger: 0s}}", "", "incidents.objective.trigger"},
 		"plain webhook":    {"incidents: {webhook: {url: 'http://pager.example/x'}}", "", "incidents.webhook.url"},
@@ -86,5 +90,32 @@ func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestEmailProviders(t *testing.T) {
+	c := Default()
+	if got := c.Email(); len(got) != 0 {
+		t.Errorf("none is configured, but %v", got)
+	}
+	c.SMTP.Addr, c.SES.Region, c.Resend.Key, c.Postmark.Key, c.SendGrid.Key, c.Webhook.URL = "a:1", "eu-west-1", "k", "k", "k", "https://r.example"
+	if got := strings.Join(c.Email(), " "); got != "smtp ses resend postmark sendgrid webhook" {
+		t.Errorf("in order: %s", got)
+	}
+	c.Webhook.Channel, c.Delivery.Email = "push", []string{"resend", "smtp"}
+	if got := strings.Join(c.Email(), " "); got != "resend smtp" {
+		t.Errorf("as set: %s", got)
+	}
+	c.DSN = "postgres://x"
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	c.Delivery.Email = []string{"webhook"}
+	if err := c.Validate(); err == nil {
+		t.Error("a receiver of pushes takes email")
+	}
+	c.Postmark.ReplyLimit = time.Hour
+	if c.ReplyLimit() != time.Hour {
+		t.Errorf("the longest reply limit is %v", c.ReplyLimit())
 	}
 }

@@ -37,5 +37,6 @@
 //
 // Where Judge says that the request was refused for its credential, it is made
 // once more with the header that Request.Renew gives, within the same 10 s, with
-// the same body. last is not asked again, and no attempt is spent.
+// the same body. last is not asked again. Refused again, or with no other
+// credential to be had, the message is Returned, which is no attempt.
 package overhttp

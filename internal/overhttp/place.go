@@ -64,7 +64,8 @@ func (p *Place) Post(ctx context.Context, req Request, last func() error) messag
 	if again != never && p.prepare(limited, &req, again, since) {
 		res, again = p.exchange(limited, req, since)
 	}
-	if again != never && ctx.Err() != nil {
+	if again == withNewHeader || again != never && ctx.Err() != nil {
+		// Nobody took it, and it is not the message's fault: no attempt of its.
 		res.Outcome = message.Returned
 	}
 	return res

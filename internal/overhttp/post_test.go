@@ -292,7 +292,7 @@ func TestRenew(t *testing.T) {
 			var hits atomic.Int32
 			c := start(t, false, nil, func(_ int, c net.Conn) { answering(c, false, &hits, "401") })
 			res, lasts := post(t, c, func(r *Request) { r.Renew = tc.renew })
-			if res.Outcome != message.Deferred || lasts != 1 || hits.Load() != tc.hits {
+			if res.Outcome != message.Returned || lasts != 1 || hits.Load() != tc.hits {
 				t.Errorf("result %+v, %d requests, last called %d times", res, hits.Load(), lasts)
 			}
 		})

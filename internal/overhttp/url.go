@@ -1,6 +1,7 @@
 package overhttp
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"net/url"
@@ -57,14 +58,13 @@ func hostPort(u *url.URL) string {
 	return net.JoinHostPort(u.Hostname(), port)
 }
 
-// CheckKey says what is wrong with an API key that goes into a header, without
-// showing it; empty if it is good.
-func CheckKey(key string) (problem string) {
+// CheckKey is a credential's Check for an API key that goes into a header.
+func CheckKey(key string) error {
 	switch {
 	case key == "":
-		return "is required"
+		return errors.New("is required")
 	case len(key) > 4096 || strings.ContainsFunc(key, func(r rune) bool { return r <= ' ' || r > '~' }):
-		return "is not a key: want at most 4096 printable ASCII characters without spaces"
+		return errors.New("is not a key: want at most 4096 printable ASCII characters without spaces")
 	}
-	return ""
+	return nil
 }

@@ -16,6 +16,8 @@ type Config struct {
 	Dir        string // keeps taken.jsonl and service-account.json
 	SMTPAddr   string
 	FCMAddr    string
+	APNSAddr   string
+	WebAddr    string // Web Push's
 	TokenAddr  string
 	SESAddr    string
 	ResendAddr string
@@ -40,6 +42,8 @@ type Sims struct {
 	Store *Store
 	SMTP  *SMTPServer
 	FCM   *FCMServer
+	APNS  *APNSServer
+	Web   *WebPushServer
 	SES   *SESServer
 	// Resend and SES want the keys of ResendKey, SESKeyID and SESSecret.
 	Resend *ResendServer
@@ -82,6 +86,14 @@ func StartAll(ctx context.Context, c Config) (_ *Sims, err error) {
 		return nil, err
 	}
 	s.closers = append(s.closers, s.FCM.Close)
+	if s.APNS, err = StartAPNS(ctx, APNSOptions{Addr: c.APNSAddr, Store: s.Store, Clock: c.Clock, Log: c.Log}); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.APNS.Close)
+	if s.Web, err = StartWebPush(ctx, WebPushOptions{Addr: c.WebAddr, Store: s.Store, Clock: c.Clock, Log: c.Log}); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.Web.Close)
 	if s.SMTP, err = StartSMTP(ctx, SMTPOptions{Addr: c.SMTPAddr, Store: s.Store, Clock: c.Clock, Log: c.Log}); err != nil {
 		return nil, err
 	}
@@ -99,6 +111,7 @@ func StartAll(ctx context.Context, c Config) (_ *Sims, err error) {
 
 	inbox := NewInbox(s.Store, map[string]*Faults{
 		"smtp": s.SMTP.Faults, "ses": s.SES.Faults, "resend": s.Resend.Faults, "fcm": s.FCM.Faults, "token": s.Token.Faults,
+		"apns": s.APNS.Faults, "webpush": s.Web.Faults,
 	}, c.Log)
 	server, err := serveHTTP(ctx, c.InboxAddr, nil, nil, inbox, c.Log)
 	if err != nil {
