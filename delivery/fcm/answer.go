@@ -68,6 +68,9 @@ func (a answer) result(token string) message.Result {
 	if res.Code == "" {
 		res.Code = strconv.Itoa(a.status)
 	}
+	if a.status == http.StatusNotFound && res.Outcome == message.Rejected {
+		res.Code = message.RecipientGone
+	}
 	if res.Outcome == message.Sent {
 		res.Reference = overhttp.Line(a.name, token)
 	}

@@ -16,7 +16,7 @@
 //	401 THIRD_PARTY_AUTH_ERROR     Deferred: the project's APNs or Web Push key
 //	403 SENDER_ID_MISMATCH         Rejected
 //	403                            Deferred: our permissions, not the message
-//	404 UNREGISTERED               Rejected
+//	404 UNREGISTERED               Rejected, recipient_gone
 //	404                            Deferred: a wrong address, not the message
 //	413                            Rejected
 //	429                            Deferred, with Retry-After (default a minute)

@@ -68,7 +68,7 @@ func TestAnswers(t *testing.T) {
 		{403, `{"error":{"status":"PERMISSION_DENIED"` + details + `SENDER_ID_MISMATCH"}]}}`, message.Rejected, "SENDER_ID_MISMATCH"},
 		{403, `{"error":{"status":"PERMISSION_DENIED"}}`, message.Deferred, "PERMISSION_DENIED"},
 		{403, ``, message.Deferred, "403"},
-		{404, `{"error":{"status":"NOT_FOUND"` + details + `UNREGISTERED"}]}}`, message.Rejected, "UNREGISTERED"},
+		{404, `{"error":{"status":"NOT_FOUND"` + details + `UNREGISTERED"}]}}`, message.Rejected, "recipient_gone"},
 		{404, `{"error":{"status":"NOT_FOUND"}}`, message.Deferred, "NOT_FOUND"},
 		{404, `<html>`, message.Deferred, "404"},
 		{408, ``, message.Unknown, "408"},
