@@ -31,6 +31,8 @@ type Config struct {
 	PushCheck func(*message.Push) error
 	// EmailCheck is the same for an email.
 	EmailCheck func(*message.Email) error
+	// Suppressions are whom nothing is taken for. Nil: nobody.
+	Suppressions *Suppressions
 	// Finder answers for submissions that were made before. Nil leaves their
 	// states as they were when they were new.
 	Finder Finder

@@ -75,6 +75,9 @@ func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
 	}
 	sub.Trace = r.Trace
 	sub.Test = r.Principal.Test
+	if stale == nil {
+		stale = s.cfg.Suppressions.problems(r)
+	}
 	if stale != nil {
 		return s.repeatOrStale(ctx, r, sub, stale)
 	}
@@ -125,8 +128,8 @@ func (s *Service) recall(ctx context.Context, sub *message.Submission, a *Accept
 	}
 }
 
-// repeatOrStale answers a request whose only fault is that it expired. If it
-// was kept before it expired, its sender deserves to hear that: an application
+// repeatOrStale answers a request whose only fault is one that time brings: it
+// expired, or its recipient is gone. If it was kept before that, its sender deserves to hear that: an application
 // that retries after an outage would else take a sent message for a refused one.
 func (s *Service) repeatOrStale(ctx context.Context, r Request, sub *message.Submission, stale message.FieldErrors) (*Accepted, error) {
 	if r.Key == "" {

@@ -132,6 +132,7 @@ func New(c Config) http.Handler {
 	a.registerDoubts()
 	a.registerIncidents()
 	a.registerHolds()
+	a.registerSuppressions()
 	a.registerHealth()
 	a.registerDocument()
 	a.router.NotFound(func(w http.ResponseWriter, _ *http.Request) { notFound().write(w) })

@@ -54,6 +54,11 @@ type Ledger interface {
 	// ReleaseMessage lets a message that was set aside be sent after all;
 	// message.ErrNotHeld if it isn't.
 	ReleaseMessage(ctx context.Context, id message.ID, by, reason string) (*message.View, error)
+	// Suppressions is one page of those that are on the list, newest first.
+	Suppressions(ctx context.Context, f message.SuppressionFilter) (message.Page[message.Suppression], error)
+	// ClearSuppression takes one off the list; message.ErrNotFound if it isn't
+	// there.
+	ClearSuppression(ctx context.Context, tenant int32, id int64, by string) (message.Suppression, error)
 }
 
 // Incidents is what is wrong, as this process sees it. It needs no store.

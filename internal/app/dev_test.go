@@ -254,7 +254,7 @@ func (d *devRun) pushes() {
 			if err != nil {
 				d.t.Fatal(err)
 			}
-			if status != http.StatusAccepted {
+			if status != http.StatusAccepted && status != http.StatusOK {
 				return status, fmt.Sprint(out.Errors)
 			}
 			return status, out.Messages[0].ID
@@ -281,11 +281,44 @@ func (d *devRun) pushes() {
 			_, err := d.call(http.MethodGet, d.addr.API+"/v1/messages/"+id, "", nil, &m)
 			return err == nil && m.State == "failed" && m.Reason == "recipient_gone"
 		})
+		d.suppressed(platform, gone, id, push)
 		fault["faults"] = []any{}
 		if status, err := d.call(http.MethodPost, d.addr.Inbox+"/faults", "", fault, nil); err != nil || status/100 != 2 {
 			d.t.Fatalf("faults of %s: %d %v", platform, status, err)
 		}
 	}
+}
+
+// suppressed sends to a recipient that is gone: it is refused, unless the same
+// request was accepted before, until it is taken off the list.
+func (d *devRun) suppressed(platform, gone, id string, push func(key, text string) (int, string)) {
+	d.t.Helper()
+	n := 0
+	d.await("a recipient of "+platform+" is suppressed", func() bool {
+		n++
+		status, text := push(fmt.Sprintf("again %d to %s", n, platform), "x")
+		return status == http.StatusUnprocessableEntity && text == "[{to}]"
+	})
+	if status, text := push(gone, "x"); status != http.StatusOK || text != id {
+		d.t.Errorf("the same request again: %d %s, want %s", status, text, id)
+	}
+	var list struct {
+		Items []struct {
+			ID                    int64
+			Channel, To, Provider string
+		}
+	}
+	if _, err := d.call(http.MethodGet, d.addr.API+"/v1/suppressions?channel=push", "", nil, &list); err != nil || len(list.Items) != 1 || list.Items[0].Provider != platform {
+		d.t.Fatalf("suppressions: %+v, %v", list, err)
+	}
+	if status, err := d.call(http.MethodDelete, fmt.Sprintf("%s/v1/suppressions/%d", d.addr.API, list.Items[0].ID), "", nil, nil); err != nil || status != http.StatusOK {
+		d.t.Errorf("clear: %d %v", status, err)
+	}
+	d.await("it is taken again", func() bool {
+		n++
+		status, _ := push(fmt.Sprintf("again %d to %s", n, platform), "x")
+		return status == http.StatusAccepted
+	})
 }
 
 // load is what was submitted while the process was killed.

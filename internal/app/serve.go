@@ -43,15 +43,18 @@ type Addresses struct {
 
 // process is one process, as it is built up and taken down.
 type process struct {
-	cfg         config.Config
-	opt         Options
-	tel         *telemetry.Telemetry
-	log         *slog.Logger
-	ledger      *dedupe.Ledger
-	ring        *keyring.Ring
-	kafka       *broker.Broker
-	publisher   *broker.Publisher
-	service     *ingest.Service
+	cfg       config.Config
+	opt       Options
+	tel       *telemetry.Telemetry
+	log       *slog.Logger
+	ledger    *dedupe.Ledger
+	ring      *keyring.Ring
+	kafka     *broker.Broker
+	publisher *broker.Publisher
+	service   *ingest.Service
+
+	suppressions *ingest.Suppressions // the API's copy
+
 	worker      *delivery.Worker
 	consumer    *broker.Consumer
 	tail        *broker.Tail // what the journals hold; the API's
@@ -149,9 +152,10 @@ func (p *process) buildAPI() (err error) {
 	if p.journal, err = p.kafka.NewJournal(p.tail); err != nil {
 		return err
 	}
+	p.suppressions = ingest.NewSuppressions(p.ledger, p.log)
 	p.service = ingest.New(noticing{p.ledger, p.watching.numbering}, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		Platforms: p.cfg.Platforms(), PushCheck: checkPush(p.cfg), EmailCheck: checkEmail(p.cfg.Email()), Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
+		Platforms: p.cfg.Platforms(), PushCheck: checkPush(p.cfg), EmailCheck: checkEmail(p.cfg.Email()), Suppressions: p.suppressions, Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
 	return nil
 }
@@ -190,6 +194,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	p.watching.run(house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
+		back.run("suppressions", func() error { p.suppressions.Run(house); return nil })
 		back.run("journal index", func() error { return p.tail.Run(house) })
 	}
 
