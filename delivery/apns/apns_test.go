@@ -12,12 +12,16 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"math/big"
 	"net/http"
+	"net/http/httptest"
 	"regexp"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -406,5 +410,27 @@ func TestConfigRefused(t *testing.T) {
 	defer p.Close()
 	if got := p.base.String(); got != Production || p.ReplyLimit() != time.Minute || p.Capabilities().Repeats != delivery.RepeatsReplaced {
 		t.Errorf("by default %s, %v, %+v", got, p.ReplyLimit(), p.Capabilities())
+	}
+}
+
+// APNs is HTTP/2: nothing else is spoken, whatever the server offers.
+func TestOnlyHTTP2(t *testing.T) {
+	var hits atomic.Int32
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { hits.Add(1) }))
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.StartTLS()
+	defer s.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(s.Certificate())
+	cfg := config(providertest.HTTPService{Base: s.URL, Roots: roots})
+	cfg.Token = token(t, time.Now)
+	p := newProvider(t, cfg)
+	defer p.Close()
+	if slot, err := p.Reserve(t.Context()); err == nil {
+		slot.Release()
+		t.Error("a place on a connection of HTTP/1.1")
+	}
+	if hits.Load() != 0 {
+		t.Error("a request by HTTP/1.1")
 	}
 }
