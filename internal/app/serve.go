@@ -19,11 +19,9 @@ import (
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
 	"github.com/stormpost/stormpost/internal/credential"
-	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
-	"github.com/stormpost/stormpost/internal/watch"
 	"github.com/stormpost/stormpost/recovery"
 )
 
@@ -61,6 +59,7 @@ type process struct {
 	providers   []delivery.Provider
 	credentials []*credential.Credential
 	loopback    delivery.Provider // instead of the configured ones; the bench's
+	guard       *recovery.Guard
 	health      health
 	watching    watching
 	addr        Addresses
@@ -116,10 +115,14 @@ func (p *process) build() (err error) {
 	if err != nil {
 		return err
 	}
+	if p.guard, err = recovery.NewGuard(recovery.GuardConfig{
+		Numbering: p.ledger, Every: p.cfg.Guard.Every, Repair: p.cfg.Has("recovery"), Log: p.log, Meters: p.tel.MeterProvider,
+	}); err != nil {
+		return err
+	}
 	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
 		return err
 	}
-	p.watching.numbering = watch.NewEvents(numberingHold, time.Now, incident.Numbering)
 	if p.cfg.Has("api") || p.cfg.Has("recovery") {
 		if p.publisher, err = p.kafka.NewPublisher(); err != nil {
 			return err
@@ -149,7 +152,7 @@ func (p *process) buildAPI() (err error) {
 	if p.journal, err = p.kafka.NewJournal(p.tail); err != nil {
 		return err
 	}
-	p.service = ingest.New(noticing{p.ledger, p.watching.numbering}, p.publisher, ingest.Config{
+	p.service = ingest.New(p.ledger, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
 		PushCheck: checkPush, EmailCheck: checkEmail(p.cfg.Email()), Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
@@ -185,6 +188,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	house, endHouse := context.WithCancel(context.WithoutCancel(ctx))
 	back := newGroup()
 	back.run("ledger", func() error { return p.ledger.Run(house, p.worker == nil) })
+	back.run("guard", func() error { p.guard.Run(house); return nil })
 	back.run("retention", func() error { p.retain(house); return nil })
 	back.run("kafka", func() error { p.health.watchKafka(house, p.kafka, p.log); return nil })
 	p.watching.run(house, back)
@@ -293,10 +297,17 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 }
 
 func (p *process) brokerConfig() broker.Config {
-	k := p.cfg.Kafka
+	c := kafkaConfig(p.cfg)
+	c.Logger, c.Meters = p.log, p.tel.MeterProvider
+	return c
+}
+
+// kafkaConfig is the broker's configuration without logs and metrics.
+func kafkaConfig(cfg config.Config) broker.Config {
+	k := cfg.Kafka
 	c := broker.Config{
-		Brokers: p.cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
-		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(), Logger: p.log, Meters: p.tel.MeterProvider,
+		Brokers: cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
+		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(),
 	}
 	if k.TLS {
 		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}
