@@ -125,7 +125,7 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 	if d.opt.SMTP != "" {
 		cfg.SMTP.Addr = d.opt.SMTP
 	}
-	cfg.FCM.ServiceAccount, cfg.FCM.BaseURL = config.Secret(account), d.sims.FCM.URL()
+	cfg.FCM.ServiceAccount, cfg.FCM.BaseURL = config.Live(account), d.sims.FCM.URL()
 	if d.opt.FCM != "" {
 		cfg.FCM.BaseURL = d.opt.FCM
 	}

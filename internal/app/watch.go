@@ -66,7 +66,7 @@ func (p *process) checks() []watch.Check {
 		p.watching.numbering.Check(),
 	}
 	if p.worker != nil {
-		all = append(all, watch.Providers(p.worker.Providers, time.Now))
+		all = append(all, watch.Providers(p.worker.Providers, time.Now), watch.Credentials(p.creds.List, time.Now))
 	}
 	return all
 }

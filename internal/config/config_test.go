@@ -22,6 +22,7 @@ delivery:
   retry_base: 5s
 smtp:
   addr: relay:587
+  username: shop
   password: file:`+secret+`
   dkim:
     - {domain: example.com, selector: s1, key: "env:DKIM"}
@@ -37,8 +38,8 @@ smtp:
 		c.Delivery.RetryBase != 5*time.Second || c.Delivery.RetryMax != time.Hour || c.Delivery.Doubts["trigger.push"] != "resend" {
 		t.Errorf("%+v", c)
 	}
-	if c.SMTP.Password.Reveal() != "hunter2" || c.SMTP.DKIM[0].Key.Reveal() != "pem" {
-		t.Error("secrets were not resolved")
+	if path, ok := c.SMTP.Password.File(); !ok || path != secret || c.SMTP.DKIM[0].Key.Reveal() != "pem" {
+		t.Errorf("secrets were not resolved: %s", c.SMTP.Password)
 	}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(format, c); strings.Contains(s, "hunter2") || strings.Contains(s, "app@db") {
