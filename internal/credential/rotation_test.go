@@ -58,7 +58,7 @@ func (l *locked) String() string {
 func newStage(t *testing.T, o sim.TokenOptions) *stage {
 	t.Helper()
 	s := &stage{t: t, logged: &locked{}}
-	s.log = slog.New(slog.NewTextHandler(s.logged, nil))
+	s.log = newLog(s.logged)
 	var err error
 	if s.store, err = sim.OpenStore(t.TempDir(), sim.StoreOptions{}); err != nil {
 		t.Fatal(err)
@@ -83,6 +83,8 @@ func newStage(t *testing.T, o sim.TokenOptions) *stage {
 	})
 	return s
 }
+
+func newLog(w *locked) *slog.Logger { return slog.New(slog.NewTextHandler(w, nil)) }
 
 func (s *stage) closes(f func() error) {
 	s.t.Cleanup(func() {
