@@ -18,7 +18,6 @@ import (
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
-	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
@@ -41,28 +40,29 @@ type Addresses struct {
 
 // process is one process, as it is built up and taken down.
 type process struct {
-	cfg         config.Config
-	opt         Options
-	tel         *telemetry.Telemetry
-	log         *slog.Logger
-	ledger      *dedupe.Ledger
-	ring        *keyring.Ring
-	kafka       *broker.Broker
-	publisher   *broker.Publisher
-	service     *ingest.Service
-	worker      *delivery.Worker
-	consumer    *broker.Consumer
-	tail        *broker.Tail // what the journals hold; the API's
-	journal     *broker.Journal
-	journals    *broker.JournalConsumer
-	drain       *recovery.Drain
-	providers   []delivery.Provider
-	credentials []*credential.Credential
-	loopback    delivery.Provider // instead of the configured ones; the bench's
-	guard       *recovery.Guard
-	health      health
-	watching    watching
-	addr        Addresses
+	cfg       config.Config
+	opt       Options
+	tel       *telemetry.Telemetry
+	log       *slog.Logger
+	ledger    *dedupe.Ledger
+	ring      *keyring.Ring
+	kafka     *broker.Broker
+	publisher *broker.Publisher
+	service   *ingest.Service
+	worker    *delivery.Worker
+	consumer  *broker.Consumer
+	tail      *broker.Tail // what the journals hold; the API's
+	journal   *broker.Journal
+	journals  *broker.JournalConsumer
+	drain     *recovery.Drain
+	providers []delivery.Provider
+	creds     *credentials // nil without the role worker
+	readiness *readiness
+	loopback  delivery.Provider // instead of the configured ones; the bench's
+	guard     *recovery.Guard
+	health    health
+	watching  watching
+	addr      Addresses
 }
 
 // Serve runs a process of cfg's roles until ctx ends, and then stops it in
@@ -142,6 +142,7 @@ func (p *process) build() (err error) {
 		if err := p.buildWorker(); err != nil {
 			return err
 		}
+		p.readiness = newReadiness(p.creds.uses)
 	}
 	return p.buildWatch()
 }
@@ -202,6 +203,11 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	defer endFront()
 	for _, l := range listeners {
 		front.run(l.name, func() error { return l.serve(fctx) })
+	}
+	if p.creds != nil {
+		for _, u := range p.creds.uses {
+			front.run("credential of "+u.route, func() error { p.readiness.prove(fctx, u); return nil })
+		}
 	}
 	if p.worker != nil {
 		front.run("worker", func() error { return p.worker.Run(fctx) })
@@ -266,9 +272,7 @@ func (p *process) teardown() {
 			p.log.Warn("provider did not close", "provider", pr.Name(), "error", err)
 		}
 	}
-	for _, c := range p.credentials {
-		c.Close()
-	}
+	p.creds.close()
 }
 
 // retain drops what is past its age, once an hour.

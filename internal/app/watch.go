@@ -60,7 +60,7 @@ func (p *process) checks() []watch.Check {
 		watch.Journal(p.kafka.JournalBacklog, time.Now),
 	}
 	if p.worker != nil {
-		all = append(all, watch.Providers(p.worker.Providers, time.Now))
+		all = append(all, watch.Providers(p.worker.Providers, time.Now), watch.Credentials(p.creds.List, time.Now))
 	}
 	return all
 }
