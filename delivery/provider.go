@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -57,6 +58,18 @@ const (
 	// who has seen it may see it again.
 	RepeatsReplaced
 )
+
+// ErrUnreachable is in an Authenticator's error when the service did not answer
+// at all.
+var ErrUnreachable = errors.New("can't be reached")
+
+// Authenticator is a Provider that can show its credential without handing
+// anything over.
+type Authenticator interface {
+	// Authenticate succeeds when the service lets us in now, with the credential
+	// that a message would be handed over with.
+	Authenticate(ctx context.Context) error
+}
 
 // Slot is the right to hand over one message, once.
 type Slot interface {

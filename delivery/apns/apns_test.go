@@ -434,3 +434,31 @@ func TestOnlyHTTP2(t *testing.T) {
 		t.Error("a request by HTTP/1.1")
 	}
 }
+
+// Signing in is told from being refused, and hands nothing over.
+func TestAuthenticate(t *testing.T) {
+	for reason, good := range map[string]bool{"BadDeviceToken": true, "InvalidProviderToken": false, "TopicDisallowed": false, "": false} {
+		var path atomic.Value
+		s := providertest.ServeHTTP2(t, func(w http.ResponseWriter, r *http.Request, _ []byte) {
+			path.Store(r.URL.Path)
+			status := 400
+			if reason == "InvalidProviderToken" {
+				status = 403
+			}
+			w.WriteHeader(status)
+			fmt.Fprintf(w, `{"reason":%q}`, reason)
+		})
+		cfg := config(s)
+		cfg.Token = token(t, time.Now)
+		p := newProvider(t, cfg)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		if err := p.Authenticate(ctx); (err == nil) != good {
+			t.Errorf("%s: %v", reason, err)
+		}
+		cancel()
+		p.Close()
+		if got := path.Load(); got != "/3/device/00" {
+			t.Errorf("asked for %v", got)
+		}
+	}
+}

@@ -2,10 +2,14 @@ package fcm
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/http"
+	"strings"
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
@@ -13,6 +17,8 @@ import (
 var (
 	_ delivery.Provider = (*Provider)(nil)
 	_ delivery.Slot     = (*slot)(nil)
+
+	_ delivery.Authenticator = (*Provider)(nil)
 )
 
 // Provider is one Firebase project. It is safe for concurrent use.
@@ -71,6 +77,50 @@ func (p *Provider) reserve(ctx context.Context) (*slot, error) {
 		return nil, err
 	}
 	return &slot{p: p, use: use, place: place}, nil
+}
+
+// checkBody asks FCM to look at a message, and to send nothing.
+const checkBody = `{"validate_only":true,"message":{"topic":"stormpost"}}`
+
+// Authenticate asks FCM to check a message that is for nobody. It fails with
+// delivery.ErrUnreachable when nobody answers, which says nothing about the
+// credential.
+func (p *Provider) Authenticate(ctx context.Context) error {
+	for try := 0; ; try++ {
+		use, err := p.cfg.Token.Use(ctx)
+		if err != nil {
+			return err
+		}
+		a, err := p.check(ctx, use)
+		switch {
+		case err != nil:
+			return err
+		case a.status == http.StatusUnauthorized && a.code != codeThirdPartyAuth:
+			use.Rejected(a.text)
+			if try == 0 {
+				continue
+			}
+		case a.vouches():
+			use.Accepted()
+			return nil
+		}
+		return errors.New("FCM answered " + overhttp.Line(a.text, use.Value()))
+	}
+}
+
+func (p *Provider) check(ctx context.Context, use credential.Use) (answer, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, p.cfg.send.String(), strings.NewReader(checkBody))
+	if err != nil {
+		return answer{}, err
+	}
+	req.Header.Set("Authorization", "Bearer "+use.Value())
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := p.client.HTTP().Do(req)
+	if err != nil {
+		return answer{}, fmt.Errorf("%w: %w", delivery.ErrUnreachable, err)
+	}
+	defer resp.Body.Close()
+	return readAnswer(overhttp.ReadAnswer(resp, p.cfg.Now())), nil
 }
 
 // Close ends all connections and goroutines. Calling it again does nothing

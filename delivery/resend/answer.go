@@ -35,6 +35,7 @@ func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing)
 	}
 	res := a.Result(b.Name, b.Message, hide...)
 	res.Outcome = outcome(a.Status, b.ID, b.Name)
+	res.NoRepeat = b.Name == "invalid_idempotent_request" // other bytes won't become these
 	switch {
 	case res.Outcome == message.Sent:
 		res.Reference = overhttp.Line(b.ID, hide...)

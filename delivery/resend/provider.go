@@ -14,8 +14,9 @@ import (
 )
 
 var (
-	_ delivery.Provider = (*Provider)(nil)
-	_ delivery.Slot     = (*slot)(nil)
+	_ delivery.Provider  = (*Provider)(nil)
+	_ delivery.Slot      = (*slot)(nil)
+	_ delivery.Accounted = (*slot)(nil)
 )
 
 const (
@@ -91,7 +92,7 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 		return overhttp.Unfit(err)
 	}
 	return s.Hand(ctx, overhttp.KeyedRequest{
-		URL: s.p.send, Body: body, Judge: judge,
+		URL: s.p.send, Body: body, Judge: judge, Account: env.Account,
 		Header: func(key string) (http.Header, error) {
 			return http.Header{
 				"Authorization": {"Bearer " + key}, "Content-Type": {"application/json"}, "Idempotency-Key": {env.ID.String()},

@@ -20,6 +20,8 @@ const finalDot = ".\r\n"
 type slot struct {
 	p *Provider
 	c *conn
+
+	signedOut bool // by the server, in the envelope
 }
 
 // Release puts the connection back, or ends it when it has served its time.
@@ -36,13 +38,41 @@ func (s *slot) Release() {
 
 // Send hands env over as the package documentation says.
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
+	res, signedOut := s.try(ctx, env, last)
+	if !signedOut || s.p.cfg.Credential == nil {
+		return res
+	}
+	// It was certainly not taken, and why is nothing of the message's: once more,
+	// newly signed in.
+	if err := s.reconnect(ctx); err != nil {
+		return message.Result{Outcome: message.Returned, Code: res.Code, Reply: printable(res.Reply + "; and then: " + err.Error())}
+	}
+	res, _ = s.try(ctx, env, last)
+	return res
+}
+
+// try is one hand-over. signedOut says that the server asks for AUTH again, and
+// that last was not called.
+func (s *slot) try(ctx context.Context, env *message.Envelope, last func() error) (res message.Result, signedOut bool) {
 	stop := context.AfterFunc(ctx, s.c.interrupt)
-	res := s.send(ctx, env, last)
+	s.signedOut = false
+	res = s.send(ctx, env, last)
 	if !stop() {
 		s.c.broken = true
 	}
 	s.c.resetBuffers()
-	return res
+	return res, s.signedOut && ctx.Err() == nil
+}
+
+// reconnect replaces the slot's connection by a new one.
+func (s *slot) reconnect(ctx context.Context) error {
+	c, err := s.p.dial(ctx)
+	if err != nil {
+		return err
+	}
+	s.c.close()
+	s.c = c
+	return nil
 }
 
 func (s *slot) send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
@@ -168,6 +198,7 @@ func (s *slot) step(ctx context.Context, isData bool) (message.Result, bool) {
 	case r.class() >= 4:
 		s.c.verified = s.p.cfg.Now()
 		s.c.broken = s.c.broken || r.code == 421 || aboutUs(r) && r.code != 503
+		s.signedOut = s.signedOut || signedOut(r)
 		return refused(r), false
 	}
 	return s.early(ctx, fmt.Errorf("%w: unexpected reply %q", errProtocol, r.String())), false

@@ -19,8 +19,9 @@ import (
 )
 
 var (
-	_ delivery.Provider = (*Provider)(nil)
-	_ delivery.Slot     = (*slot)(nil)
+	_ delivery.Provider  = (*Provider)(nil)
+	_ delivery.Slot      = (*slot)(nil)
+	_ delivery.Accounted = (*slot)(nil)
 )
 
 // Config says which receiver to use and how. Name, BaseURL and Secrets are
@@ -120,6 +121,9 @@ type slot struct {
 	*overhttp.Place
 	p *Provider
 }
+
+// Account is the receiver, whatever secret signs.
+func (s *slot) Account() string { return s.p.Account("") }
 
 // Send hands env over in one request. The package comment says which answer
 // makes which outcome.

@@ -130,13 +130,13 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 	}
 	switch d.opt.Email {
 	case "ses":
-		cfg.SES.Region, cfg.SES.AccessKeyID, cfg.SES.SecretKey, cfg.SES.BaseURL = sim.SESRegion, sim.SESKeyID, sim.SESSecret, d.sims.SES.URL()
+		cfg.SES.Region, cfg.SES.Key, cfg.SES.BaseURL = sim.SESRegion, config.Live(sim.SESKeyID+":"+sim.SESSecret), d.sims.SES.URL()
 		cfg.Delivery.Email = []string{"ses"}
 	case "resend":
 		cfg.Resend.Key, cfg.Resend.BaseURL = sim.ResendKey, d.sims.Resend.URL()
 		cfg.Delivery.Email = []string{"resend"}
 	}
-	cfg.FCM.ServiceAccount, cfg.FCM.BaseURL = config.Secret(account), d.sims.FCM.URL()
+	cfg.FCM.ServiceAccount, cfg.FCM.BaseURL = config.Live(account), d.sims.FCM.URL()
 	if d.opt.FCM != "" {
 		cfg.FCM.BaseURL = d.opt.FCM
 	}
@@ -150,7 +150,7 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 // usePushSims sends pushes of APNs and Web Push to the simulators.
 func (d *dev) usePushSims(cfg *config.Config) error {
 	apple, web := d.sims.APNS, d.sims.Web
-	cfg.APNs.Topic, cfg.APNs.Key = apple.Topic(), config.Secret(apple.Key())
+	cfg.APNs.Topic, cfg.APNs.Key = apple.Topic(), config.Live(apple.Key())
 	cfg.APNs.KeyID, cfg.APNs.TeamID = sim.APNSKeyID, sim.APNSTeamID
 	cfg.APNs.BaseURL, cfg.APNs.CA = apple.URL(), config.Secret(apple.CA())
 	key, err := sim.NewES256Key()

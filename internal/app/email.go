@@ -9,7 +9,6 @@ import (
 	"github.com/stormpost/stormpost/delivery/sendgrid"
 	"github.com/stormpost/stormpost/delivery/ses"
 	"github.com/stormpost/stormpost/delivery/webhook"
-	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
@@ -41,7 +40,7 @@ func (p *process) email(name string) (delivery.Provider, int, error) {
 		return pr, p.cfg.SMTP.Connections, err
 	case "ses":
 		c := p.cfg.SES
-		key, err := p.key(name, ses.JoinKey(c.AccessKeyID, c.SecretKey.Reveal(), c.SessionToken.Reveal()), ses.CheckKey)
+		key, err := p.creds.live(name+".key", name, c.Key, ses.CheckKey)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -52,7 +51,7 @@ func (p *process) email(name string) (delivery.Provider, int, error) {
 		return pr, c.Concurrency, err
 	case "resend":
 		c := p.cfg.Resend
-		key, err := p.key(name, c.Key.Reveal(), overhttp.CheckKey)
+		key, err := p.creds.live(name+".key", name, c.Key, overhttp.CheckKey)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -63,7 +62,7 @@ func (p *process) email(name string) (delivery.Provider, int, error) {
 		return pr, c.Concurrency, err
 	case "postmark":
 		c := p.cfg.Postmark
-		key, err := p.key(name, c.Key.Reveal(), overhttp.CheckKey)
+		key, err := p.creds.live(name+".key", name, c.Key, overhttp.CheckKey)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -74,7 +73,7 @@ func (p *process) email(name string) (delivery.Provider, int, error) {
 		return pr, c.Concurrency, err
 	case "sendgrid":
 		c := p.cfg.SendGrid
-		key, err := p.key(name, c.Key.Reveal(), overhttp.CheckKey)
+		key, err := p.creds.live(name+".key", name, c.Key, overhttp.CheckKey)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -87,14 +86,6 @@ func (p *process) email(name string) (delivery.Provider, int, error) {
 		return p.webhook()
 	}
 	return nil, 0, fmt.Errorf("no such provider of email") // Validate has said so already
-}
-
-// key makes the credential of a key that stands in the settings.
-func (p *process) key(provider, value string, check func(string) error) (*credential.Credential, error) {
-	if err := check(value); err != nil {
-		return nil, fmt.Errorf("key: %w", err)
-	}
-	return p.credential(provider, credential.Fixed("setting", value), check), nil
 }
 
 func (p *process) webhook() (delivery.Provider, int, error) {

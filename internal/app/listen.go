@@ -38,6 +38,7 @@ func (p *process) listen(ctx context.Context) (all []*listener, err error) {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", p.tel.MetricsHandler())
 		mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+		mux.HandleFunc("GET /readyz", p.readyz)
 		l, err := p.open(ctx, "metrics", "metrics_listen", p.cfg.MetricsListen, mux)
 		if err != nil {
 			return all, err
@@ -75,7 +76,7 @@ func (p *process) open(ctx context.Context, name, key, addr string, h http.Handl
 
 func (p *process) api() http.Handler {
 	return httpapi.New(httpapi.Config{
-		Service: p.service, Ledger: p.ledger, Journal: p.tail, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine,
+		Service: p.service, Ledger: p.ledger, Journal: p.tail, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine, Credentials: p.creds,
 		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version, Providers: config.ProviderNames(),
 		Limits: httpapi.Limits{Request: p.cfg.Accept.Timeout},
 	})

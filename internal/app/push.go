@@ -32,7 +32,7 @@ func checkPush(cfg config.Config) func(*message.Push) error {
 
 // addPush makes the providers of push that are configured.
 func (p *process) addPush(add func(pr delivery.Provider, slots int, err error, platforms ...string) error) error {
-	if p.cfg.FCM.ServiceAccount != "" {
+	if p.cfg.FCM.ServiceAccount != "" || p.cfg.FCM.Token != "" {
 		pr, err := p.fcm()
 		if err := add(pr, p.cfg.FCM.Concurrency, err, "fcm"); err != nil {
 			return fmt.Errorf("fcm: %w", err)
@@ -60,16 +60,20 @@ func (p *process) apns(c config.APNs) (*apns.Provider, error) {
 	}
 	source := &credential.APNs{KeyID: c.KeyID, TeamID: c.TeamID}
 	if err := source.Check(); err != nil {
+		return nil, fmt.Errorf("apns.%w", err)
+	}
+	if source.Key, err = p.creds.live("apns.key", "apns.key", c.Key, credential.CheckP8); err != nil {
 		return nil, err
 	}
-	if _, err := credential.ParseP8(c.Key.Reveal()); err != nil {
-		return nil, fmt.Errorf("key: %w", err)
-	}
-	source.Key = p.credential("apns key", credential.Fixed("setting", c.Key.Reveal()), nil)
-	return apns.New(apns.Config{
+	token := p.creds.add("apns", source, nil)
+	pr, err := apns.New(apns.Config{
 		Options: overhttp.Options{Name: "apns", BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, RootCAs: roots, Logger: p.log},
-		Token:   p.credential("apns", source, nil), Topic: c.Topic, Connections: c.Connections,
+		Token:   token, Topic: c.Topic, Connections: c.Connections,
 	})
+	if err == nil {
+		p.creds.need("apns", token, pr)
+	}
+	return pr, err
 }
 
 func (p *process) webpush(c config.WebPush) (*webpush.Provider, error) {

@@ -18,12 +18,9 @@ import (
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
-	"github.com/stormpost/stormpost/internal/credential"
-	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
-	"github.com/stormpost/stormpost/internal/watch"
 	"github.com/stormpost/stormpost/recovery"
 )
 
@@ -43,30 +40,30 @@ type Addresses struct {
 
 // process is one process, as it is built up and taken down.
 type process struct {
-	cfg       config.Config
-	opt       Options
-	tel       *telemetry.Telemetry
-	log       *slog.Logger
-	ledger    *dedupe.Ledger
-	ring      *keyring.Ring
-	kafka     *broker.Broker
-	publisher *broker.Publisher
-	service   *ingest.Service
-
+	cfg          config.Config
+	opt          Options
+	tel          *telemetry.Telemetry
+	log          *slog.Logger
+	ledger       *dedupe.Ledger
+	ring         *keyring.Ring
+	kafka        *broker.Broker
+	publisher    *broker.Publisher
+	service      *ingest.Service
 	suppressions *ingest.Suppressions // the API's copy
-
-	worker      *delivery.Worker
-	consumer    *broker.Consumer
-	tail        *broker.Tail // what the journals hold; the API's
-	journal     *broker.Journal
-	journals    *broker.JournalConsumer
-	drain       *recovery.Drain
-	providers   []delivery.Provider
-	credentials []*credential.Credential
-	loopback    delivery.Provider // instead of the configured ones; the bench's
-	health      health
-	watching    watching
-	addr        Addresses
+	worker       *delivery.Worker
+	consumer     *broker.Consumer
+	tail         *broker.Tail // what the journals hold; the API's
+	journal      *broker.Journal
+	journals     *broker.JournalConsumer
+	drain        *recovery.Drain
+	providers    []delivery.Provider
+	creds        *credentials // nil without the role worker
+	readiness    *readiness
+	loopback     delivery.Provider // instead of the configured ones; the bench's
+	guard        *recovery.Guard
+	health       health
+	watching     watching
+	addr         Addresses
 }
 
 // Serve runs a process of cfg's roles until ctx ends, and then stops it in
@@ -119,10 +116,14 @@ func (p *process) build() (err error) {
 	if err != nil {
 		return err
 	}
+	if p.guard, err = recovery.NewGuard(recovery.GuardConfig{
+		Numbering: p.ledger, Every: p.cfg.Guard.Every, Repair: p.cfg.Has("recovery"), Log: p.log, Meters: p.tel.MeterProvider,
+	}); err != nil {
+		return err
+	}
 	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
 		return err
 	}
-	p.watching.numbering = watch.NewEvents(numberingHold, time.Now, incident.Numbering)
 	if p.cfg.Has("api") || p.cfg.Has("recovery") {
 		if p.publisher, err = p.kafka.NewPublisher(); err != nil {
 			return err
@@ -142,6 +143,7 @@ func (p *process) build() (err error) {
 		if err := p.buildWorker(); err != nil {
 			return err
 		}
+		p.readiness = newReadiness(p.creds.uses)
 	}
 	return p.buildWatch()
 }
@@ -153,7 +155,7 @@ func (p *process) buildAPI() (err error) {
 		return err
 	}
 	p.suppressions = ingest.NewSuppressions(p.ledger, p.log)
-	p.service = ingest.New(noticing{p.ledger, p.watching.numbering}, p.publisher, ingest.Config{
+	p.service = ingest.New(p.ledger, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
 		Platforms: p.cfg.Platforms(), PushCheck: checkPush(p.cfg), EmailCheck: checkEmail(p.cfg.Email()), Suppressions: p.suppressions, Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
@@ -189,6 +191,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	house, endHouse := context.WithCancel(context.WithoutCancel(ctx))
 	back := newGroup()
 	back.run("ledger", func() error { return p.ledger.Run(house, p.worker == nil) })
+	back.run("guard", func() error { p.guard.Run(house); return nil })
 	back.run("retention", func() error { p.retain(house); return nil })
 	back.run("kafka", func() error { p.health.watchKafka(house, p.kafka, p.log); return nil })
 	p.watching.run(house, back)
@@ -203,6 +206,11 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	defer endFront()
 	for _, l := range listeners {
 		front.run(l.name, func() error { return l.serve(fctx) })
+	}
+	if p.creds != nil {
+		for _, u := range p.creds.uses {
+			front.run("credential of "+u.route, func() error { p.readiness.prove(fctx, u); return nil })
+		}
 	}
 	if p.worker != nil {
 		front.run("worker", func() error { return p.worker.Run(fctx) })
@@ -267,9 +275,7 @@ func (p *process) teardown() {
 			p.log.Warn("provider did not close", "provider", pr.Name(), "error", err)
 		}
 	}
-	for _, c := range p.credentials {
-		c.Close()
-	}
+	p.creds.close()
 }
 
 // retain drops what is past its age, once an hour.
@@ -298,10 +304,17 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 }
 
 func (p *process) brokerConfig() broker.Config {
-	k := p.cfg.Kafka
+	c := kafkaConfig(p.cfg)
+	c.Logger, c.Meters = p.log, p.tel.MeterProvider
+	return c
+}
+
+// kafkaConfig is the broker's configuration without logs and metrics.
+func kafkaConfig(cfg config.Config) broker.Config {
+	k := cfg.Kafka
 	c := broker.Config{
-		Brokers: p.cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
-		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(), Logger: p.log, Meters: p.tel.MeterProvider,
+		Brokers: cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
+		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(),
 	}
 	if k.TLS {
 		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}

@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ const (
 // withoutProviders is cfg for when the loopback takes everything.
 func withoutProviders(cfg config.Config) config.Config {
 	cfg.SMTP.Addr, cfg.SES.Region, cfg.Resend.Key, cfg.Postmark.Key, cfg.SendGrid.Key = "", "", "", "", ""
-	cfg.FCM.ServiceAccount, cfg.APNs.Topic, cfg.WebPush.Subject = "", "", ""
+	cfg.FCM.ServiceAccount, cfg.FCM.Token, cfg.APNs.Topic, cfg.WebPush.Subject = "", "", "", ""
 	cfg.Webhook.URL, cfg.Delivery.Email = "", nil
 	return cfg
 }
@@ -42,6 +43,9 @@ func (p *process) buildWorker() (err error) {
 	if p.loopback != nil {
 		_ = add(p.loopback, 0, nil)
 		p.cfg = withoutProviders(p.cfg)
+	}
+	if err := p.buildCredentials(); err != nil {
+		return err
 	}
 	for _, name := range p.cfg.Email() {
 		pr, slots, err := p.email(name)
@@ -102,35 +106,66 @@ func (p *process) smtp() (*smtp.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return smtp.New(smtp.Config{
-		Name: smtpName, Addr: c.Addr, Username: c.Username, Password: c.Password.Reveal(),
+	var password *credential.Credential
+	if c.Password != "" {
+		if password, err = p.creds.live("smtp.password", smtpName, c.Password, smtpCheck(c.Auth)); err != nil {
+			return nil, err
+		}
+	}
+	pr, err := smtp.New(smtp.Config{
+		Name: smtpName, Addr: c.Addr, Username: c.Username, Credential: password, Auth: smtp.AuthMode(c.Auth),
 		TLS: smtp.TLSMode(c.TLS), ServerName: c.ServerName, LocalName: c.LocalName,
 		Connections: c.Connections, ReplyLimit: c.ReplyLimit, DKIM: keys, Logger: p.log,
 	})
+	if err == nil && password != nil {
+		p.creds.need(smtpName, password, pr)
+	}
+	return pr, err
 }
 
 func (p *process) fcm() (*fcm.Provider, error) {
 	c := p.cfg.FCM
-	account, err := credential.ParseServiceAccount([]byte(c.ServiceAccount.Reveal()))
+	token, project, err := p.fcmToken()
 	if err != nil {
 		return nil, err
 	}
-	if err := credential.CheckServiceAccount("", c.TokenURL)(c.ServiceAccount.Reveal()); err != nil {
-		return nil, err
-	}
-	key := p.credential("fcm key", credential.Fixed("setting", c.ServiceAccount.Reveal()), nil)
-	token := p.credential("fcm", &credential.JWTBearer{Key: key, Scope: fcm.Scope, URL: c.TokenURL}, nil)
-	return fcm.New(fcm.Config{
-		Name: fcmName, Project: account.ProjectID, Token: token, BaseURL: c.BaseURL,
-		Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log,
+	pr, err := fcm.New(fcm.Config{
+		Name: fcmName, Project: project, Token: token, BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log,
 	})
+	if err == nil {
+		p.creds.need(fcmName, token, pr)
+	}
+	return pr, err
 }
 
-// credential makes a credential that teardown closes.
-func (p *process) credential(name string, s credential.Source, check func(string) error) *credential.Credential {
-	c := credential.New(credential.Config{Name: name, Source: s, Check: check, Logger: p.log})
-	p.credentials = append(p.credentials, c)
-	return c
+// fcmToken is the access tokens for FCM, and the project that they are for.
+func (p *process) fcmToken() (token *credential.Credential, project string, err error) {
+	c := p.cfg.FCM
+	if c.Token != "" {
+		token, err = p.creds.live("fcm.token", fcmName, c.Token, smtp.CheckToken)
+		return token, c.Project, err
+	}
+	project = c.Project
+	if _, named := c.ServiceAccount.Credential(); !named {
+		text := c.ServiceAccount.Value()
+		if path, ok := c.ServiceAccount.File(); ok {
+			b, err := p.creds.rules().Read(path)
+			if err != nil {
+				return nil, "", fmt.Errorf("fcm.service_account: %w", err)
+			}
+			text = string(b)
+		}
+		account, err := credential.ParseServiceAccount([]byte(text))
+		if err != nil {
+			return nil, "", fmt.Errorf("fcm.service_account: %w", err)
+		}
+		project = cmp.Or(project, account.ProjectID)
+	}
+	key, err := p.creds.live("fcm.service_account", fcmName+".service_account", c.ServiceAccount, credential.CheckServiceAccount(project, c.TokenURL))
+	if err != nil {
+		return nil, "", err
+	}
+	return p.creds.add(fcmName, &credential.JWTBearer{Key: key, Scope: fcm.Scope, URL: c.TokenURL, Client: p.creds.client}, nil), project, nil
 }
 
 func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {

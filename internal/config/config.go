@@ -19,29 +19,32 @@ import (
 // Config is every setting. The key of a setting is its path in the YAML file,
 // as smtp.addr; its variable is the same in capitals, as STORMPOST_SMTP_ADDR.
 type Config struct {
-	Listen        string   `koanf:"listen"`         // host:port of the API
-	MetricsListen string   `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
-	TLS           TLSFiles `koanf:"tls"`            // of the API's listener
-	Roles         []string `koanf:"roles"`          // what the process does, one or more of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away
-	DSN           Secret   `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
-	Brokers       []string `koanf:"brokers"`        // Kafka, host:port each
-	DataDir       string   `koanf:"data_dir"`       // folder of the API keys' snapshot, and of the last incidents
-	Log           Log      `koanf:"log"`
-	Kafka         Kafka    `koanf:"kafka"`
-	Ledger        Ledger   `koanf:"ledger"`
-	Accept        Accept   `koanf:"accept"`
-	Delivery      Delivery `koanf:"delivery"`
-	Retention     Retain   `koanf:"retention"`
-	SMTP          SMTP     `koanf:"smtp"`
-	SES           SES      `koanf:"ses"`
-	Resend        Resend   `koanf:"resend"`
-	Postmark      Postmark `koanf:"postmark"`
-	SendGrid      SendGrid `koanf:"sendgrid"`
-	FCM           FCM      `koanf:"fcm"`
-	APNs          APNs     `koanf:"apns"`
-	WebPush       WebPush  `koanf:"webpush"`
-	Webhook       Receiver `koanf:"webhook"`
-	Incidents     Incident `koanf:"incidents"`
+	Listen        string       `koanf:"listen"`         // host:port of the API
+	MetricsListen string       `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
+	TLS           TLSFiles     `koanf:"tls"`            // of the API's listener
+	Roles         []string     `koanf:"roles"`          // what the process does, some of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away, and repairs the numbering
+	DSN           Secret       `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
+	Brokers       []string     `koanf:"brokers"`        // Kafka, host:port each
+	DataDir       string       `koanf:"data_dir"`       // folder of the API keys' snapshot, and of the last incidents
+	Log           Log          `koanf:"log"`
+	Kafka         Kafka        `koanf:"kafka"`
+	Ledger        Ledger       `koanf:"ledger"`
+	Accept        Accept       `koanf:"accept"`
+	Delivery      Delivery     `koanf:"delivery"`
+	Retention     Retain       `koanf:"retention"`
+	Guard         Guard        `koanf:"guard"`
+	SMTP          SMTP         `koanf:"smtp"`
+	SES           SES          `koanf:"ses"`
+	Resend        Resend       `koanf:"resend"`
+	Postmark      Postmark     `koanf:"postmark"`
+	SendGrid      SendGrid     `koanf:"sendgrid"`
+	FCM           FCM          `koanf:"fcm"`
+	APNs          APNs         `koanf:"apns"`
+	WebPush       WebPush      `koanf:"webpush"`
+	Webhook       Receiver     `koanf:"webhook"`
+	Secrets       Secrets      `koanf:"secrets"`
+	Credentials   []Credential `koanf:"credentials"` // passwords, tokens and keys that rotate, in the file only: a list, see below
+	Incidents     Incident     `koanf:"incidents"`
 }
 
 // TLSFiles are PEM files; both or neither.
@@ -102,11 +105,17 @@ type Retain struct {
 	Messages time.Duration `koanf:"messages"` // how long all else is kept, numbers and idempotency keys too; 0: for ever
 }
 
+// Guard is how the numbering is watched.
+type Guard struct {
+	Every time.Duration `koanf:"every"` // between two checks of the numbering; a fault is noticed and repaired within five of them
+}
+
 // SMTP is the relay for email; an empty Addr means none.
 type SMTP struct {
 	Addr        string        `koanf:"addr"`        // host:port of the relay for email; empty: none, and email waits
 	Username    string        `koanf:"username"`    // for AUTH; empty: none
-	Password    Secret        `koanf:"password"`    // for AUTH
+	Password    Live          `koanf:"password"`    // for AUTH: the password, or the access token; as `credential:NAME`, too
+	Auth        string        `koanf:"auth"`        // xoauth2 or oauthbearer, which show an access token; empty: PLAIN or LOGIN
 	TLS         string        `koanf:"tls"`         // starttls-if-offered, starttls-required or implicit
 	ServerName  string        `koanf:"server_name"` // name in the relay's certificate, if it isn't that of addr
 	LocalName   string        `koanf:"local_name"`  // name given in EHLO
@@ -122,9 +131,12 @@ type DKIM struct {
 	Key      Secret `koanf:"key"`      // private key, PEM
 }
 
-// FCM is Firebase Cloud Messaging; an empty ServiceAccount means none.
+// FCM is Firebase Cloud Messaging; an empty ServiceAccount and an empty Token
+// mean none.
 type FCM struct {
-	ServiceAccount Secret        `koanf:"service_account"` // content of the service account's JSON file; empty: none, and pushes wait
+	ServiceAccount Live          `koanf:"service_account"` // content of the service account's JSON file; empty: none, and pushes wait; as `credential:NAME`, too
+	Token          Live          `koanf:"token"`           // instead of a service account: access tokens, as `credential:NAME` or a file that somebody renews
+	Project        string        `koanf:"project"`         // the Firebase project's id; default: the service account's, if that is a file
 	BaseURL        string        `koanf:"base_url"`        // another base URL than FCM's
 	TokenURL       string        `koanf:"token_url"`       // another token endpoint than the account's
 	Concurrency    int           `koanf:"concurrency"`     // requests under way at once, of one process
@@ -158,7 +170,7 @@ func Default() Config {
 	return Config{
 		Listen:        "127.0.0.1:8080",
 		MetricsListen: "127.0.0.1:9464",
-		Roles:         []string{"api", "worker", "recovery", "watch"},
+		Roles:         slices.Clone(roles),
 		Brokers:       []string{"127.0.0.1:9092"},
 		DataDir:       "stormpost-data",
 		Log:           Log{Level: "info", Format: "json"},
@@ -170,6 +182,7 @@ func Default() Config {
 			RetryBase: 30 * time.Second, RetryMax: time.Hour,
 		},
 		Retention: Retain{Content: 14 * 24 * time.Hour, Messages: 180 * 24 * time.Hour},
+		Guard:     Guard{Every: 2 * time.Second},
 		SMTP:      SMTP{TLS: "starttls-if-offered", Connections: 16, ReplyLimit: 10 * time.Minute},
 		SES:       SES{Concurrency: 50, ReplyLimit: time.Minute},
 		Resend:    Resend{Concurrency: 20, ReplyLimit: time.Minute},
@@ -185,6 +198,8 @@ func Default() Config {
 		},
 	}
 }
+
+var roles = []string{"api", "worker", "recovery", "watch"}
 
 // Has says whether the process has a role.
 func (c *Config) Has(role string) bool { return slices.Contains(c.Roles, role) }
@@ -213,11 +228,11 @@ func (c *Config) Validate() error {
 		address(fmt.Sprintf("brokers[%d]", i), b, false)
 	}
 	if len(c.Roles) == 0 {
-		bad("roles", "want one or more of api, worker, recovery and watch")
+		bad("roles", "want some of %s", strings.Join(roles, ", "))
 	}
 	for _, r := range c.Roles {
-		if !slices.Contains([]string{"api", "worker", "recovery", "watch"}, r) {
-			bad("roles", "unknown role %q: want api, worker, recovery or watch", r)
+		if !slices.Contains(roles, r) {
+			bad("roles", "unknown role %q: want some of %s", r, strings.Join(roles, ", "))
 		}
 	}
 	address("listen", c.Listen, !c.Has("api"))
@@ -229,8 +244,12 @@ func (c *Config) Validate() error {
 	if !slices.Contains([]string{"starttls-if-offered", "starttls-required", "implicit"}, c.SMTP.TLS) {
 		bad("smtp.tls", "want starttls-if-offered, starttls-required or implicit, not %q", c.SMTP.TLS)
 	}
+	if !slices.Contains([]string{"", "xoauth2", "oauthbearer"}, c.SMTP.Auth) {
+		bad("smtp.auth", "want xoauth2, oauthbearer or nothing, not %q", c.SMTP.Auth)
+	}
 	c.validateNumbers(bad)
 	c.validateProviders(bad)
+	c.validateCredentials(bad)
 	c.validatePush(bad)
 	c.Incidents.validate(bad)
 	return errors.Join(errs...)
@@ -268,7 +287,7 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		"accept.email_life": c.Accept.EmailLife, "accept.push_life": c.Accept.PushLife, "accept.max_schedule": c.Accept.MaxSchedule,
 		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
-		"smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit, "ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
+		"guard.every": c.Guard.Every, "smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit, "ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
 		"postmark.reply_limit": c.Postmark.ReplyLimit, "sendgrid.reply_limit": c.SendGrid.ReplyLimit, "webhook.reply_limit": c.Webhook.ReplyLimit,
 		"apns.reply_limit": c.APNs.ReplyLimit, "webpush.reply_limit": c.WebPush.ReplyLimit,
 		"incidents.objective.transactional": c.Incidents.Objective.Transactional, "incidents.objective.trigger": c.Incidents.Objective.Trigger,
@@ -306,6 +325,46 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 	}
 }
 
+// Live is a secret that may change while the process runs. It shows itself as
+// [redacted], or as the reference that it is. It is given as file:PATH, which is
+// read again and again; as credential:NAME, one of Config.Credentials; as
+// env:NAME; or as it is.
+type Live string
+
+const (
+	filePrefix       = "file:"
+	credentialPrefix = "credential:"
+	// valuePrefix is before what is no reference, once it has been loaded.
+	valuePrefix = "value:"
+)
+
+// File is the path that it is read from, if it is.
+func (l Live) File() (path string, ok bool) { return strings.CutPrefix(string(l), filePrefix) }
+
+// Credential is the name of the credential that it is, if it is one.
+func (l Live) Credential() (name string, ok bool) {
+	return strings.CutPrefix(string(l), credentialPrefix)
+}
+
+// Value is the secret itself, if it is no reference.
+func (l Live) Value() string { return strings.TrimPrefix(string(l), valuePrefix) }
+
+// String hides the secret.
+func (l Live) String() string {
+	_, file := l.File()
+	_, named := l.Credential()
+	if l == "" || file || named {
+		return string(l)
+	}
+	return "[redacted]"
+}
+
+// GoString hides the secret from %#v.
+func (l Live) GoString() string { return l.String() }
+
+// MarshalText hides the secret from encoders and loggers.
+func (l Live) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
 // Secret is a setting that must not be seen: it shows itself as [redacted].
 // In the file it is given by reference, file:PATH or env:NAME, or as it is.
 type Secret string
@@ -326,7 +385,3 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Reveal is the secret itself.
 func (s Secret) Reveal() string { return string(s) }
-
-func isReference(s Secret) bool {
-	return strings.HasPrefix(string(s), "file:") || strings.HasPrefix(string(s), "env:")
-}

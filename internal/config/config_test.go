@@ -22,6 +22,7 @@ delivery:
   retry_base: 5s
 smtp:
   addr: relay:587
+  username: shop
   password: file:`+secret+`
   dkim:
     - {domain: example.com, selector: s1, key: "env:DKIM"}
@@ -37,8 +38,8 @@ smtp:
 		c.Delivery.RetryBase != 5*time.Second || c.Delivery.RetryMax != time.Hour || c.Delivery.Doubts["trigger.push"] != "resend" {
 		t.Errorf("%+v", c)
 	}
-	if c.SMTP.Password.Reveal() != "hunter2" || c.SMTP.DKIM[0].Key.Reveal() != "pem" {
-		t.Error("secrets were not resolved")
+	if path, ok := c.SMTP.Password.File(); !ok || path != secret || c.SMTP.DKIM[0].Key.Reveal() != "pem" {
+		t.Errorf("secrets were not resolved: %s", c.SMTP.Password)
 	}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(format, c); strings.Contains(s, "hunter2") || strings.Contains(s, "app@db") {
@@ -61,6 +62,8 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		"bad policy":       {"delivery: {doubts: {trigger.push: guess}}", "", "guess"},
 		"no such provider": {"delivery: {email: [smtp, ses]}", "STORMPOST_SMTP_ADDR=relay:25", "delivery.email[1]"},
 		"named twice":      {"delivery: {email: [smtp, smtp]}", "STORMPOST_SMTP_ADDR=relay:25", "delivery.email[1]"},
+		"no such key":      {"resend: {key: 'credential:nope'}", "", "resend.key"},
+		"region alone":     {"ses: {region: eu-west-1}", "", "ses.key"},
 		"bad channel":      {"webhook: {channel: fax}", "", "webhook.channel"},
 		"no place":         {"resend: {concurrency: 0}", "", "resend.concurrency"},
 		"bad address":      {"smtp: {addr: relay}", "", "smtp.addr"},
@@ -98,7 +101,7 @@ func TestEmailProviders(t *testing.T) {
 	if got := c.Email(); len(got) != 0 {
 		t.Errorf("none is configured, but %v", got)
 	}
-	c.SMTP.Addr, c.SES.Region, c.Resend.Key, c.Postmark.Key, c.SendGrid.Key, c.Webhook.URL = "a:1", "eu-west-1", "k", "k", "k", "https://r.example"
+	c.SMTP.Addr, c.SES.Region, c.SES.Key, c.Resend.Key, c.Postmark.Key, c.SendGrid.Key, c.Webhook.URL = "a:1", "eu-west-1", "a:b", "k", "k", "k", "https://r.example"
 	if got := strings.Join(c.Email(), " "); got != "smtp ses resend postmark sendgrid webhook" {
 		t.Errorf("in order: %s", got)
 	}

@@ -12,9 +12,7 @@ import (
 // SES is Amazon SES; an empty Region means none.
 type SES struct {
 	Region           string        `koanf:"region"`            // of Amazon SES for email, as eu-west-1; empty: none
-	AccessKeyID      string        `koanf:"access_key_id"`     // of the IAM user or role that may ses:SendRawEmail
-	SecretKey        Secret        `koanf:"secret_key"`        // the access key's secret
-	SessionToken     Secret        `koanf:"session_token"`     // beside temporary credentials
+	Key              Live          `koanf:"key"`               // access key of an IAM user or role that may ses:SendRawEmail: ID:SECRET, or ID:SECRET:TOKEN; as `credential:NAME`, too
 	ConfigurationSet string        `koanf:"configuration_set"` // whose events tell of deliveries and bounces; empty: none
 	BaseURL          string        `koanf:"base_url"`          // another base URL than the region's
 	Concurrency      int           `koanf:"concurrency"`       // requests under way at once, of one process
@@ -23,7 +21,7 @@ type SES struct {
 
 // Resend is Resend, or a service with its API; an empty Key means none.
 type Resend struct {
-	Key         Secret        `koanf:"key"`         // API key of Resend for email; empty: none
+	Key         Live          `koanf:"key"`         // API key of Resend for email; empty: none; as `credential:NAME`, too
 	BaseURL     string        `koanf:"base_url"`    // of another service with Resend's API
 	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
 	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
@@ -31,7 +29,7 @@ type Resend struct {
 
 // Postmark is Postmark, or a service with its API; an empty Key means none.
 type Postmark struct {
-	Key         Secret        `koanf:"key"`         // API token of a Postmark server for email; empty: none
+	Key         Live          `koanf:"key"`         // API token of a Postmark server for email; empty: none; as `credential:NAME`, too
 	Stream      string        `koanf:"stream"`      // Postmark's message stream
 	BaseURL     string        `koanf:"base_url"`    // of another service with Postmark's API
 	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
@@ -40,7 +38,7 @@ type Postmark struct {
 
 // SendGrid is SendGrid, or a service with its API; an empty Key means none.
 type SendGrid struct {
-	Key         Secret        `koanf:"key"`         // API key of SendGrid for email; empty: none
+	Key         Live          `koanf:"key"`         // API key of SendGrid for email; empty: none; as `credential:NAME`, too
 	BaseURL     string        `koanf:"base_url"`    // of another service with SendGrid's API, or https://api.eu.sendgrid.com
 	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
 	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
@@ -58,6 +56,10 @@ type Receiver struct {
 	ReplyLimit   time.Duration `koanf:"reply_limit"`   // how long an answer is waited for
 }
 
+// providerNames are those of all kinds of provider; the credentials of their
+// settings have the same names.
+var providerNames = []string{"smtp", "ses", "resend", "postmark", "sendgrid", "fcm", "webhook"}
+
 // providers are all that can be configured for a channel, in the order in which
 // they are preferred when no setting says otherwise.
 func (c *Config) providers(ch message.Channel) (names []string) {
@@ -71,7 +73,7 @@ func (c *Config) providers(ch message.Channel) (names []string) {
 		{"resend", message.ChannelEmail, c.Resend.Key != ""},
 		{"postmark", message.ChannelEmail, c.Postmark.Key != ""},
 		{"sendgrid", message.ChannelEmail, c.SendGrid.Key != ""},
-		{"fcm", message.ChannelPush, c.FCM.ServiceAccount != ""},
+		{"fcm", message.ChannelPush, c.FCM.ServiceAccount != "" || c.FCM.Token != ""},
 		{"apns", message.ChannelPush, c.APNs.Topic != ""},
 		{"webpush", message.ChannelPush, c.WebPush.Subject != ""},
 		{"webhook", c.Webhook.channel(), c.Webhook.URL != ""},
@@ -107,6 +109,9 @@ func (c *Config) ReplyLimit() time.Duration {
 func (c *Config) validateProviders(bad func(key, format string, args ...any)) {
 	if _, err := message.ParseChannel(c.Webhook.Channel); err != nil {
 		bad("webhook.channel", "want email or push, not %q", c.Webhook.Channel)
+	}
+	if (c.SES.Region == "") != (c.SES.Key == "") {
+		bad("ses.key", "want both ses.region and ses.key, or neither")
 	}
 	if c.Webhook.RepeatWindow < 0 {
 		bad("webhook.repeat_window", "is negative")

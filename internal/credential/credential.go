@@ -99,6 +99,12 @@ func (c *Credential) Name() string { return c.cfg.Name }
 // String is the name.
 func (c *Credential) String() string { return c.cfg.Name }
 
+// GoString is the name, so that %#v shows no more.
+func (c *Credential) GoString() string { return c.cfg.Name }
+
+// LogValue is the name.
+func (c *Credential) LogValue() slog.Value { return slog.StringValue(c.cfg.Name) }
+
 // Close ends a request under way and waits for it. Calling it again does
 // nothing more.
 func (c *Credential) Close() {
@@ -152,7 +158,7 @@ func (c *Credential) none(err error) error {
 type Use struct {
 	c     *Credential
 	g     *generation
-	epoch int // g.rejections when it was given out
+	epoch int // g.epoch when it was given out
 }
 
 // Value is the secret. Never log it.
@@ -207,7 +213,7 @@ func (u Use) Accepted() {
 	defer c.mu.Unlock()
 	now := c.cfg.Now()
 	c.lastOK, g.accepted = now, now
-	if c.current == g || u.epoch != g.rejections {
+	if c.current == g || u.epoch != g.epoch {
 		return // as it was, or late news from before a rejection
 	}
 	if !g.rejected.IsZero() {
@@ -218,7 +224,7 @@ func (u Use) Accepted() {
 		return
 	}
 	c.cfg.Logger.Info("credential is used from now on", "credential", c.cfg.Name, "generation", g.number, "label", g.Label, "expires", g.Expires)
-	c.current, c.useless, g.rejections = g, 0, 0
+	c.current, c.useless, g.rejections, g.older = g, 0, 0, false
 	if c.all[0] == g {
 		c.refused = ""
 	}
@@ -235,10 +241,11 @@ func (u Use) Rejected(why string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.rejects++
-	if u.epoch != g.rejections {
+	if u.epoch != g.epoch {
 		return // others said so already
 	}
 	now := c.cfg.Now()
+	g.epoch++
 	g.rejections++
 	g.rejected, g.canary, g.why = now, time.Time{}, clean(why, g.Value.Reveal())
 	g.retryAt = now.Add(jitter(min(rejectMin<<min(g.rejections-1, 10), rejectMax)))
@@ -323,7 +330,7 @@ func (c *Credential) pick(now time.Time) (Use, bool) {
 
 func (c *Credential) use(g *generation, now time.Time) Use {
 	g.shown = now
-	return Use{c, g, g.rejections}
+	return Use{c, g, g.epoch}
 }
 
 // candidate is the newest generation that has not proved itself. c.mu is held.

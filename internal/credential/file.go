@@ -106,7 +106,7 @@ type File struct {
 	Rules FileRules
 	Now   func() time.Time
 
-	last string // what was believed; Fetch's alone
+	last Secret // what was believed; Fetch's alone
 }
 
 var _ Source = (*File)(nil)
@@ -120,7 +120,7 @@ func (f *File) Fetch(ctx context.Context) (Material, error) {
 		if err != nil {
 			return Material{}, err
 		}
-		if f.last == "" || string(b) == f.last {
+		if f.last == "" || Secret(b) == f.last {
 			break
 		}
 		seen := string(b)
@@ -138,8 +138,8 @@ func (f *File) Fetch(ctx context.Context) (Material, error) {
 	if err != nil {
 		return Material{}, err
 	}
-	f.last = string(b)
-	m := readMaterial(f.last)
+	f.last = Secret(b)
+	m := readMaterial(f.last.Reveal())
 	if m.Value == "" {
 		return Material{}, fmt.Errorf("%s holds nothing but line ends", f.Path)
 	}

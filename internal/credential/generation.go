@@ -29,7 +29,8 @@ type generation struct {
 	accepted time.Time // last time
 
 	rejected   time.Time // last time, if not accepted since
-	rejections int
+	rejections int       // in a row
+	epoch      int       // counts the rejections: what was said of an earlier one is old news
 	retryAt    time.Time
 	why        string // the service's words
 }

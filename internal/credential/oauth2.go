@@ -31,7 +31,7 @@ type OAuth2 struct {
 	Now    func() time.Time
 
 	mu       sync.Mutex
-	replaced string // what the server gave instead of generation of
+	replaced Secret // what the server gave instead of generation of
 	of       int
 }
 
@@ -88,7 +88,7 @@ func (o *OAuth2) once(ctx context.Context) (m Material, refused bool, err error)
 	asked := now()
 	value := refresh.Value()
 	if o.replaced != "" && o.of == refresh.Generation() {
-		value = o.replaced
+		value = o.replaced.Reveal()
 	}
 	tok, err := o.ask(ctx, secret.Value(), value)
 	if err != nil {
@@ -110,7 +110,7 @@ func (o *OAuth2) once(ctx context.Context) (m Material, refused bool, err error)
 	secret.Accepted()
 	refresh.Accepted()
 	if tok.RefreshToken != "" && tok.RefreshToken != value {
-		o.replaced, o.of = tok.RefreshToken, refresh.Generation()
+		o.replaced, o.of = Secret(tok.RefreshToken), refresh.Generation()
 	}
 	m, err = newToken(tok.AccessToken, tok.Type(), float64(tok.ExpiresIn), asked)
 	if err == nil && m.Expires.IsZero() {

@@ -132,6 +132,9 @@ func next(m Material, asked time.Time) time.Time {
 // take adds what the source gave, unless it is the newest already. c.mu is held.
 func (c *Credential) take(m Material, now time.Time) {
 	if len(c.all) > 0 && c.all[0].Value == m.Value {
+		if c.all[0].usable(now) && !c.all[0].older {
+			c.refused = "" // what it had meanwhile was no generation at all
+		}
 		return
 	}
 	if c.cfg.Check != nil {
@@ -155,7 +158,7 @@ func (c *Credential) take(m Material, now time.Time) {
 	case !g.Expires.IsZero() && !now.Before(g.Expires):
 		c.refuse(m, "the newest one expired at "+g.Expires.UTC().Format(time.RFC3339))
 	case c.current != nil && c.current.usable(now) && g.before(c.current):
-		g.older = true
+		g.older = true // no candidate, as long as that one works
 		c.refuse(m, "the newest one is older than the one in use")
 	case !g.rejected.IsZero():
 		c.refuse(m, "the newest one was refused by the service: "+g.why)

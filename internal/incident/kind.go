@@ -15,7 +15,8 @@ const (
 	KafkaAway          Kind = "kafka_away"
 	Numbering          Kind = "numbering"
 	InDoubt            Kind = "in_doubt"
-	Provider           Kind = "provider" // subject: the provider's name
+	Provider           Kind = "provider"   // subject: the provider's name
+	Credential         Kind = "credential" // subject: the credential's name
 	NoWorker           Kind = "no_worker"
 	ClusterChanged     Kind = "cluster_changed"
 	JournalNotDraining Kind = "journal_not_draining"
@@ -46,17 +47,19 @@ var kinds = map[Kind]nature{
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 	KafkaAway: {2 * time.Second, 6 * time.Second, Warning, "kafka-away",
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
-	Numbering: {0, 5 * time.Second, Critical, "sp001-a-stream-has-lost-its-counter",
-		`psql "$STORMPOST_DSN" -c 'select id, name from stream s where not exists (select from counter c where c.stream = s.id)'`},
+	Numbering: {0, 5 * time.Second, Critical, "numbering-is-lost",
+		"stormpost preflight"},
 	InDoubt: {2 * time.Second, 5 * time.Second, Warning, "messages-in-doubt",
 		"stormpost messages --state in_doubt"},
 	Provider: {2 * time.Second, 15 * time.Second, Critical, "a-provider-is-down",
 		"stormpost messages --state waiting"},
+	Credential: {2 * time.Second, 10 * time.Second, Warning, "credentials-and-certificates",
+		"stormpost credentials"},
 	NoWorker: {0, 5 * time.Second, Critical, "a-lanes-backlog-grows",
 		"stormpost serve --roles worker"},
 	ClusterChanged: {0, 5 * time.Second, Warning, "kafka-away",
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
-	JournalNotDraining: {3 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
+	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 }
 

@@ -2,6 +2,7 @@ package overhttp
 
 import (
 	"errors"
+	"io"
 	"net/http"
 	"strconv"
 	"strings"
@@ -32,6 +33,19 @@ type Answer struct {
 	// RetryAfter is how long the header of that name asks to wait, at most an
 	// hour; zero if it doesn't.
 	RetryAfter time.Duration
+}
+
+// ReadAnswer reads a response, whose body the caller closes.
+func ReadAnswer(resp *http.Response, now time.Time) Answer {
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	a := Answer{
+		Status: resp.StatusCode, Text: resp.Status, Header: resp.Header, Body: raw, Whole: err == nil && len(raw) <= maxAnswer,
+		RetryAfter: RetryAfter(resp.Header.Get("Retry-After"), now),
+	}
+	if !a.Whole {
+		a.Body = nil
+	}
+	return a
 }
 
 // RetryAfter reads RFC 9110 §10.2.3: seconds or a date. Zero means none.

@@ -3,7 +3,6 @@ package overhttp
 import (
 	"context"
 	"errors"
-	"io"
 	"maps"
 	"net/http"
 	"strings"
@@ -37,14 +36,8 @@ func (p *Place) exchange(ctx context.Context, req Request, since time.Time) (mes
 		return lost(err, b, req.Secrets)
 	}
 	defer resp.Body.Close()
-	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
-	a := Answer{
-		Status: resp.StatusCode, Text: resp.Status, Header: resp.Header, Body: raw, Whole: err == nil && len(raw) <= maxAnswer,
-		RetryAfter: RetryAfter(resp.Header.Get("Retry-After"), p.c.cfg.Now()),
-	}
-	if broken = !a.Whole; broken {
-		a.Body = nil
-	}
+	a := ReadAnswer(resp, p.c.cfg.Now())
+	broken = !a.Whole
 	res, refused := req.Judge(a)
 	if refused {
 		return res, withNewHeader

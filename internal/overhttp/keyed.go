@@ -2,6 +2,7 @@ package overhttp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -23,14 +24,18 @@ const (
 // Keyed is a Place with a credential to show.
 type Keyed struct {
 	*Place
-	cred *credential.Credential
-	use  credential.Use
+	service *Service
+	cred    *credential.Credential
+	use     credential.Use
 }
 
 // KeyedRequest is a Request whose header is made of a credential.
 type KeyedRequest struct {
 	URL  *url.URL
 	Body []byte
+	// Account, if it isn't empty, is whose keys alone may be used (see
+	// Keyed.Account).
+	Account string
 	// Header is for one try with secret.
 	Header func(secret string) (http.Header, error)
 	// Judge says what an answer means for the message and for the credential.
@@ -39,6 +44,8 @@ type KeyedRequest struct {
 	// Hide is the parts of secret that must not be shown; nil: the whole.
 	Hide func(secret string) []string
 }
+
+var errOtherAccount = errors.New("the key is not that of the account which absorbs the repeat")
 
 // Keyed waits for a slot, a place on a connection and a generation of cred.
 func (s *Service) Keyed(ctx context.Context, cred *credential.Credential) (*Keyed, error) {
@@ -49,7 +56,7 @@ func (s *Service) Keyed(ctx context.Context, cred *credential.Credential) (*Keye
 	// It comes last, so that it doesn't age while a slot is waited for.
 	use, err := cred.Use(ctx)
 	if err == nil {
-		return &Keyed{Place: p, cred: cred, use: use}, nil
+		return &Keyed{Place: p, service: s, cred: cred, use: use}, nil
 	}
 	p.Release()
 	if ctx.Err() != nil {
@@ -88,8 +95,15 @@ func (k *Keyed) Hand(ctx context.Context, req KeyedRequest, last func() error) m
 			if err != nil {
 				return nil, err
 			}
+			if req.Account != "" && k.service.Account(use.Value()) != req.Account {
+				return nil, errOtherAccount
+			}
 			k.use = use
 			return req.Header(use.Value())
 		},
 	}, last)
 }
+
+// Account names the account that the key belongs to, by a digest of it and of
+// the service's address. A key that takes another's place has another name.
+func (k *Keyed) Account() string { return k.service.Account(k.use.Value()) }

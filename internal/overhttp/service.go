@@ -2,7 +2,9 @@ package overhttp
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net/url"
@@ -97,6 +99,13 @@ func (s *Service) URL(elem ...string) *url.URL { return Join(s.base, elem...) }
 
 // Now is Options.Now.
 func (s *Service) Now() time.Time { return s.opt.Now() }
+
+// Account is a name for whoever is at Base and known by secret, which may be
+// empty. It doesn't show the secret, which must be a long random one.
+func (s *Service) Account(secret string) string {
+	sum := sha256.Sum256([]byte("stormpost account\x00" + s.base.String() + "\x00" + secret))
+	return hex.EncodeToString(sum[:8])
+}
 
 // Place waits for a slot and a place on a connection.
 func (s *Service) Place(ctx context.Context) (*Place, error) {

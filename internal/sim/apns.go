@@ -116,9 +116,9 @@ func (s *APNSServer) send(w http.ResponseWriter, r *http.Request) {
 	if failed(StepHeaders) {
 		return
 	}
-	token, reason := s.checkRequest(r)
+	token, reason := "", s.authorize(r)
 	if reason == "" {
-		reason = s.authorize(r)
+		token, reason = s.checkRequest(r)
 	}
 	if reason != "" {
 		answerAPNS(w, apnsErrors[reason], reason)
