@@ -146,6 +146,9 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 	if answered != len(calls) {
 		return fmt.Errorf("the ledger answered %d of %d claims", answered, len(calls))
 	}
+	if err := l.addBasis(ctx, calls); err != nil {
+		return err
+	}
 	for _, c := range calls {
 		if c.claim.Verdict != message.Stranger {
 			continue
@@ -165,4 +168,38 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 		}
 	}
 	return nil
+}
+
+// addBasis reads what claimed attempts after the first rest on. The claims are
+// committed already; if this fails, they are asked for again.
+func (l *Ledger) addBasis(ctx context.Context, calls []*claimCall) error {
+	var ns []int64
+	var nos []int16
+	later := make(map[message.Position]*claimCall)
+	for _, c := range calls {
+		if c.claim.Verdict == message.Claimed && c.item.Attempt > 1 {
+			ns, nos = append(ns, int64(c.item.Position)), append(nos, int16(c.item.Attempt))
+			later[c.item.Position] = c
+		}
+	}
+	if len(ns) == 0 {
+		return nil
+	}
+	rows, err := l.pool.Query(ctx, `
+		select a.n, coalesce(d.by, ''), coalesce(extract(epoch from clock_timestamp() - f.at), 0)::float8
+		from unnest($1::bigint[], $2::smallint[]) as a(n, no)
+		left join lateral (select d.by from decision d where d.n = a.n and d.no < a.no order by d.no desc limit 1) d on true
+		left join lateral (select t.at from attempt t where t.n = a.n order by t.no limit 1) f on true`, ns, nos)
+	if err != nil {
+		return err
+	}
+	var n int64
+	var by string
+	var age float64
+	_, err = pgx.ForEachRow(rows, []any{&n, &by, &age}, func() error {
+		c := &later[message.Position(n)].claim
+		c.Basis, c.FirstAge = by, time.Duration(age*float64(time.Second))
+		return nil
+	})
+	return err
 }

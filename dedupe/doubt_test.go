@@ -231,3 +231,34 @@ func TestCursorWaitsForLateCommits(t *testing.T) {
 		t.Fatalf("fed %v", it.ID)
 	}
 }
+
+// Whoever makes an attempt is told whose decision it rests on, also when
+// another attempt came in between, and how old the first one is.
+func TestClaimTellsItsBasis(t *testing.T) {
+	t.Parallel()
+	l, _, it := one(t)
+	const policy = "policy:repeat@resend:0123456789abcdef"
+	claimed := func(attempt int, basis string) {
+		t.Helper()
+		it.Attempt = attempt
+		c, err := l.Claim(t.Context(), it)
+		if err != nil || c.Verdict != message.Claimed || c.Basis != basis || (c.FirstAge > 0) != (attempt > 1) || c.FirstAge > time.Minute {
+			t.Fatalf("attempt %d: %+v, %v; want basis %q", attempt, c, err, basis)
+		}
+	}
+	claimed(1, "")
+	if err := l.Record(t.Context(), message.Report{Position: it.Position, Attempt: 1, Result: message.Result{Outcome: message.Unknown}, Resend: policy}); err != nil {
+		t.Fatal(err)
+	}
+	claimed(2, policy)
+	record(t, l, it, message.Deferred, 0)
+	claimed(3, policy)
+	record(t, l, it, message.Unknown, 0)
+	if v := state(t, l, it, message.StateInDoubt); v.Attempts[0].DecidedBy != policy || v.Attempts[0].Decision != message.DecideResend {
+		t.Errorf("the policy isn't on record: %+v", v.Attempts)
+	}
+	if err := l.Decide(t.Context(), it.ID, message.DecideResend, "ops", "it is not there"); err != nil {
+		t.Fatal(err)
+	}
+	claimed(4, "ops")
+}

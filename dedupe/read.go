@@ -236,6 +236,9 @@ func stateOf(v *message.View, doubted bool) (message.State, string) {
 	case message.Sent:
 		return message.StateSent, ""
 	case message.Rejected:
+		if last.Code == message.RecipientGone {
+			return message.StateFailed, last.Code
+		}
 		return message.StateFailed, firstOf(last.Reply, last.Code)
 	case message.Unknown:
 		return message.StateInDoubt, firstOf(last.Reply, "the provider's answer was lost")

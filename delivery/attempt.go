@@ -35,12 +35,15 @@ const (
 // provider may keep what Send was given and ask again much later.
 type attempt struct {
 	*sender
-	env     message.Envelope
-	begun   Instant       // before the claim was asked for
-	life    time.Duration // of the message, from then on
-	offered time.Duration // when the worker got it, monotonic
-	test    bool          // for the sandbox
-	span    trace.Span
+	env      message.Envelope
+	begun    Instant       // before the claim was asked for
+	life     time.Duration // of the message, from then on
+	offered  time.Duration // when the worker got it, monotonic
+	test     bool          // for the sandbox
+	basis    string        // as in message.Claim
+	firstAge time.Duration // likewise, when begun
+	again    string        // the policy that repeats it, or empty
+	span     trace.Span
 
 	check   atomic.Uint32
 	checked atomic.Int64 // when, monotonic

@@ -16,7 +16,7 @@ import (
 type Config struct {
 	Ledger Ledger
 	// Routes lists each channel's providers in order of preference. The first
-	// one gets the channel's messages; those of a channel without any wait.
+	// one that takes its platform gets a message; messages that none takes wait.
 	Routes map[message.Channel][]Route
 	// Senders is how many attempts a lane may have open: 64 for transactional,
 	// 32 for the others by default.

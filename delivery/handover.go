@@ -9,7 +9,7 @@ import (
 )
 
 func (s *sender) newAttempt(o *offer, c claimed, content *message.Content) *attempt {
-	a := &attempt{sender: s, begun: c.begun, life: c.Life, offered: o.at, test: c.Test}
+	a := &attempt{sender: s, begun: c.begun, life: c.Life, offered: o.at, test: c.Test, basis: c.Basis, firstAge: c.FirstAge}
 	a.env = message.Envelope{
 		Position: o.item.Position, ID: o.item.ID, Attempt: o.item.Attempt,
 		Tenant: c.Tenant, Recipient: c.Recipient, Content: content, ExpiresAt: c.ExpiresAt,
@@ -38,10 +38,21 @@ func (a *attempt) handOver(held lease) {
 		a.settle(provider.Name(), message.Result{Outcome: message.Returned, Code: refusals[verdict]})
 		return
 	}
+	if !a.mayHandOver(provider, slot) {
+		held.release()
+		a.log.Warn("message is in doubt: a repeat of it is not known to be absorbed any more",
+			"lane", a.lane.name, "position", a.env.Position, "policy", a.basis, "provider", provider.Name())
+		a.settle("", message.Result{Outcome: message.Unknown, Code: "repeat_not_absorbed", NoRepeat: true, Reply: "not handed over: " +
+			"an earlier answer was lost, and this is another provider or account, or too late, for the repeat to be absorbed"})
+		return
+	}
 	ctx, span := a.watch.send(a.leash.hold(), a.span, provider.Name())
 	r := a.send(ctx, slot, provider.Name())
 	span.End()
 	a.leash.loose()
+	if a.lane.policy != ResendDoubts {
+		a.again = a.repeat(provider, slot, r, a.retryIn(r))
+	}
 	held.release()
 	if handed := time.Duration(a.checked.Load()); a.verdict == granted {
 		a.lane.meter.handedOver(provider.Name(), handed-a.offered, a.clock().Mono-handed)

@@ -45,7 +45,7 @@ type lane struct {
 	lane    message.Lane
 	name    string
 	senders int
-	gate    *gate // of the channel's provider, shared with the channel's lanes
+	gates   *gates // of the channel's providers, shared with the channel's lanes
 	policy  DoubtPolicy
 	meter   *laneMeter
 
@@ -63,10 +63,10 @@ type lane struct {
 	vain   atomic.Int64  // the feed's items that others had claimed
 }
 
-func newLane(l message.Lane, senders int, g *gate, policy DoubtPolicy) *lane {
+func newLane(l message.Lane, senders int, gates *gates, policy DoubtPolicy) *lane {
 	queue := max(64, senders)
 	return &lane{
-		lane: l, name: l.String(), senders: senders, gate: g, policy: policy,
+		lane: l, name: l.String(), senders: senders, gates: gates, policy: policy,
 		kafka: make(chan offer, queue), great: make(chan struct{}, maxGreat), feed: make(chan offer, queue),
 		fair: make(chan offer, max(8, senders/2)),
 		hand: newHand(), hungry: make(chan struct{}, 1),

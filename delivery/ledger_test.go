@@ -36,7 +36,8 @@ type fakeMessage struct {
 	attempts []*fakeAttempt
 	waiting  int // the attempt that may be made from due on
 	due      time.Time
-	handed   []int // attempts that a provider took over, in order
+	handed   []int  // attempts that a provider took over, in order
+	basis    string // of the last decision to resend
 }
 
 type fakeAttempt struct {
@@ -213,7 +214,10 @@ func (p *fakeProcess) Claim(ctx context.Context, it message.Item) (message.Claim
 	}
 	l.open++
 	l.most = max(l.most, l.open)
-	return message.Claim{Verdict: message.Claimed, Tenant: 1, Recipient: "a@example.net", Test: m.test, ExpiresAt: m.expires, Life: m.expires.Sub(now)}, nil
+	return message.Claim{
+		Verdict: message.Claimed, Tenant: 1, Recipient: "a@example.net", Test: m.test, ExpiresAt: m.expires, Life: m.expires.Sub(now),
+		Basis: m.basis, FirstAge: now.Sub(m.attempts[0].at),
+	}, nil
 }
 
 // end is what Record and Hold have in common: the attempt is open and p's.
@@ -238,6 +242,7 @@ func (p *fakeProcess) Record(ctx context.Context, r message.Report) error {
 	a.report = r
 	if r.Outcome.NotTaken() || r.Outcome == message.Unknown && r.Resend != "" {
 		m.waiting, m.due = r.Attempt+1, time.Now().Add(r.RetryIn)
+		m.basis = cmp.Or(r.Resend, m.basis)
 	}
 	return nil
 }

@@ -76,7 +76,7 @@ func newObserver(w *Worker) (*observer, error) {
 		for v := message.Claimed; v <= message.TooEarly; v++ {
 			l.meter.verdicts[v] = recordOptions(lane, attribute.String("verdict", verdictNames[v]))
 		}
-		for _, name := range []string{"", l.gate.provider.Name(), sandbox{}.Name()} {
+		for _, name := range append(l.gates.names(), "", sandbox{}.Name()) {
 			provider := attribute.String("provider", name)
 			l.meter.providers[name] = recordOptions(lane, provider)
 			var byOutcome [heldOutcome + 1][]metric.AddOption

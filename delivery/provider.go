@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -16,6 +17,7 @@ type Provider interface {
 	// ReplyLimit is how long Send may wait for the answer to the irrevocable
 	// write. Nobody decides a doubt earlier than that.
 	ReplyLimit() time.Duration
+	Capabilities() Capabilities
 	// Reserve waits for a slot in which a hand-over can begin at once: a free
 	// place under the provider's concurrency and, where it has connections, an
 	// authenticated one. No message is touched yet: an error means that the
@@ -24,6 +26,49 @@ type Provider interface {
 	Reserve(ctx context.Context) (Slot, error)
 	// Close ends all connections. No slot may be in use.
 	Close() error
+}
+
+// Capabilities is what a provider's vendor promises, by its documentation. The
+// zero value promises nothing.
+type Capabilities struct {
+	// Repeats is what becomes of the same message handed over again.
+	Repeats Repeats
+	// RepeatWindow is for how long after the first hand-over a repeat is
+	// absorbed or replaces; 0 with Repeats other than RepeatsDoubled means
+	// without a documented end.
+	RepeatWindow time.Duration
+	// LookUp says that the vendor can be asked, by something that we chose,
+	// whether it took a message.
+	LookUp bool
+	// MaxBytes is the largest request that the vendor takes, in bytes as it
+	// counts them; 0 if it documents none.
+	MaxBytes int
+}
+
+// Repeats is what becomes of a message that is handed over twice.
+type Repeats uint8
+
+// The kinds of Repeats.
+const (
+	// RepeatsDoubled: it is delivered twice, as far as anybody knows.
+	RepeatsDoubled Repeats = iota
+	// RepeatsAbsorbed: the same bytes, at the same account, are taken once.
+	RepeatsAbsorbed
+	// RepeatsReplaced: the second replaces the first where that isn't seen yet;
+	// who has seen it may see it again.
+	RepeatsReplaced
+)
+
+// ErrUnreachable is in an Authenticator's error when the service did not answer
+// at all.
+var ErrUnreachable = errors.New("can't be reached")
+
+// Authenticator is a Provider that can show its credential without handing
+// anything over.
+type Authenticator interface {
+	// Authenticate succeeds when the service lets us in now, with the credential
+	// that a message would be handed over with.
+	Authenticate(ctx context.Context) error
 }
 
 // Slot is the right to hand over one message, once.

@@ -17,6 +17,8 @@ type fakeProvider struct {
 	channel message.Channel
 	send    func(ctx context.Context, env *message.Envelope, last func() error) message.Result
 	reserve func(ctx context.Context) error
+	window  time.Duration          // in which repeats are absorbed
+	account atomic.Pointer[string] // of the slots
 
 	reserved, held, sent atomic.Int64
 }
@@ -24,7 +26,13 @@ type fakeProvider struct {
 func (p *fakeProvider) Name() string              { return "fake" }
 func (p *fakeProvider) Channel() message.Channel  { return p.channel }
 func (p *fakeProvider) ReplyLimit() time.Duration { return 10 * time.Minute }
-func (p *fakeProvider) Close() error              { return nil }
+func (p *fakeProvider) Capabilities() Capabilities {
+	if p.window == 0 {
+		return Capabilities{}
+	}
+	return Capabilities{Repeats: RepeatsAbsorbed, RepeatWindow: p.window}
+}
+func (p *fakeProvider) Close() error { return nil }
 
 func (p *fakeProvider) Reserve(ctx context.Context) (Slot, error) {
 	p.reserved.Add(1)
@@ -47,6 +55,13 @@ func (s *fakeSlot) Send(ctx context.Context, env *message.Envelope, last func() 
 		return s.p.send(ctx, env, last)
 	}
 	return s.p.take(env, last)
+}
+
+func (s *fakeSlot) Account() string {
+	if a := s.p.account.Load(); a != nil {
+		return *a
+	}
+	return "account"
 }
 
 func (s *fakeSlot) Release() {

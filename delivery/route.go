@@ -11,6 +11,8 @@ import (
 // Route is one provider that a channel's messages may go to.
 type Route struct {
 	Provider Provider
+	// Platforms are the push platforms that the provider takes; empty: all.
+	Platforms []string
 	// Slots is how many hand-overs the provider takes at once: its connections,
 	// its concurrency. The classes of the channel share them, so that neither a
 	// campaign nor a provider that hangs can take them all: a quarter is kept
@@ -31,6 +33,7 @@ var _ Provider = sandbox{}
 func (sandbox) Name() string                            { return "sandbox" }
 func (s sandbox) Channel() message.Channel              { return s.channel }
 func (sandbox) ReplyLimit() time.Duration               { return 0 }
+func (sandbox) Capabilities() Capabilities              { return Capabilities{} }
 func (s sandbox) Reserve(context.Context) (Slot, error) { return s, nil }
 func (sandbox) Close() error                            { return nil }
 func (sandbox) Release()                                {}
@@ -51,5 +54,6 @@ type nowhere struct{ channel message.Channel }
 func (nowhere) Name() string                          { return "none" }
 func (n nowhere) Channel() message.Channel            { return n.channel }
 func (nowhere) ReplyLimit() time.Duration             { return 0 }
+func (nowhere) Capabilities() Capabilities            { return Capabilities{} }
 func (nowhere) Reserve(context.Context) (Slot, error) { return nil, errNoProvider }
 func (nowhere) Close() error                          { return nil }

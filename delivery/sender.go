@@ -22,7 +22,7 @@ type sender struct {
 
 func newSender(w *Worker, l *lane, turn int) *sender {
 	s := &sender{Worker: w, lane: l, turn: turn}
-	s.leash = leash{parent: w.hard, limit: w.cfg.ClaimValid + l.gate.provider.ReplyLimit() + leashSlack, log: l.gate.log}
+	s.leash = leash{parent: w.hard, limit: w.cfg.ClaimValid + l.gates.replyLimit() + leashSlack, log: w.log.With("lane", l.name)}
 	return s
 }
 
@@ -78,17 +78,18 @@ type claimed struct {
 // attempt is ours, nothing is left to do for the item.
 func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) {
 	var pauses *backoff.ExponentialBackOff
+	gate := s.lane.gates.of(content)
 	for {
 		if content != nil {
 			var err error
-			c.lease, err = s.lane.gate.reserve(s.soft, s.lane.lane.Class, content.Options().ExpiresAt)
+			c.lease, err = gate.reserve(s.soft, s.lane.lane.Class, content.Options().ExpiresAt)
 			if err != nil && !errors.Is(err, errPastLife) {
 				s.lane.giveBack(o)
 				return claimed{}, false
 			}
 		}
 		s.lane.hand.ask(o.key())
-		o.item.Provider = s.lane.gate.provider.Name()
+		o.item.Provider = gate.provider.Name()
 		c.begun = s.clock()
 		answer, err := s.cfg.Ledger.Claim(s.soft, o.item)
 		if err == nil && answer.Verdict != message.HeldBack {

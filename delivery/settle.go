@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"math/rand/v2"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -38,7 +39,7 @@ func (a *attempt) settle(provider string, r message.Result) {
 		}
 	}
 	a.lane.meter.ended(provider, r)
-	if g := a.lane.gate; !r.Poison && provider == g.provider.Name() {
+	if g := a.lane.gates.named(provider); g != nil && !r.Poison {
 		g.learn(r.Outcome)
 	}
 	a.watch.ended(a.span, provider, r)
@@ -60,16 +61,25 @@ func (a *attempt) report(provider string, r message.Result) message.Report {
 			return report // at once
 		}
 	case message.Unknown:
-		if a.lane.policy != ResendDoubts {
+		report.Resend = a.again
+		if a.lane.policy == ResendDoubts {
+			report.Resend = "policy:" + a.lane.name
+		}
+		if report.Resend == "" {
 			return report
 		}
-		report.Resend = "policy:" + a.lane.name
 	default:
 		return report
 	}
-	left := a.life - a.clock().Since(a.begun)
-	report.RetryIn = a.cfg.Retry.retryIn(a.env.Attempt, r, left, rand.Float64())
+	report.RetryIn = a.retryIn(r)
 	return report
+}
+
+// retryIn is the wait before the next attempt. Asked again, it may say another
+// one of the same bound.
+func (a *attempt) retryIn(r message.Result) time.Duration {
+	left := a.life - a.clock().Since(a.begun)
+	return a.cfg.Retry.retryIn(a.env.Attempt, r, left, rand.Float64())
 }
 
 // plain is one line of at most most bytes that the ledger can keep: valid UTF-8

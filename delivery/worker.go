@@ -50,19 +50,15 @@ func New(cfg Config) (*Worker, error) {
 	w.final, w.endFinal = context.WithCancel(context.Background())
 	var reply time.Duration
 	for channel := message.ChannelEmail; channel <= message.ChannelPush; channel++ {
-		route := Route{Provider: nowhere{channel}}
-		if routes := cfg.Routes[channel]; len(routes) > 0 {
-			route = routes[0]
+		gates, err := newGates(channel, cfg.Routes[channel], w.log)
+		if err != nil {
+			return nil, err
 		}
-		if route.Provider.Channel() != channel || route.Slots < 0 {
-			return nil, fmt.Errorf("delivery: provider %s can't serve %s with %d slots", route.Provider.Name(), channel, route.Slots)
-		}
-		reply = max(reply, route.Provider.ReplyLimit())
-		g := newGate(route, w.log)
-		w.gates = append(w.gates, g)
+		reply = max(reply, gates.replyLimit())
+		w.gates = append(w.gates, gates.all...)
 		for class := message.Transactional; class <= message.Campaign; class++ {
 			l := message.Lane{Class: class, Channel: channel}
-			w.lanes[class][channel] = newLane(l, cfg.sendersOf(l), g, cfg.Doubts[l])
+			w.lanes[class][channel] = newLane(l, cfg.sendersOf(l), gates, cfg.Doubts[l])
 		}
 	}
 	for l, policy := range cfg.Doubts {

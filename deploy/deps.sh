@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # deps.sh [race]: see to what the tests need beside Go: PostgreSQL's server
-# programs, Java 17 and Apache Kafka's jars, fetched by Maven, and Alertmanager;
-# for `race` a C compiler, too. As root on Debian it installs what is missing,
+# programs, Java 17 and Apache Kafka's jars, fetched by Maven, Alertmanager, and
+# Python's http-ece, in a virtual environment of its own, which decrypts what Web
+# Push sends; for `race` a C compiler, too. As root on Debian it installs what is missing,
 # elsewhere it says what to install. With nothing missing it is done at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -29,12 +30,24 @@ have_java() {
 	((${version:-0} >= 17))
 }
 
+# Where the tests look for what was fetched: devstack.DefaultCache.
+case $(uname) in
+Darwin) cache=${STORMPOST_CACHE:-$HOME/Library/Caches/stormpost} ;;
+*) cache=${STORMPOST_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/stormpost} ;;
+esac
+ece=$cache/http-ece
+
+have_ece() { "$ece/bin/python3" -c 'import http_ece, cryptography' 2>/dev/null; }
+
+have_venv() { have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null; }
+
 # The packages that lack, by Debian's names.
 missing() {
 	have_postgres || echo postgresql
 	have_java || echo default-jre-headless
 	bin/teststack -fetched || have mvn || echo maven
 	have prometheus-alertmanager || have alertmanager || echo prometheus-alertmanager
+	have_ece || have_venv || echo python3-venv
 	if [[ ${1:-} == race ]]; then
 		have gcc || have clang || echo gcc libc6-dev
 	fi
@@ -79,9 +92,14 @@ if [[ -n $lacking ]]; then
 	{
 		echo "deps: missing: $lacking (PostgreSQL must be 15 or newer, Java 17 or newer)."
 		echo "deps: on Debian or Ubuntu: sudo apt-get install $lacking"
-		echo "deps: on Fedora: sudo dnf install postgresql-server java-21-openjdk-headless maven gcc; alertmanager by hand"
-		echo "deps: on macOS: brew install postgresql@17 openjdk maven alertmanager"
+		echo "deps: on Fedora: sudo dnf install postgresql-server java-21-openjdk-headless maven gcc python3; alertmanager by hand"
+		echo "deps: on macOS: brew install postgresql@17 openjdk maven alertmanager python"
 	} >&2
 	exit 1
 fi
 bin/teststack -fetch
+if ! have_ece; then
+	echo "deps: installing http-ece into $ece" >&2
+	python3 -m venv --clear "$ece"
+	"$ece/bin/python3" -m pip install --quiet --disable-pip-version-check http-ece==1.2.1
+fi

@@ -29,6 +29,10 @@ type Config struct {
 	// PushCheck is a provider's own judgement, such as of a payload's size.
 	// What it answers is shown to whoever asked. Nil checks nothing.
 	PushCheck func(*message.Push) error
+	// EmailCheck is the same for an email.
+	EmailCheck func(*message.Email) error
+	// Suppressions are whom nothing is taken for. Nil: nobody.
+	Suppressions *Suppressions
 	// Finder answers for submissions that were made before. Nil leaves their
 	// states as they were when they were new.
 	Finder Finder

@@ -81,6 +81,9 @@ func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
 	}
 	sub.Trace = r.Trace
 	sub.Test = r.Principal.Test
+	if stale == nil {
+		stale = s.cfg.Suppressions.problems(r)
+	}
 	if stale != nil {
 		return s.repeatOr(ctx, r, sub, stale)
 	}
@@ -134,9 +137,9 @@ func (s *Service) recall(ctx context.Context, sub *message.Submission, a *Accept
 	}
 }
 
-// repeatOr answers a request that is refused with no only for when it came. If it
-// was kept before, its sender deserves to hear that: an application that retries
-// after an outage would else take a sent message for a refused one.
+// repeatOr answers a request that is refused with no only for when it came, or
+// since its recipient is gone by now. If it was kept before, its sender deserves to
+// hear that: an application that retries after an outage would else take a sent message for a refused one.
 func (s *Service) repeatOr(ctx context.Context, r Request, sub *message.Submission, no error) (*Accepted, error) {
 	if r.Key == "" {
 		return nil, no

@@ -212,11 +212,26 @@ func TestPushCheck(t *testing.T) {
 	}
 }
 
+func TestEmailCheck(t *testing.T) {
+	for _, c := range []struct {
+		err   error
+		field string
+	}{{nil, ""}, {errors.New("is too large"), "text"}, {message.FieldErrors{{Field: "attachments", Problem: "is too large"}}, "attachments"}} {
+		l := &ledger{}
+		s := l.service(func(cfg *Config) { cfg.EmailCheck = func(*message.Email) error { return c.err } })
+		got := s.Validate(Request{Principal: owner, Content: email()})
+		if c.err == nil && len(got) != 0 || c.err != nil && (len(got) != 1 || got[0] != (message.FieldError{Field: c.field, Problem: "is too large"})) {
+			t.Errorf("%v: %v", c.err, got)
+		}
+	}
+}
+
 func TestPlatforms(t *testing.T) {
 	l := &ledger{}
 	s := l.service(func(c *Config) { c.Platforms = []string{"webpush", "apns"} })
 	key := strings.Repeat("A", 22)
-	web := message.Target{Endpoint: "https://push.example.net/x", Keys: map[string]string{"auth": key, "p256dh": strings.Repeat("A", 87)}}
+	web := message.Target{Endpoint: "https://push.example.net/x", Keys: map[string]string{"auth": key, "p256dh": "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4"}}
+	point := message.Target{Endpoint: web.Endpoint, Keys: map[string]string{"auth": key, "p256dh": "B" + strings.Repeat("A", 86)}}
 	bad := message.Target{Endpoint: "http://push.example.net/x", Keys: map[string]string{"auth": "x", "more": "y"}}
 	for _, c := range []struct {
 		platform string
@@ -225,6 +240,7 @@ func TestPlatforms(t *testing.T) {
 	}{
 		{"webpush", web, nil},
 		{"webpush", bad, []string{"to.endpoint", "to.keys.auth", "to.keys.more", "to.keys.p256dh"}},
+		{"webpush", point, []string{"to.keys.p256dh"}},
 		{"webpush", message.Target{Token: "t"}, []string{"to"}},
 		{"apns", message.Target{Token: "t"}, nil},
 		{"apns", message.Target{Topic: "t"}, []string{"to.topic"}},

@@ -44,6 +44,9 @@ func (s *Service) validate(r Request, now time.Time) (wrong, stale message.Field
 	}
 	if r.Content.Email != nil {
 		validateEmail(&p, r.Content.Email, r.Principal.Domains)
+		if len(p.list) == 0 && s.cfg.EmailCheck != nil {
+			addChecked(&p, s.cfg.EmailCheck(r.Content.Email), "text")
+		}
 	} else {
 		s.validatePush(&p, r.Content.Push)
 	}

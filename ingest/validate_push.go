@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"crypto/ecdh"
 	"encoding/base64"
 	"errors"
 	"maps"
@@ -37,17 +38,16 @@ func (s *Service) validatePush(p *problems, push *message.Push) {
 	validateData(p, push.Data)
 	validateText(p, "collapse_key", push.CollapseKey, maxCollapseKey)
 	if len(p.list) == 0 && s.cfg.PushCheck != nil {
-		if err := s.cfg.PushCheck(push); err != nil {
-			addChecked(p, err)
-		}
+		addChecked(p, s.cfg.PushCheck(push), "data")
 	}
 }
 
-// addChecked takes over a provider's judgement, with its fields if it names any.
-func addChecked(p *problems, err error) {
+// addChecked takes over a provider's judgement, with its fields if it names any,
+// else of field.
+func addChecked(p *problems, err error, field string) {
 	var fields message.FieldErrors
-	if !errors.As(err, &fields) {
-		fields = message.FieldErrors{{Field: "data", Problem: err.Error()}}
+	if err != nil && !errors.As(err, &fields) {
+		fields = message.FieldErrors{{Field: field, Problem: err.Error()}}
 	}
 	for _, f := range fields {
 		p.add(f.Field, "%s", f.Problem)
@@ -106,6 +106,10 @@ func validateSubscription(p *problems, to message.Target) {
 		b, err := base64.RawURLEncoding.DecodeString(strings.TrimRight(to.Keys[k.name], "="))
 		if err != nil || len(b) != k.length {
 			p.add("to.keys."+k.name, "want %d bytes in base64url", k.length)
+		} else if k.name == "p256dh" {
+			if _, err := ecdh.P256().NewPublicKey(b); err != nil {
+				p.add("to.keys.p256dh", "is no point of the curve P-256")
+			}
 		}
 	}
 	for _, name := range sortedKeys(to.Keys) {

@@ -4,11 +4,10 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
-	"unicode"
 
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 // FCM's error codes that decide an outcome:
@@ -20,13 +19,9 @@ const (
 	codeUnregistered     = "UNREGISTERED"
 )
 
-const (
-	// quotaPause is what Google asks for after a 429 without Retry-After:
-	// https://firebase.google.com/docs/cloud-messaging/scale-fcm
-	quotaPause    = time.Minute
-	maxRetryAfter = time.Hour
-	maxLine       = 500
-)
+// quotaPause is what Google asks for after a 429 without Retry-After:
+// https://firebase.google.com/docs/cloud-messaging/scale-fcm
+const quotaPause = time.Minute
 
 // answer is what FCM said, as far as it can be read.
 type answer struct {
@@ -38,8 +33,8 @@ type answer struct {
 }
 
 // readAnswer reads a response. A body that is not whole says nothing.
-func readAnswer(resp *http.Response, raw []byte, whole bool, now time.Time) answer {
-	a := answer{status: resp.StatusCode, text: resp.Status, retryAfter: retryAfter(resp.Header.Get("Retry-After"), now)}
+func readAnswer(got overhttp.Answer) answer {
+	a := answer{status: got.Status, text: got.Text, retryAfter: got.RetryAfter}
 	var b struct {
 		Name  string `json:"name"`
 		Error struct {
@@ -50,7 +45,7 @@ func readAnswer(resp *http.Response, raw []byte, whole bool, now time.Time) answ
 			} `json:"details"`
 		} `json:"error"`
 	}
-	if !whole || json.Unmarshal(raw, &b) != nil {
+	if !got.Whole || json.Unmarshal(got.Body, &b) != nil {
 		return a
 	}
 	a.name, a.code = b.Name, b.Error.Status
@@ -68,13 +63,16 @@ func readAnswer(resp *http.Response, raw []byte, whole bool, now time.Time) answ
 // result is what the answer means for the message.
 func (a answer) result(token string) message.Result {
 	res := message.Result{
-		Outcome: a.outcome(), Code: line(a.code, token), Reply: line(a.text, token), RetryAfter: a.retryAfter,
+		Outcome: a.outcome(), Code: overhttp.Line(a.code, token), Reply: overhttp.Line(a.text, token), RetryAfter: a.retryAfter,
 	}
 	if res.Code == "" {
 		res.Code = strconv.Itoa(a.status)
 	}
+	if a.status == http.StatusNotFound && res.Outcome == message.Rejected {
+		res.Code = message.RecipientGone
+	}
 	if res.Outcome == message.Sent {
-		res.Reference = line(a.name, token)
+		res.Reference = overhttp.Line(a.name, token)
 	}
 	if a.status == http.StatusTooManyRequests && res.RetryAfter == 0 {
 		res.RetryAfter = quotaPause
@@ -113,30 +111,9 @@ func (a answer) outcome() message.Outcome {
 	return message.Unknown
 }
 
-// retryAfter reads RFC 9110 §10.2.3: seconds or a date. Zero means none.
-func retryAfter(value string, now time.Time) time.Duration {
-	if s, err := strconv.ParseInt(strings.TrimSpace(value), 10, 64); err == nil {
-		return time.Duration(min(max(s, 0), int64(maxRetryAfter/time.Second))) * time.Second
-	}
-	if at, err := http.ParseTime(value); err == nil {
-		return min(max(at.Sub(now), 0), maxRetryAfter)
-	}
-	return 0
-}
-
-// line makes one printable line of at most maxLine bytes, without the token.
-func line(s, token string) string {
-	if token != "" {
-		s = strings.ReplaceAll(s, token, "[token]")
-	}
-	s = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return ' '
-	}, s)
-	if len(s) > maxLine {
-		s = strings.ToValidUTF8(s[:maxLine], "")
-	}
-	return strings.TrimSpace(s)
+// vouches says whether the answer is one of those that FCM gives only to whom it
+// has let in.
+func (a answer) vouches() bool {
+	return a.status == http.StatusOK || a.status == http.StatusBadRequest && a.code == codeInvalidArgument ||
+		a.status == http.StatusNotFound && a.code == codeUnregistered || a.code == codeSenderIDMismatch
 }

@@ -2,16 +2,13 @@ package fcm
 
 import (
 	"crypto/x509"
-	"errors"
 	"log/slog"
-	"net"
-	"net/netip"
 	"net/url"
-	"strings"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 const (
@@ -25,17 +22,20 @@ const (
 	minReplyLimit     = 10 * time.Millisecond
 )
 
-// Config says which project's FCM to use and how. Only Name and ServiceAccount
+// Scope is what access tokens are to be asked for:
+// https://developers.google.com/identity/protocols/oauth2/scopes#fcm
+const Scope = "https://www.googleapis.com/auth/firebase.messaging"
+
+// Config says which project's FCM to use and how. Only Name, Project and Token
 // are required.
 type Config struct {
-	Name           string
-	ServiceAccount []byte // the JSON key file's content
+	Name    string
+	Project string                 // the Firebase project's id
+	Token   *credential.Credential // its values are access tokens for Scope
 
-	// BaseURL and TokenURL replace FCM's address and the key file's token_uri.
-	// Plain http is for loopback addresses alone, and is HTTP/1.1; https is
-	// HTTP/2 where the server has it.
-	BaseURL  string
-	TokenURL string
+	// BaseURL replaces FCM's address. Plain http is for loopback addresses alone,
+	// and is HTTP/1.1; https is HTTP/2 where the server has it.
+	BaseURL string
 
 	Concurrency int // hand-overs at a time; default 100
 	// ReplyLimit is the time allowed for the answer, counted from last and over
@@ -50,8 +50,7 @@ type Config struct {
 // settings is a Config that was checked.
 type settings struct {
 	Config
-	account *credential.ServiceAccount
-	send    *url.URL // of messages:send
+	send *url.URL // of messages:send
 }
 
 // check fails with message.FieldErrors. None of them shows a key.
@@ -67,26 +66,15 @@ func (c Config) check() (settings, error) {
 	if s.BaseURL == "" {
 		s.BaseURL = defaultBaseURL
 	}
-	base, problem := checkURL(s.BaseURL)
+	base, problem := overhttp.CheckURL(s.BaseURL)
 	if problem != "" {
 		add("base_url", problem)
 	}
-	account, err := credential.ParseServiceAccount(c.ServiceAccount)
-	var fields message.FieldErrors
-	switch {
-	case errors.As(err, &fields):
-		errs = append(errs, fields...)
-	case err != nil:
-		add("service_account", err.Error())
+	if s.Project == "" {
+		add("project", "is required")
 	}
-	tokenField := "token_url"
-	if s.TokenURL == "" && account != nil {
-		tokenField, s.TokenURL = "service_account.token_uri", account.TokenURI
-	}
-	if s.TokenURL != "" {
-		if _, problem := checkURL(s.TokenURL); problem != "" {
-			add(tokenField, problem)
-		}
+	if s.Token == nil {
+		add("token", "is required")
 	}
 	if s.Concurrency == 0 {
 		s.Concurrency = defaultConcurrency
@@ -109,50 +97,6 @@ func (c Config) check() (settings, error) {
 	if s.Logger == nil {
 		s.Logger = slog.New(slog.DiscardHandler)
 	}
-	s.account = account
-	if base.Path == "" {
-		base.Path = "/" // or JoinPath makes a relative one
-	}
-	s.send = base.JoinPath("v1", "projects", url.PathEscape(account.ProjectID), "messages:send")
+	s.send = overhttp.Join(base, "v1", "projects", url.PathEscape(s.Project), "messages:send")
 	return s, nil
-}
-
-// checkURL allows https anywhere and http to loopback addresses. It says what
-// is wrong without repeating the URL, which may hold a password.
-func checkURL(text string) (*url.URL, string) {
-	u, err := url.Parse(text)
-	switch {
-	case err != nil || u.Hostname() == "" || u.Opaque != "":
-		return nil, "is not an http or https URL"
-	case u.User != nil || u.RawQuery != "" || u.Fragment != "":
-		return nil, "has a user, query or fragment"
-	case u.Scheme == "https":
-		return u, ""
-	case u.Scheme != "http":
-		return nil, "is not an http or https URL"
-	case !isLoopback(u.Hostname()):
-		return nil, "is plain http to another host, which would show the access token to anyone on the way"
-	}
-	return u, ""
-}
-
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().IsLoopback()
-}
-
-// hostPort is where to connect for u.
-func hostPort(u *url.URL) string {
-	port := u.Port()
-	switch {
-	case port != "":
-	case u.Scheme == "https":
-		port = "443"
-	default:
-		port = "80"
-	}
-	return net.JoinHostPort(u.Hostname(), port)
 }

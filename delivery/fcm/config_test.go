@@ -7,29 +7,35 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
 func TestDefaults(t *testing.T) {
-	p := newProvider(t, Config{Name: "main", ServiceAccount: keyFile("https://oauth2.googleapis.com/token")}, nil)
+	p := newProvider(t, Config{Name: "main", Project: "p1", Token: token(t)}, nil)
 	if got := p.cfg.send.String(); got != "https://fcm.googleapis.com/v1/projects/p1/messages:send" {
 		t.Errorf("sends to %s", got)
 	}
-	if p.Name() != "main" || p.Channel() != message.ChannelPush || p.ReplyLimit() != time.Minute || cap(p.slots) != 100 {
-		t.Errorf("%s %v %v %d", p.Name(), p.Channel(), p.ReplyLimit(), cap(p.slots))
+	if p.Name() != "main" || p.Channel() != message.ChannelPush || p.ReplyLimit() != time.Minute || p.cfg.Concurrency != 100 {
+		t.Errorf("%s %v %v %d", p.Name(), p.Channel(), p.ReplyLimit(), p.cfg.Concurrency)
 	}
 }
 
+func token(t *testing.T) *credential.Credential {
+	c := credential.New(credential.Config{Name: "main", Source: credential.Fixed("test", "CANARY")})
+	t.Cleanup(c.Close)
+	return c
+}
+
 func TestConfigRefused(t *testing.T) {
-	const google = "https://oauth2.googleapis.com/token"
 	tests := map[string]struct {
 		change func(*Config)
 		field  string // empty: accepted
 	}{
 		"good":                {func(*Config) {}, ""},
 		"no name":             {func(c *Config) { c.Name = "" }, "name"},
-		"no account":          {func(c *Config) { c.ServiceAccount = nil }, "service_account"},
-		"no JSON":             {func(c *Config) { c.ServiceAccount = []byte("CANARY") }, "service_account"},
+		"no project":          {func(c *Config) { c.Project = "" }, "project"},
+		"no token":            {func(c *Config) { c.Token = nil }, "token"},
 		"plain to a host":     {func(c *Config) { c.BaseURL = "http://fcm.googleapis.com" }, "base_url"},
 		"plain to loopback":   {func(c *Config) { c.BaseURL = "http://127.0.0.1:1/base/" }, ""},
 		"plain to localhost":  {func(c *Config) { c.BaseURL = "http://localhost:1" }, ""},
@@ -40,9 +46,6 @@ func TestConfigRefused(t *testing.T) {
 		"no URL":              {func(c *Config) { c.BaseURL = "fcm.googleapis.com" }, "base_url"},
 		"another scheme":      {func(c *Config) { c.BaseURL = "ftp://127.0.0.1" }, "base_url"},
 		"not even that":       {func(c *Config) { c.BaseURL = "https://[CANARY" }, "base_url"},
-		"plain token URL":     {func(c *Config) { c.TokenURL = "http://tokens.example/CANARY" }, "token_url"},
-		"plain token_uri":     {func(c *Config) { c.ServiceAccount = keyFile("http://tokens.example/") }, "service_account.token_uri"},
-		"token_uri replaced":  {func(c *Config) { c.ServiceAccount = keyFile("http://tokens.example/"); c.TokenURL = google }, ""},
 		"concurrency":         {func(c *Config) { c.Concurrency = -1 }, "concurrency"},
 		"too much of it":      {func(c *Config) { c.Concurrency = maxConcurrency + 1 }, "concurrency"},
 		"reply limit":         {func(c *Config) { c.ReplyLimit = -time.Second }, "reply_limit"},
@@ -50,7 +53,7 @@ func TestConfigRefused(t *testing.T) {
 	}
 	for name, tc := range tests {
 		t.Run(name, func(t *testing.T) {
-			cfg := Config{Name: "main", ServiceAccount: keyFile(google)}
+			cfg := Config{Name: "main", Project: "p1", Token: token(t)}
 			tc.change(&cfg)
 			p, err := New(cfg)
 			if err == nil {

@@ -22,7 +22,7 @@ func TestConformance(t *testing.T) {
 				s.reply = s.misbehave
 				s.token = s.misbehaveToken
 				s.start(t, secure)
-				return s.provider(t, func(c *Config) { c.Concurrency = concurrency }), s
+				return alone{s.provider(t, func(c *Config) { c.Concurrency = concurrency })}, s
 			},
 			Envelope: func(n int) *message.Envelope {
 				env := envelope()

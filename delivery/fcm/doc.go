@@ -9,13 +9,14 @@
 //	last fails                     Returned
 //	no byte of the body had left   Deferred, or Returned when ctx ended
 //	REFUSED_STREAM                 Deferred: not processed (RFC 9113 §8.7)
+//	GOAWAY below the stream        once more, then Deferred: not processed (RFC 9113 §6.8)
 //	200 with a name                Sent
 //	400 INVALID_ARGUMENT           Rejected
-//	401                            new token and once more, then Deferred
+//	401                            new token and once more, then Returned
 //	401 THIRD_PARTY_AUTH_ERROR     Deferred: the project's APNs or Web Push key
 //	403 SENDER_ID_MISMATCH         Rejected
 //	403                            Deferred: our permissions, not the message
-//	404 UNREGISTERED               Rejected
+//	404 UNREGISTERED               Rejected, recipient_gone
 //	404                            Deferred: a wrong address, not the message
 //	413                            Rejected
 //	429                            Deferred, with Retry-After (default a minute)
@@ -24,19 +25,7 @@
 //
 // The codes are those of https://firebase.google.com/docs/reference/fcm/rest/v1/ErrorCode.
 //
-// # One request, once
-//
-// [net/http.Transport] repeats some requests on a new connection, and may dial
-// between its caller and the wire. A [net/http.ClientConn] does neither: it is
-// one connection, here with a place reserved on it in Reserve. So last is
-// called right before RoundTrip, when there is nothing left to wait for. Should
-// the connection stall all the same, the body is not given out any more once
-// 10 s have passed since last.
-//
-// The body is also the evidence: while nobody has read from it, nothing of the
-// message can have left, whatever became of the headers. It is then sealed and
-// the message tried on another connection, once. From the first read on,
-// the outcome hangs on the answer.
+// How one request is made once, and what proves it, is package overhttp's.
 //
 // # A repeat that an app can drop
 //

@@ -55,7 +55,7 @@ func TestAnswers(t *testing.T) {
 		{200, `{"name":""}`, message.Unknown, "200"},
 		{200, `{"name":"projects/p1/messages/7"`, message.Unknown, "200"},
 		{200, `<html>Sign in to the network</html>`, message.Unknown, "200"},
-		{200, `{"name":"` + strings.Repeat("x", maxAnswer) + `"}`, message.Unknown, "200"},
+		{200, `{"name":"` + strings.Repeat("x", 64<<10) + `"}`, message.Unknown, "200"},
 		{201, `{"name":"projects/p1/messages/7"}`, message.Unknown, "201"},
 		{204, ``, message.Unknown, "204"},
 		{302, ``, message.Unknown, "302"},
@@ -68,7 +68,7 @@ func TestAnswers(t *testing.T) {
 		{403, `{"error":{"status":"PERMISSION_DENIED"` + details + `SENDER_ID_MISMATCH"}]}}`, message.Rejected, "SENDER_ID_MISMATCH"},
 		{403, `{"error":{"status":"PERMISSION_DENIED"}}`, message.Deferred, "PERMISSION_DENIED"},
 		{403, ``, message.Deferred, "403"},
-		{404, `{"error":{"status":"NOT_FOUND"` + details + `UNREGISTERED"}]}}`, message.Rejected, "UNREGISTERED"},
+		{404, `{"error":{"status":"NOT_FOUND"` + details + `UNREGISTERED"}]}}`, message.Rejected, "recipient_gone"},
 		{404, `{"error":{"status":"NOT_FOUND"}}`, message.Deferred, "NOT_FOUND"},
 		{404, `<html>`, message.Deferred, "404"},
 		{408, ``, message.Unknown, "408"},
@@ -104,16 +104,6 @@ func TestAnswers(t *testing.T) {
 }
 
 func TestRetryAfter(t *testing.T) {
-	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
-	for value, want := range map[string]time.Duration{
-		"": 0, "30": 30 * time.Second, " 7 ": 7 * time.Second, "-5": 0, "99999999": time.Hour, "9999999999999999999999": 0,
-		"Tue, 24 Nov 2026 12:01:30 GMT": 90 * time.Second, "Tue, 24 Nov 2026 11:00:00 GMT": 0,
-		"Tue, 24 Nov 2099 12:00:00 GMT": time.Hour, "soon": 0,
-	} {
-		if got := retryAfter(value, now); got != want {
-			t.Errorf("Retry-After %q is %v, want %v", value, got, want)
-		}
-	}
 	for value, want := range map[string]time.Duration{"": time.Minute, "17": 17 * time.Second} {
 		s := server{reply: func(w http.ResponseWriter, _ int, _ hit) {
 			w.Header().Set("Retry-After", value)
@@ -154,7 +144,7 @@ func TestTokenRefusedAgain(t *testing.T) {
 	}}
 	s.start(t, false)
 	p := s.provider(t, nil)
-	if res := send(t, p); res.Outcome != message.Deferred || res.Code != "UNAUTHENTICATED" {
+	if res := send(t, p); res.Outcome != message.Returned || res.Code != "UNAUTHENTICATED" {
 		t.Errorf("result %+v", res)
 	}
 	if hits, tokens, _ := s.counts(); hits != 2 || tokens != 2 {
@@ -177,7 +167,7 @@ func TestNoTokenTouchesNoMessage(t *testing.T) {
 	s.start(t, false)
 	p := s.provider(t, nil)
 	_, err := p.Reserve(t.Context())
-	if err == nil || !strings.Contains(err.Error(), "fcm provider main: access token: token endpoint answered 400: invalid_grant") {
+	if err == nil || !strings.Contains(err.Error(), "fcm provider main: credential main: no working credential: ") {
 		t.Errorf("Reserve: %v", err)
 	}
 	if hits, _, _ := s.counts(); hits != 0 {
@@ -225,8 +215,7 @@ func TestContextEnds(t *testing.T) {
 	})
 }
 
-// No answer, or half of one, in time: nobody knows. The connection may be dead,
-// so it is closed and takes no more messages.
+// No answer, or half of one, in time: nobody knows.
 func TestNoAnswerInTime(t *testing.T) {
 	for name, begin := range map[string]string{"silence": "", "half an answer": `{"name":"projects/p1/m`} {
 		protocols(t, func(t *testing.T, secure bool) {
@@ -245,16 +234,9 @@ func TestNoAnswerInTime(t *testing.T) {
 			s.start(t, secure)
 			defer close(release)
 			p := s.provider(t, func(c *Config) { c.ReplyLimit = 200 * time.Millisecond })
-			unused, err := p.Reserve(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			first := unused.(*slot).conn
-			unused.Release()
 			if res := send(t, p); res.Outcome != message.Unknown {
 				t.Errorf("%s: %+v", name, res)
 			}
-			waitClosed(t, first)
 			if res := send(t, p); res.Outcome != message.Sent {
 				t.Errorf("the next one: %+v", res)
 			}
@@ -359,25 +341,6 @@ func TestManyAtATime(t *testing.T) {
 		}
 		if hits != 200 || tokens != 1 || conns > most {
 			t.Errorf("%d requests, %d tokens, %d connections; want 200, 1, at most %d", hits, tokens, conns, most)
-		}
-	})
-}
-
-func TestIdleConnectionIsNotTrusted(t *testing.T) {
-	protocols(t, func(t *testing.T, secure bool) {
-		var s server
-		s.start(t, secure)
-		now := time.Now()
-		p := s.provider(t, func(c *Config) { c.Now = func() time.Time { return now } })
-		for i, pause := range []time.Duration{0, idleLimit, idleLimit + 1} {
-			now = now.Add(pause)
-			_, _, before := s.counts()
-			if res := send(t, p); res.Outcome != message.Sent {
-				t.Errorf("result %+v", res)
-			}
-			if _, _, after := s.counts(); i > 0 && (after > before) != (pause > idleLimit) {
-				t.Errorf("after %v: %d new connections", pause, after-before)
-			}
 		}
 	})
 }

@@ -2,32 +2,22 @@ package fcm
 
 import (
 	"context"
-	"time"
+	"net/http"
 
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
-// handOver is how long after last a request's body may begin to leave, in the
-// second try as well. last allows a claim of 30 s; this comes on top.
-const handOver = 10 * time.Second
-
-// slot is the right to hand over one message. conn has a place reserved for it
-// until Send uses it up, and is nil from then on.
+// slot is the right to hand over one message, with an access token.
 type slot struct {
 	p     *Provider
-	token string
-	conn  *conn
+	use   credential.Use
+	place *overhttp.Place
 }
 
 // Release gives the slot back.
-func (s *slot) Release() {
-	if s.conn != nil {
-		s.conn.Release()
-		s.p.conns.free(s.conn, false)
-		s.conn = nil
-	}
-	<-s.p.slots
-}
+func (s *slot) Release() { s.place.Release() }
 
 // Send hands env over in one request, or in two where the first was certainly
 // not taken: refused for its token, or lost before its body was touched. The
@@ -35,43 +25,37 @@ func (s *slot) Release() {
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	payload, err := encode(env, s.p.cfg.Now())
 	if err != nil {
-		return message.Result{Outcome: message.Rejected, Code: "INVALID_ARGUMENT", Reply: "not sent: " + line(err.Error(), s.token)}
+		return message.Result{Outcome: message.Rejected, Code: codeInvalidArgument, Reply: "not sent: " + overhttp.Line(err.Error(), s.use.Value())}
 	}
-	if ctx.Err() != nil {
-		return message.Result{Outcome: message.Returned, Reply: "stopped before the request"}
-	}
-	if err := last(); err != nil {
-		return message.Result{Outcome: message.Returned, Reply: line(err.Error(), s.token)}
-	}
-	since := s.p.cfg.Now()
-	limited, cancel := context.WithTimeout(ctx, s.p.cfg.ReplyLimit)
-	defer cancel()
-	res, again := s.exchange(limited, newBody(payload, since, s.p.cfg.Now))
-	if again != never && s.prepare(limited, again, since) {
-		res, again = s.exchange(limited, newBody(payload, since, s.p.cfg.Now))
-		if again == withNewToken {
-			s.p.tokens.Reject(s.token)
-		}
-	}
-	if again != never && ctx.Err() != nil {
-		res.Outcome = message.Returned
-	}
-	return res
+	return s.place.Post(ctx, overhttp.Request{
+		URL: s.p.cfg.send, Header: header(s.use.Value()), Body: payload,
+		Judge: s.judge, Renew: s.renew, Secrets: []string{s.use.Value()},
+	}, last)
 }
 
-// prepare gets what a second try needs, if there is time for one.
-func (s *slot) prepare(ctx context.Context, again repeat, since time.Time) bool {
-	left := handOver - passed(since, s.p.cfg.Now())
-	ctx, cancel := context.WithTimeout(ctx, left)
-	defer cancel()
-	if again == withNewToken {
-		s.p.tokens.Reject(s.token)
+func header(token string) http.Header {
+	return http.Header{"Authorization": {"Bearer " + token}, "Content-Type": {"application/json"}}
+}
+
+// judge reads an answer, and says what it tells of the token.
+func (s *slot) judge(got overhttp.Answer) (message.Result, bool) {
+	a := readAnswer(got)
+	res := a.result(s.use.Value())
+	refused := a.status == http.StatusUnauthorized && a.code != codeThirdPartyAuth
+	switch {
+	case refused:
+		s.use.Rejected(res.Reply)
+	case a.vouches():
+		s.use.Accepted()
 	}
-	token, err := s.p.tokens.Get(ctx)
+	return res, refused
+}
+
+func (s *slot) renew(ctx context.Context) (http.Header, error) {
+	use, err := s.p.cfg.Token.Use(ctx)
 	if err != nil {
-		return false
+		return nil, err
 	}
-	s.token = token
-	s.conn, err = s.p.conns.reserve(ctx)
-	return err == nil && ctx.Err() == nil
+	s.use = use
+	return header(use.Value()), nil
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/mail"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -26,9 +27,9 @@ func BenchmarkCompose(b *testing.B) {
 	for b.Loop() {
 		msg.Reset()
 		wire.Reset()
-		d, err := newDraft(env)
+		d, err := mail.NewDraft(env)
 		if err == nil {
-			err = compose(&msg, env, &d, sentAt, true)
+			err = mail.Compose(&msg, env, &d, time.Unix(1_772_362_800, 0), true)
 		}
 		if err != nil {
 			b.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -29,16 +30,31 @@ const (
 	ImplicitTLS TLSMode = "implicit"
 )
 
+// AuthMode says how to sign in.
+type AuthMode string
+
+const (
+	// Password is the default: AUTH PLAIN or LOGIN, as the server offers.
+	Password AuthMode = ""
+	// XOAuth2 shows an access token as Gmail and Outlook ask for it:
+	// https://developers.google.com/workspace/gmail/imap/xoauth2-protocol
+	XOAuth2 AuthMode = "xoauth2"
+	// OAuthBearer shows an access token by RFC 7628.
+	OAuthBearer AuthMode = "oauthbearer"
+)
+
 // Config says which relay to use and how. Only Name and Addr are required.
 type Config struct {
 	Name string
 	Addr string // host:port
 
-	// Username and Password sign in by AUTH PLAIN or LOGIN. They are sent over
-	// TLS only, unless AllowInsecureAuth is set and the server is a loopback
-	// address.
-	Username, Password string
-	AllowInsecureAuth  bool
+	// Username and Credential, a password or with XOAuth2 and OAuthBearer an
+	// access token, sign in; both or neither. They are sent over TLS only, unless
+	// AllowInsecureAuth is set and the server is a loopback address.
+	Username          string
+	Credential        *credential.Credential
+	Auth              AuthMode
+	AllowInsecureAuth bool
 
 	TLS        TLSMode
 	ServerName string         // in the certificate; default: the host of Addr
@@ -73,7 +89,23 @@ type DKIMKey struct {
 	Key      crypto.Signer // *rsa.PrivateKey of 1,024 bits or more, or ed25519.PrivateKey
 }
 
-// String leaves out the password and the keys, as does LogValue.
+// CheckPassword is a credential's Check for passwords.
+func CheckPassword(value string) error {
+	if strings.ContainsRune(value, 0) {
+		return errors.New("a password can't hold a NUL (RFC 4616 §2)")
+	}
+	return nil
+}
+
+// CheckToken is a credential's Check for XOAuth2 and OAuthBearer.
+func CheckToken(value string) error {
+	if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return errors.New("an access token has printable ASCII characters only (RFC 6750 §2.1)")
+	}
+	return nil
+}
+
+// String leaves out the credential and the keys, as does LogValue.
 func (c Config) String() string { return "smtp relay " + c.Name + " at " + c.Addr }
 
 // LogValue is String for slog.
@@ -97,11 +129,21 @@ func (c Config) Validate() error {
 	if err := checkAddr(c.Addr); err != nil {
 		add("addr", "%v", err)
 	}
-	if c.Password != "" && c.Username == "" {
+	switch {
+	case c.Credential != nil && c.Username == "":
 		add("username", "is required with a password")
+	case c.Credential == nil && c.Username != "":
+		add("password", "is required with a username")
+	case strings.ContainsAny(c.Username, "\x00\x01"):
+		add("username", "can't hold a NUL (RFC 4616 §2) or SOH (RFC 7628 §3.1)")
 	}
-	if strings.ContainsRune(c.Username+c.Password, 0) {
-		add("password", "username and password can't hold a NUL (RFC 4616 §2)")
+	switch c.Auth {
+	case Password, XOAuth2, OAuthBearer:
+	default:
+		add("auth", "is %q, want %s or %s, or nothing for a password", c.Auth, XOAuth2, OAuthBearer)
+	}
+	if c.Auth != Password && c.Credential == nil {
+		add("auth", "%s needs a username and a token", c.Auth)
 	}
 	switch c.TLS {
 	case "", StartTLSIfOffered, StartTLSRequired, ImplicitTLS:

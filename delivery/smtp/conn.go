@@ -8,6 +8,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/credential"
 )
 
 // conn is one connection, used by one goroutine at a time; only interrupt may
@@ -17,6 +19,7 @@ type conn struct {
 	nc   net.Conn // what is spoken over: raw, or TLS over it
 	br   *bufio.Reader
 	caps extensions
+	use  credential.Use // what it is signed in with
 
 	broken   bool      // not to be used again, not even for QUIT
 	stale    bool      // a transaction was begun and not ended: needs RSET

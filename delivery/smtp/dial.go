@@ -10,18 +10,40 @@ import (
 	"strings"
 
 	"github.com/emersion/go-sasl"
+
+	"github.com/stormpost/stormpost/internal/credential"
 )
 
 // dial makes a connection that is ready for a message: greeted, encrypted and
-// signed in as the configuration says.
+// signed in as the configuration says. Where the credential is refused and there
+// is another by then, it tries once more.
 func (p *Provider) dial(ctx context.Context) (*conn, error) {
+	c, err := p.dialOnce(ctx)
+	if err != nil && errors.Is(err, ErrCredentials) && ctx.Err() == nil {
+		refused := err
+		if c, err = p.dialOnce(ctx); errors.Is(err, credential.ErrNone) {
+			err = refused // why there is none
+		}
+	}
+	return c, err
+}
+
+func (p *Provider) dialOnce(ctx context.Context) (*conn, error) {
 	dctx, cancel := context.WithTimeout(ctx, p.cfg.DialTimeout)
 	defer cancel()
+	var use credential.Use
+	if p.cfg.Credential != nil {
+		var err error
+		if use, err = p.cfg.Credential.Use(dctx); err != nil {
+			return nil, err
+		}
+	}
 	raw, err := p.dialer.DialContext(dctx, "tcp", p.cfg.Addr)
 	if err != nil {
-		return nil, fmt.Errorf("connect: %w", err)
+		return nil, fmt.Errorf("%w: %w", errConnect, err)
 	}
 	c := newConn(raw)
+	c.use = use
 	stop := context.AfterFunc(ctx, c.interrupt)
 	err = p.greet(c)
 	if !stop() && err == nil {
@@ -137,21 +159,52 @@ func (p *Provider) signIn(c *conn) error {
 	if !c.overTLS() && !(p.cfg.AllowInsecureAuth && isLoopback(c.raw.RemoteAddr())) {
 		return errors.New("AUTH: no password is sent without TLS")
 	}
-	var mech sasl.Client
-	switch {
-	case c.caps.plain:
-		mech = sasl.NewPlainClient("", p.cfg.Username, p.cfg.Password)
-	case c.caps.login:
-		mech = sasl.NewLoginClient(p.cfg.Username, p.cfg.Password)
-	default:
-		return errors.New("AUTH: the server offers neither PLAIN nor LOGIN")
+	mech, err := p.mechanism(c)
+	if err != nil {
+		return err
 	}
-	err := p.exchange(c, mech)
+	err = p.exchange(c, mech)
 	var refusal *Error
-	if errors.As(err, &refusal) && refusal.Code >= 500 {
+	switch {
+	case err == nil:
+		c.use.Accepted()
+	case errors.As(err, &refusal) && refusesCredential(refusal.Code):
+		c.use.Rejected(refusal.Reply)
 		return fmt.Errorf("%w: %w", ErrCredentials, err)
 	}
 	return err
+}
+
+// refusesCredential says whether a reply to AUTH is about what was shown, rather
+// than about how (RFC 4954 §4, §6).
+func refusesCredential(code int) bool {
+	return code >= 505 && code != 534 && code != 538
+}
+
+func (p *Provider) mechanism(c *conn) (sasl.Client, error) {
+	user, value := p.cfg.Username, c.use.Value()
+	check := CheckToken
+	if p.cfg.Auth == Password {
+		check = CheckPassword
+	}
+	if err := check(value); err != nil {
+		return nil, fmt.Errorf("AUTH: %w", err)
+	}
+	switch {
+	case p.cfg.Auth == XOAuth2 && c.caps.xoauth2:
+		return &bearer{name: "XOAUTH2", initial: "user=" + user + "\x01auth=Bearer " + value + "\x01\x01"}, nil
+	case p.cfg.Auth == XOAuth2:
+		return nil, errors.New("AUTH: the server doesn't offer XOAUTH2")
+	case p.cfg.Auth == OAuthBearer && c.caps.oauthBearer:
+		return newOAuthBearer(user, value, p.cfg.Addr), nil
+	case p.cfg.Auth == OAuthBearer:
+		return nil, errors.New("AUTH: the server doesn't offer OAUTHBEARER")
+	case c.caps.plain:
+		return sasl.NewPlainClient("", user, value), nil
+	case c.caps.login:
+		return sasl.NewLoginClient(user, value), nil
+	}
+	return nil, errors.New("AUTH: the server offers neither PLAIN nor LOGIN")
 }
 
 func (p *Provider) exchange(c *conn, mech sasl.Client) error {
@@ -159,14 +212,16 @@ func (p *Provider) exchange(c *conn, mech sasl.Client) error {
 	if err != nil {
 		return fmt.Errorf("AUTH: %w", err)
 	}
-	line := "AUTH " + name + " " + base64.StdEncoding.EncodeToString(initial)
+	shown := base64.StdEncoding.EncodeToString(initial)
+	secrets := []string{shown, c.use.Value()}
+	line := "AUTH " + name + " " + shown
 	for {
 		r, err := c.command(p.limits.command, line)
 		if err != nil {
 			return fmt.Errorf("AUTH: %w", err)
 		}
 		if r.code != 334 {
-			return r.want(2, "AUTH")
+			return r.without(secrets).want(2, "AUTH")
 		}
 		challenge, err := base64.StdEncoding.DecodeString(strings.TrimSpace(strings.Join(r.lines, "")))
 		if err != nil {
@@ -178,6 +233,7 @@ func (p *Provider) exchange(c *conn, mech sasl.Client) error {
 			return fmt.Errorf("AUTH: %w", err)
 		}
 		line = base64.StdEncoding.EncodeToString(response)
+		secrets = append(secrets, line)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/emersion/go-msgauth/dkim"
+
+	"github.com/stormpost/stormpost/internal/mail"
 )
 
 // signed lists the fields to sign (RFC 6376 §5.4.1, RFC 8058 §4). A field that
@@ -23,7 +25,7 @@ var signed = []string{
 
 func (k DKIMKey) check() error {
 	switch {
-	case k.Domain == "" || k.Domain != strings.ToLower(k.Domain) || !isASCII(k.Domain):
+	case k.Domain == "" || k.Domain != strings.ToLower(k.Domain) || !mail.IsASCII(k.Domain):
 		return errors.New("domain: want a name in lower-case ASCII")
 	case k.Selector == "" || !isLocalName(k.Selector):
 		return errors.New("selector: want a name")

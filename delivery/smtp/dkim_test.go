@@ -64,7 +64,9 @@ func TestDKIM(t *testing.T) {
 			t.Fatalf("%+v", r)
 		}
 		msg := srv.got()[before]
-		checkWire(t, msg, c.want == 0)
+		if c.want > 0 && bytes.ContainsFunc(msg, func(r rune) bool { return r > 0x7f }) {
+			t.Error("a signed message has 8-bit bytes")
+		}
 		verifications, err := dkim.VerifyWithOptions(bytes.NewReader(msg), &dkim.VerifyOptions{
 			LookupTXT: func(domain string) ([]string, error) { return []string{records[domain]}, nil },
 		})

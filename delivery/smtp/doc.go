@@ -16,6 +16,12 @@
 // of up to 16 KiB is that one write. Of a longer one everything but its end is
 // written before, so that last is asked as late as possible.
 //
+// Signing in takes its password or token from a credential.Credential, whose
+// generation a 5xx to AUTH rejects; then there is one more try with what the
+// credential has by then. A server that answers the envelope with 530 or 535
+// has signed us out: the same hand-over is tried once more, newly signed in. If
+// that can't be, it is Returned, which is no attempt.
+//
 // A 5xx that speaks of us rather than of the message (no or wrong credentials,
 // encryption required, bad sequence of commands) is Deferred: a relay that lost
 // its configuration must not end the messages of that hour.

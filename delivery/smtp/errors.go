@@ -9,8 +9,11 @@ import (
 var (
 	// ErrClosed is what Reserve answers after Close.
 	ErrClosed = errors.New("smtp: provider is closed")
-	// ErrCredentials: the server refused the username and password for good.
+	// ErrCredentials: the server refused the username and password or token for
+	// good.
 	ErrCredentials = errors.New("credentials refused")
+	// errConnect: nobody answers.
+	errConnect = errors.New("connect")
 	// errProtocol: what came is not SMTP.
 	errProtocol = errors.New("protocol error")
 )

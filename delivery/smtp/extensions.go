@@ -15,6 +15,9 @@ type extensions struct {
 	maxSize    int64 // bytes, 0: none stated
 	plain      bool  // AUTH mechanisms, RFC 4954
 	login      bool
+	xoauth2    bool
+	// oauthBearer is RFC 7628.
+	oauthBearer bool
 }
 
 // parseExtensions reads the lines of a reply to EHLO; the first is a greeting.
@@ -48,6 +51,8 @@ func parseExtensions(lines []string) (e extensions) {
 			for _, w := range words[1:] {
 				e.plain = e.plain || w == "PLAIN"
 				e.login = e.login || w == "LOGIN"
+				e.xoauth2 = e.xoauth2 || w == "XOAUTH2"
+				e.oauthBearer = e.oauthBearer || w == "OAUTHBEARER"
 			}
 		}
 	}

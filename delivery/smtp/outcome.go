@@ -45,6 +45,10 @@ func aboutUs(r reply) bool {
 	return false
 }
 
+// signedOut says whether the server wants to be signed in to, as if nobody had: a
+// token may have ended, or been taken back.
+func signedOut(r reply) bool { return r.code == 530 || r.code == 535 || r.enhanced() == "5.7.8" }
+
 // retryIn matches what greylisting servers say: "try again in 300 seconds",
 // "retry after 5 minutes", "for 60s".
 var retryIn = regexp.MustCompile(`(?i)\b(?:in|after|for) (\d{1,6}) ?(s|sec|secs|seconds?|m|min|mins|minutes?|h|hours?)\b`)

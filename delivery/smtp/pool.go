@@ -127,7 +127,7 @@ func (p *Provider) verify(ctx context.Context, c *conn) *conn {
 	case !c.quiet():
 		p.discard(c)
 		return nil
-	case now.Sub(c.verified) > p.cfg.IdleTimeout:
+	case now.Sub(c.verified) > p.cfg.IdleTimeout, !c.use.Fit():
 		p.retire(c)
 		return nil
 	case !c.stale && now.Sub(c.verified) < verifyAfter:

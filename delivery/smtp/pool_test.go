@@ -341,8 +341,9 @@ func TestValidate(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"name":               func(c *Config) { c.Name = "" },
 		"addr":               func(c *Config) { c.Addr = "relay.example" },
-		"username":           func(c *Config) { c.Password = "x" },
-		"password":           func(c *Config) { c.Username, c.Password = "u", "a\x00b" },
+		"username":           func(c *Config) { password(t, c, "", "x") },
+		"password":           func(c *Config) { c.Username = "u" },
+		"auth":               func(c *Config) { password(t, c, "u", "x"); c.Auth = "cram-md5" },
 		"tls":                func(c *Config) { c.TLS = "sometimes" },
 		"local_name":         func(c *Config) { c.LocalName = "a\r\nMAIL FROM:<x@y>" },
 		"connections":        func(c *Config) { c.Connections = -1 },
@@ -360,7 +361,8 @@ func TestValidate(t *testing.T) {
 			t.Errorf("%s: %v", field, err)
 		}
 	}
-	secret := Config{Name: "relay", Addr: "relay.example:25", Username: "u", Password: "s3cret"}
+	secret := Config{Name: "relay", Addr: "relay.example:25"}
+	password(t, &secret, "u", "s3cret")
 	var log bytes.Buffer
 	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "config", secret)
 	if s := fmt.Sprintf("%v %+v %s", secret, secret, &log); strings.Contains(s, "s3cret") {

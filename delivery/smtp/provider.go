@@ -2,6 +2,7 @@ package smtp
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -12,7 +13,10 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-var _ delivery.Provider = (*Provider)(nil)
+var (
+	_ delivery.Provider      = (*Provider)(nil)
+	_ delivery.Authenticator = (*Provider)(nil)
+)
 
 // Provider is one SMTP relay. It is safe for concurrent use.
 //
@@ -66,6 +70,25 @@ func (p *Provider) Channel() message.Channel { return message.ChannelEmail }
 
 // ReplyLimit is Config.ReplyLimit.
 func (p *Provider) ReplyLimit() time.Duration { return p.cfg.ReplyLimit }
+
+// Capabilities promises nothing: SMTP has neither a key nor a look-up, and what
+// a relay says of its size limit (RFC 1870) is known on a connection alone.
+func (p *Provider) Capabilities() delivery.Capabilities { return delivery.Capabilities{} }
+
+// Authenticate connects and signs in, and hands nothing over. It fails with
+// delivery.ErrUnreachable when nobody answers, which says nothing about the
+// credential.
+func (p *Provider) Authenticate(ctx context.Context) error {
+	c, err := p.dial(ctx)
+	switch {
+	case errors.Is(err, errConnect):
+		return fmt.Errorf("%w: %w", delivery.ErrUnreachable, err)
+	case err != nil:
+		return err
+	}
+	c.quit(quitLimit)
+	return nil
+}
 
 // Close ends all connections with QUIT, waits for slots still in use, and for
 // every goroutine of the provider. Calling it again does nothing more.

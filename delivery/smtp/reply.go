@@ -75,6 +75,20 @@ func parseReplyLine(s string) (code int, more bool, text string, ok bool) {
 	return code, s[3] == '-', s[4:], s[3] == '-' || s[3] == ' '
 }
 
+// without is the reply without secrets, which a careless server may repeat.
+func (r reply) without(secrets []string) reply {
+	clean := reply{code: r.code}
+	for _, l := range r.lines {
+		for _, secret := range secrets {
+			if secret != "" {
+				l = strings.ReplaceAll(l, secret, "[secret]")
+			}
+		}
+		clean.lines = append(clean.lines, l)
+	}
+	return clean
+}
+
 // String is the reply as one line for people.
 func (r reply) String() string {
 	return printable(strconv.Itoa(r.code) + " " + strings.Join(r.lines, " "))

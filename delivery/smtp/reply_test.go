@@ -23,7 +23,7 @@ func TestEnhanced(t *testing.T) {
 
 func TestParseExtensions(t *testing.T) {
 	got := parseExtensions([]string{"STARTTLS says hello", "PIPELINING", "size 35882577", "8bitmime", "smtputf8", "AUTH=LOGIN", "AUTH PLAIN XOAUTH2", "", "X-OTHER"})
-	want := extensions{pipelining: true, eightBit: true, utf8: true, sizes: true, maxSize: 35882577, plain: true, login: true}
+	want := extensions{pipelining: true, eightBit: true, utf8: true, sizes: true, maxSize: 35882577, plain: true, login: true, xoauth2: true}
 	if got != want {
 		t.Errorf("%+v", got)
 	}

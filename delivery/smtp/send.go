@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/stormpost/stormpost/internal/mail"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -19,6 +20,8 @@ const finalDot = ".\r\n"
 type slot struct {
 	p *Provider
 	c *conn
+
+	signedOut bool // by the server, in the envelope
 }
 
 // Release puts the connection back, or ends it when it has served its time.
@@ -35,21 +38,49 @@ func (s *slot) Release() {
 
 // Send hands env over as the package documentation says.
 func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
+	res, signedOut := s.try(ctx, env, last)
+	if !signedOut || s.p.cfg.Credential == nil {
+		return res
+	}
+	// It was certainly not taken, and why is nothing of the message's: once more,
+	// newly signed in.
+	if err := s.reconnect(ctx); err != nil {
+		return message.Result{Outcome: message.Returned, Code: res.Code, Reply: printable(res.Reply + "; and then: " + err.Error())}
+	}
+	res, _ = s.try(ctx, env, last)
+	return res
+}
+
+// try is one hand-over. signedOut says that the server asks for AUTH again, and
+// that last was not called.
+func (s *slot) try(ctx context.Context, env *message.Envelope, last func() error) (res message.Result, signedOut bool) {
 	stop := context.AfterFunc(ctx, s.c.interrupt)
-	res := s.send(ctx, env, last)
+	s.signedOut = false
+	res = s.send(ctx, env, last)
 	if !stop() {
 		s.c.broken = true
 	}
 	s.c.resetBuffers()
-	return res
+	return res, s.signedOut && ctx.Err() == nil
+}
+
+// reconnect replaces the slot's connection by a new one.
+func (s *slot) reconnect(ctx context.Context) error {
+	c, err := s.p.dial(ctx)
+	if err != nil {
+		return err
+	}
+	s.c.close()
+	s.c = c
+	return nil
 }
 
 func (s *slot) send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
 	d, size, err := s.prepare(env)
 	if err != nil {
-		var u *unfit
+		var u *mail.Unfit
 		if errors.As(err, &u) {
-			return message.Result{Outcome: message.Rejected, Code: u.code, Reply: printable(u.reason)}
+			return message.Result{Outcome: message.Rejected, Code: u.Code, Reply: printable(u.Reason)}
 		}
 		return message.Result{Outcome: message.Deferred, Reply: printable(err.Error())}
 	}
@@ -61,18 +92,18 @@ func (s *slot) send(ctx context.Context, env *message.Envelope, last func() erro
 
 // prepare composes and signs the message into c.wire, dot-stuffed and with the
 // final dot. size is that of the message itself.
-func (s *slot) prepare(env *message.Envelope) (d draft, size int, err error) {
+func (s *slot) prepare(env *message.Envelope) (d mail.Draft, size int, err error) {
 	c, p := s.c, s.p
-	if d, err = newDraft(env); err != nil {
+	if d, err = mail.NewDraft(env); err != nil {
 		return d, 0, err
 	}
-	if d.utf8 && !(c.caps.utf8 && c.caps.eightBit) {
-		return d, 0, &unfit{"5.6.7", "an address needs SMTPUTF8 (RFC 6531), which the relay doesn't offer"}
+	if d.UTF8 && !(c.caps.utf8 && c.caps.eightBit) {
+		return d, 0, &mail.Unfit{Code: "5.6.7", Reason: "an address needs SMTPUTF8 (RFC 6531), which the relay doesn't offer"}
 	}
-	keys := p.keys[d.from.host]
+	keys := p.keys[d.From.Host]
 	// A relay behind this one may have to recode 8bit bodies, which would break
 	// a signature (RFC 6376 §5.3).
-	if err = compose(&c.msg, env, &d, p.cfg.Now(), c.caps.eightBit && len(keys) == 0); err != nil {
+	if err = mail.Compose(&c.msg, env, &d, p.cfg.Now(), c.caps.eightBit && len(keys) == 0); err != nil {
 		return d, 0, err
 	}
 	signature := ""
@@ -83,7 +114,7 @@ func (s *slot) prepare(env *message.Envelope) (d draft, size int, err error) {
 	}
 	size = len(signature) + c.msg.Len()
 	if c.caps.maxSize > 0 && int64(size) > c.caps.maxSize {
-		return d, 0, &unfit{"5.3.4", fmt.Sprintf("message has %d bytes, the relay takes %d", size, c.caps.maxSize)}
+		return d, 0, &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("message has %d bytes, the relay takes %d", size, c.caps.maxSize)}
 	}
 	c.wire.Grow(size + size/64 + len(finalDot))
 	stuff(&c.wire, []byte(signature))
@@ -94,10 +125,10 @@ func (s *slot) prepare(env *message.Envelope) (d draft, size int, err error) {
 
 // envelope sends MAIL, RCPT and DATA. ok says that the server waits for the
 // message; else res is how the attempt ended.
-func (s *slot) envelope(ctx context.Context, d draft, size int) (res message.Result, ok bool) {
+func (s *slot) envelope(ctx context.Context, d mail.Draft, size int) (res message.Result, ok bool) {
 	c := s.c
 	c.stale = true
-	commands := [...]string{mailCommand(c.caps, d, size), "RCPT TO:<" + d.to.spec() + ">\r\n", "DATA\r\n"}
+	commands := [...]string{mailCommand(c.caps, d, size), "RCPT TO:<" + d.To.Spec() + ">\r\n", "DATA\r\n"}
 	if !c.caps.pipelining {
 		for i, line := range commands {
 			if err := c.write(s.p.limits.command, line); err != nil {
@@ -133,16 +164,16 @@ func (s *slot) envelope(ctx context.Context, d draft, size int) (res message.Res
 	return res, ok
 }
 
-func mailCommand(caps extensions, d draft, size int) string {
+func mailCommand(caps extensions, d mail.Draft, size int) string {
 	var b strings.Builder
-	b.WriteString("MAIL FROM:<" + d.from.spec() + ">")
+	b.WriteString("MAIL FROM:<" + d.From.Spec() + ">")
 	if caps.sizes {
 		b.WriteString(" SIZE=" + strconv.Itoa(size))
 	}
-	if d.eightBit && caps.eightBit {
+	if d.EightBit && caps.eightBit {
 		b.WriteString(" BODY=8BITMIME")
 	}
-	if d.utf8 {
+	if d.UTF8 {
 		b.WriteString(" SMTPUTF8")
 	}
 	b.WriteString("\r\n")
@@ -167,6 +198,7 @@ func (s *slot) step(ctx context.Context, isData bool) (message.Result, bool) {
 	case r.class() >= 4:
 		s.c.verified = s.p.cfg.Now()
 		s.c.broken = s.c.broken || r.code == 421 || aboutUs(r) && r.code != 503
+		s.signedOut = s.signedOut || signedOut(r)
 		return refused(r), false
 	}
 	return s.early(ctx, fmt.Errorf("%w: unexpected reply %q", errProtocol, r.String())), false

@@ -187,3 +187,27 @@ func TestSizeIsExact(t *testing.T) {
 		t.Errorf("%s for %d bytes", line, len(srv.got()[0]))
 	}
 }
+
+func FuzzStuff(f *testing.F) {
+	for _, s := range smuggles() {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, msg []byte) {
+		var buf bytes.Buffer
+		stuff(&buf, msg)
+		wire := append([]byte("\r\n"), buf.Bytes()...)
+		for _, end := range laxEnds {
+			if !strings.Contains(end, "\x00") && bytes.Contains(wire, []byte(end)) {
+				t.Errorf("%q is in %q", end, wire)
+			}
+		}
+		back := bytes.ReplaceAll(wire, []byte("\r\n."), []byte("\r\n"))[2:]
+		want := ""
+		if len(msg) > 0 {
+			want = normal(string(msg))
+		}
+		if string(back) != want {
+			t.Errorf("%q came back as %q", msg, back)
+		}
+	})
+}

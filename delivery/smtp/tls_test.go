@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -44,12 +45,20 @@ func certificate(t *testing.T, name string) (*tls.Certificate, *x509.CertPool) {
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }
 
+// password has c sign in.
+func password(t *testing.T, c *Config, user, value string) {
+	t.Helper()
+	c.Username = user
+	c.Credential = credential.New(credential.Config{Name: "relay", Source: credential.Fixed("test", value), Check: CheckPassword})
+	t.Cleanup(c.Credential.Close)
+}
+
 func TestTLS(t *testing.T) {
 	cert, pool := certificate(t, "relay.example")
 	withTLS := append([]string{"STARTTLS"}, everything...)
 	authPlain, authLogin := append([]string{"AUTH PLAIN LOGIN"}, everything...), append([]string{"AUTH LOGIN"}, everything...)
 	good := func(c *Config) { c.RootCAs, c.ServerName = pool, "relay.example" }
-	signIn := func(c *Config) { good(c); c.Username, c.Password = "shop", "s3cret" }
+	signIn := func(c *Config) { good(c); password(t, c, "shop", "s3cret") }
 	for _, c := range []struct {
 		name   string
 		script script
@@ -71,7 +80,7 @@ func TestTLS(t *testing.T) {
 		{"AUTH not offered", script{offers: withTLS, tlsOffers: everything, cert: cert}, signIn, "neither PLAIN nor LOGIN", true},
 		{"AUTH refused", script{offers: withTLS, tlsOffers: authPlain, cert: cert, user: "shop", pass: "other"}, signIn, "credentials refused", true},
 		{"AUTH unverified", script{offers: withTLS, tlsOffers: authPlain, cert: cert, user: "shop", pass: "s3cret"},
-			func(c *Config) { c.Username, c.Password = "shop", "s3cret" }, "certificate", false},
+			func(c *Config) { password(t, c, "shop", "s3cret") }, "certificate", false},
 		{"AUTH in the clear", script{offers: authPlain, user: "shop", pass: "s3cret"}, signIn, "without TLS", false},
 		{"AUTH in the clear, allowed on loopback", script{offers: authPlain, user: "shop", pass: "s3cret"},
 			func(c *Config) { signIn(c); c.AllowInsecureAuth = true }, "", false},

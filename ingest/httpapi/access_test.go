@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/stormpost/stormpost/ingest/httpapi"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 // ask is one operation: how to call it, with the message's id where it has one.
@@ -35,6 +36,8 @@ func asks(id, submission string) []ask {
 		{"POST", "/v1/holds", `{"provider":"p","reason":"r"}`},
 		{"GET", "/v1/holds", ""},
 		{"DELETE", "/v1/holds/1", ""},
+		{"GET", "/v1/suppressions", ""},
+		{"DELETE", "/v1/suppressions/1", ""},
 		{"POST", "/v1/messages/" + id + "/release", `{"reason":"r"}`},
 		{"POST", "/v1/replays", `{"filter":{"tag":"t"},"dry_run":true}`},
 		{"GET", "/v1/replays", ""},
@@ -90,10 +93,10 @@ func TestScopes(t *testing.T) {
 	m := f.submitted()
 	// Who may do what, in the order of asks.
 	want := map[string]string{
-		"sender":   "yyynnnnynnnnnnnnnnnnnnnn",
-		"reader":   "nnnyyyynynnnnnnnnnnnnnnn",
-		"operator": "nnnyyyyyyyyyyyyyyyyyyyyy",
-		"rootless": "nnnyyyyyyyyyyyyyyyyyyyyy",
+		"sender":   "yyynnnnynnnnnnnnnnnnnnnnyn",
+		"reader":   "nnnyyyynynnnnnnnnnnnnnnnnn",
+		"operator": "nnnyyyyyyyyyyyyyyyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyyyyyyyyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {
@@ -137,6 +140,18 @@ func TestTenantsAreApart(t *testing.T) {
 		if f.filter.Tenant != 2 {
 			t.Errorf("%s asked the ledger for tenant %d", query, f.filter.Tenant)
 		}
+	}
+	f.suppressions = []message.Suppression{{ID: 7, Tenant: 1, Channel: message.ChannelPush, Recipient: "token", Reason: message.RecipientGone}}
+	wantProblem(t, f.do("DELETE", "/v1/suppressions/7", "two", ""), 404)
+	wantProblem(t, f.do("GET", "/v1/suppressions?tenant=1", "two", ""), 422, "tenant")
+	if list := decodeInto[list](t, f.do("GET", "/v1/suppressions", "two", ""), 200); len(list.Items) != 0 {
+		t.Errorf("another's suppressions: %+v", list)
+	}
+	if list := decodeInto[list](t, f.do("GET", "/v1/suppressions", "one", ""), 200); len(list.Items) != 1 || list.Items[0]["to"] != "token" || list.Items[0]["tenant"] != nil {
+		t.Errorf("one's own suppressions: %+v", list)
+	}
+	if one := decodeInto[map[string]any](t, f.do("DELETE", "/v1/suppressions/7", "one", ""), 200); one["cleared_by"] == nil || len(f.suppressions) != 0 {
+		t.Errorf("cleared: %+v", one)
 	}
 	for _, k := range f.byKey {
 		if k.state != "queued" {

@@ -47,6 +47,7 @@ type Config struct {
 	Journal        Journal // nil: there is none
 	Keyring        Verifier
 	Incidents      Incidents
+	Credentials    Credentials // nil: the process signs in nowhere
 	Ready          func(context.Context) []Check
 	TracerProvider trace.TracerProvider
 	MeterProvider  metric.MeterProvider
@@ -131,8 +132,10 @@ func New(c Config) http.Handler {
 	a.registerLanes()
 	a.registerDoubts()
 	a.registerIncidents()
+	a.registerCredentials()
 	a.registerHolds()
 	a.registerReplays()
+	a.registerSuppressions()
 	a.registerHealth()
 	a.registerDocument()
 	a.router.NotFound(func(w http.ResponseWriter, _ *http.Request) { notFound().write(w) })

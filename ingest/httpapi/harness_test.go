@@ -31,7 +31,10 @@ type store struct {
 	doubtFilter message.DoubtFilter
 	items       []message.Item
 	holds       []message.Hold
-	panics      bool
+
+	suppressions []message.Suppression
+
+	panics bool
 
 	failReads error // of one message
 }
@@ -262,6 +265,27 @@ func (s *store) Replay(context.Context, int64) (message.Replay, error) {
 
 func (s *store) TurnReplay(context.Context, int64, message.ReplayStatus, string) (message.Replay, error) {
 	return message.Replay{}, message.ErrNotFound
+}
+
+func (s *store) Suppressions(_ context.Context, f message.SuppressionFilter) (message.Page[message.Suppression], error) {
+	var p message.Page[message.Suppression]
+	for _, x := range s.suppressions {
+		if f.Tenant == 0 || f.Tenant == x.Tenant {
+			p.Items = append(p.Items, x)
+		}
+	}
+	return p, nil
+}
+
+func (s *store) ClearSuppression(_ context.Context, tenant int32, id int64, by string) (message.Suppression, error) {
+	for i, x := range s.suppressions {
+		if x.ID == id && (tenant == 0 || tenant == x.Tenant) {
+			s.suppressions = append(s.suppressions[:i], s.suppressions[i+1:]...)
+			x.ClearedBy = by
+			return x, nil
+		}
+	}
+	return message.Suppression{}, message.ErrNotFound
 }
 
 func (s *store) count() int {

@@ -234,7 +234,7 @@ func TestDocument(t *testing.T) {
 		}
 	}
 	for _, a := range append(asks("{id}", ""), ask{"GET", "/livez", ""}, ask{"GET", "/readyz", ""}, ask{"GET", "/openapi.json", ""}) {
-		path, _, _ := strings.Cut(strings.NewReplacer("codes", "{name}", "holds/1", "holds/{id}", "replays/1", "replays/{id}").Replace(a.path), "?")
+		path, _, _ := strings.Cut(strings.NewReplacer("codes", "{name}", "holds/1", "holds/{id}", "replays/1", "replays/{id}", "suppressions/1", "suppressions/{id}").Replace(a.path), "?")
 		if doc.Paths[path][strings.ToLower(a.method)].OperationID == "" {
 			t.Errorf("%s %s is not in the document", a.method, path)
 		}

@@ -69,6 +69,11 @@ type Ledger interface {
 	// TurnReplay pauses, cancels or resumes (message.ReplayRunning) a replay;
 	// message.ErrReplayEnded if it is over otherwise.
 	TurnReplay(ctx context.Context, id int64, to message.ReplayStatus, by string) (message.Replay, error)
+	// Suppressions is one page of those that are on the list, newest first.
+	Suppressions(ctx context.Context, f message.SuppressionFilter) (message.Page[message.Suppression], error)
+	// ClearSuppression takes one off the list; message.ErrNotFound if it isn't
+	// there.
+	ClearSuppression(ctx context.Context, tenant int32, id int64, by string) (message.Suppression, error)
 }
 
 // Incidents is what is wrong, as this process sees it. It needs no store.

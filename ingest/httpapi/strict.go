@@ -21,6 +21,7 @@ const (
 	kindText    kind = iota // a string
 	kindBytes               // a string of base64
 	kindTime                // a string as in RFC 3339
+	kindBool                // true or false
 	kindList                // an array of elem
 	kindMembers             // an object whose names the client chooses, of elem
 	kindObject              // an object of fields
@@ -31,6 +32,7 @@ const halfPair = "has half a surrogate pair"
 
 var wanted = [...]string{
 	kindText: "a string", kindBytes: "a string of base64", kindTime: "a time as in RFC 3339",
+	kindBool: "true or false",
 	kindList: "an array", kindMembers: "an object", kindObject: "an object", kindTarget: "a string or an object",
 }
 
@@ -66,6 +68,8 @@ func shapeOf(t reflect.Type) *shape {
 		return shapeOf(t.Elem())
 	case reflect.String:
 		return &shape{kind: kindText}
+	case reflect.Bool:
+		return &shape{kind: kindBool}
 	case reflect.Slice:
 		return &shape{kind: kindList, elem: shapeOf(t.Elem())}
 	case reflect.Map:
@@ -125,6 +129,12 @@ func (w *walker) value(s *shape) {
 		}
 		w.object(s)
 	case 'n':
+		w.skip()
+	case 't', 'f':
+		if s.kind != kindBool {
+			w.mismatch(s)
+			return
+		}
 		w.skip()
 	default:
 		w.mismatch(s)

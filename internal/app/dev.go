@@ -26,6 +26,7 @@ type DevOptions struct {
 	Listen  string // host:port of the API
 	Inbox   string // host:port of the inbox; empty: a free port
 	SMTP    string // host:port of another SMTP server than the simulator
+	Email   string // which simulator takes email: smtp, ses or resend; default smtp
 	FCM     string // base URL of another FCM than the simulator
 	DSN     string // another PostgreSQL than its own
 	Brokers []string
@@ -36,14 +37,16 @@ type DevOptions struct {
 
 // DevAddresses is what DIR/dev.json says, once all is ready.
 type DevAddresses struct {
-	API         string   `json:"api"` // base URLs, without /v1 or a trailing slash
-	APIKey      string   `json:"api_key"`
-	OperatorKey string   `json:"operator_key"`
-	Inbox       string   `json:"inbox"`
-	Metrics     string   `json:"metrics"`
-	DSN         string   `json:"dsn"`
-	Brokers     []string `json:"brokers"`
-	PID         int      `json:"pid"`
+	API         string `json:"api"` // base URLs, without /v1 or a trailing slash
+	APIKey      string `json:"api_key"`
+	OperatorKey string `json:"operator_key"`
+	Inbox       string `json:"inbox"`
+	// Subscription is a simulated browser's, for pushes of platform webpush.
+	Subscription sim.Subscription `json:"subscription"`
+	Metrics      string           `json:"metrics"`
+	DSN          string           `json:"dsn"`
+	Brokers      []string         `json:"brokers"`
+	PID          int              `json:"pid"`
 }
 
 // The keys of dev's tenant are kept beside its stores, so that they stay the
@@ -125,12 +128,39 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 	if d.opt.SMTP != "" {
 		cfg.SMTP.Addr = d.opt.SMTP
 	}
-	cfg.FCM.ServiceAccount, cfg.FCM.BaseURL = config.Secret(account), d.sims.FCM.URL()
+	switch d.opt.Email {
+	case "ses":
+		cfg.SES.Region, cfg.SES.Key, cfg.SES.BaseURL = sim.SESRegion, config.Live(sim.SESKeyID+":"+sim.SESSecret), d.sims.SES.URL()
+		cfg.Delivery.Email = []string{"ses"}
+	case "resend":
+		cfg.Resend.Key, cfg.Resend.BaseURL = sim.ResendKey, d.sims.Resend.URL()
+		cfg.Delivery.Email = []string{"resend"}
+	}
+	cfg.FCM.ServiceAccount, cfg.FCM.BaseURL = config.Live(account), d.sims.FCM.URL()
 	if d.opt.FCM != "" {
 		cfg.FCM.BaseURL = d.opt.FCM
 	}
+	if err := d.usePushSims(&cfg); err != nil {
+		return cfg, err
+	}
 	cfg.Delivery.ShutdownGrace = 4 * time.Second
 	return cfg, nil
+}
+
+// usePushSims sends pushes of APNs and Web Push to the simulators.
+func (d *dev) usePushSims(cfg *config.Config) error {
+	apple, web := d.sims.APNS, d.sims.Web
+	cfg.APNs.Topic, cfg.APNs.Key = apple.Topic(), config.Live(apple.Key())
+	cfg.APNs.KeyID, cfg.APNs.TeamID = sim.APNSKeyID, sim.APNSTeamID
+	cfg.APNs.BaseURL, cfg.APNs.CA = apple.URL(), config.Secret(apple.CA())
+	key, err := sim.NewES256Key()
+	if err != nil {
+		return err
+	}
+	cfg.WebPush.Subject, cfg.WebPush.VAPIDKey = "mailto:dev@stormpost.example", config.Secret(key)
+	cfg.WebPush.AllowPrivate, cfg.WebPush.CA = true, config.Secret(web.CA())
+	d.addr.Subscription = web.Subscribe("browser")
+	return nil
 }
 
 func (d *dev) startStores(ctx context.Context) (err error) {

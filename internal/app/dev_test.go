@@ -41,6 +41,7 @@ func TestDev(t *testing.T) {
 		in := d.inbox()
 		return in["first-email"] == 1 && in["first-push"] == 1
 	})
+	d.pushes()
 	before := d.addr
 
 	accepted := d.killUnderLoad()
@@ -234,6 +235,90 @@ func (d *devRun) await(what string, done func() bool) {
 			d.t.Fatalf("not in a minute: %s\n%s", what, &d.out)
 		}
 	}
+}
+
+// pushes sends one of each platform, which arrives, and one that the provider
+// says is gone; and one that no provider would take is refused at the door.
+func (d *devRun) pushes() {
+	d.t.Helper()
+	device := strings.Repeat("0123456789abcdef", 4)
+	for platform, to := range map[string]any{"fcm": "token", "apns": device, "webpush": d.addr.Subscription} {
+		push := func(key, text string) (int, string) {
+			d.t.Helper()
+			var out struct {
+				Messages []struct{ ID string }
+				Errors   []struct{ Field string }
+			}
+			body := map[string]any{"platform": platform, "to": to, "notification": map[string]string{"title": key, "body": text}}
+			status, err := d.call(http.MethodPost, d.addr.API+"/v1/pushes", key, body, &out)
+			if err != nil {
+				d.t.Fatal(err)
+			}
+			if status != http.StatusAccepted && status != http.StatusOK {
+				return status, fmt.Sprint(out.Errors)
+			}
+			return status, out.Messages[0].ID
+		}
+		taken, gone, large := "taken by "+platform, "gone from "+platform, "too large for "+platform
+		if status, text := push(taken, "x"); status != http.StatusAccepted {
+			d.t.Fatalf("%s: %d %s", taken, status, text)
+		}
+		d.await(taken, func() bool { return d.inbox()[taken] == 1 })
+		if status, text := push(large, strings.Repeat("x", 4096)); status != http.StatusUnprocessableEntity || text != "[{notification}]" {
+			d.t.Errorf("%s: %d %s", large, status, text)
+		}
+		code := map[string]string{"fcm": "UNREGISTERED", "apns": "Unregistered", "webpush": "gone"}[platform]
+		fault := map[string]any{"server": platform, "faults": []map[string]any{{"step": "body", "do": "answer", "error": code}}}
+		if status, err := d.call(http.MethodPost, d.addr.Inbox+"/faults", "", fault, nil); err != nil || status/100 != 2 {
+			d.t.Fatalf("faults of %s: %d %v", platform, status, err)
+		}
+		status, id := push(gone, "x")
+		if status != http.StatusAccepted {
+			d.t.Fatalf("%s: %d %s", gone, status, id)
+		}
+		d.await(gone, func() bool {
+			var m struct{ State, Reason string }
+			_, err := d.call(http.MethodGet, d.addr.API+"/v1/messages/"+id, "", nil, &m)
+			return err == nil && m.State == "failed" && m.Reason == "recipient_gone"
+		})
+		d.suppressed(platform, gone, id, push)
+		fault["faults"] = []any{}
+		if status, err := d.call(http.MethodPost, d.addr.Inbox+"/faults", "", fault, nil); err != nil || status/100 != 2 {
+			d.t.Fatalf("faults of %s: %d %v", platform, status, err)
+		}
+	}
+}
+
+// suppressed sends to a recipient that is gone: it is refused, unless the same
+// request was accepted before, until it is taken off the list.
+func (d *devRun) suppressed(platform, gone, id string, push func(key, text string) (int, string)) {
+	d.t.Helper()
+	n := 0
+	d.await("a recipient of "+platform+" is suppressed", func() bool {
+		n++
+		status, text := push(fmt.Sprintf("again %d to %s", n, platform), "x")
+		return status == http.StatusUnprocessableEntity && text == "[{to}]"
+	})
+	if status, text := push(gone, "x"); status != http.StatusOK || text != id {
+		d.t.Errorf("the same request again: %d %s, want %s", status, text, id)
+	}
+	var list struct {
+		Items []struct {
+			ID                    int64
+			Channel, To, Provider string
+		}
+	}
+	if _, err := d.call(http.MethodGet, d.addr.API+"/v1/suppressions?channel=push", "", nil, &list); err != nil || len(list.Items) != 1 || list.Items[0].Provider != platform {
+		d.t.Fatalf("suppressions: %+v, %v", list, err)
+	}
+	if status, err := d.call(http.MethodDelete, fmt.Sprintf("%s/v1/suppressions/%d", d.addr.API, list.Items[0].ID), "", nil, nil); err != nil || status != http.StatusOK {
+		d.t.Errorf("clear: %d %v", status, err)
+	}
+	d.await("it is taken again", func() bool {
+		n++
+		status, _ := push(fmt.Sprintf("again %d to %s", n, platform), "x")
+		return status == http.StatusAccepted
+	})
 }
 
 // load is what was submitted while the process was killed.

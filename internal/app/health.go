@@ -13,7 +13,8 @@ import (
 // that decides nothing: whoever asks for readiness often waits for a second only.
 const readyPatience = 700 * time.Millisecond
 
-// ready is what must work before requests should come here: one of the stores.
+// ready is what must work before requests should come here: one of the stores,
+// and, of a process that delivers, that each route has signed in once.
 // What Kafka can't carry is fed by the ledger, and what the ledger can't take is
 // kept by the journal, also what it can't number. A ledger that refuses us is another matter: with such a
 // DSN a new release shall not replace one that works.
@@ -32,9 +33,9 @@ func (p *process) ready(ctx context.Context) []httpapi.Check {
 	if journal {
 		numbering = nil
 	}
-	return []httpapi.Check{
-		{Name: "ledger", Err: err},
-		{Name: "numbering", Err: numbering},
-		{Name: "keys", Err: p.ring.Ready()},
+	all := []httpapi.Check{{Name: "ledger", Err: err}, {Name: "numbering", Err: numbering}}
+	if p.ring != nil {
+		all = append(all, httpapi.Check{Name: "keys", Err: p.ring.Ready()})
 	}
+	return append(all, p.readiness.checks()...)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/ingest/httpapi"
+	"github.com/stormpost/stormpost/internal/config"
 )
 
 // requestGrace is how long requests under way have at the end, at most.
@@ -37,6 +38,7 @@ func (p *process) listen(ctx context.Context) (all []*listener, err error) {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", p.tel.MetricsHandler())
 		mux.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+		mux.HandleFunc("GET /readyz", p.readyz)
 		l, err := p.open(ctx, "metrics", "metrics_listen", p.cfg.MetricsListen, mux)
 		if err != nil {
 			return all, err
@@ -74,8 +76,8 @@ func (p *process) open(ctx context.Context, name, key, addr string, h http.Handl
 
 func (p *process) api() http.Handler {
 	return httpapi.New(httpapi.Config{
-		Service: p.service, Ledger: canceling{p.ledger, p.clusters}, Journal: p.clusters, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine,
-		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version, Providers: []string{smtpName, fcmName},
+		Service: p.service, Ledger: canceling{p.ledger, p.clusters}, Journal: p.clusters, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine, Credentials: p.creds,
+		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version, Providers: config.ProviderNames(),
 		Limits: httpapi.Limits{Request: p.cfg.Accept.Timeout},
 	})
 }

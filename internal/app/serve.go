@@ -41,23 +41,26 @@ type Addresses struct {
 
 // process is one process, as it is built up and taken down.
 type process struct {
-	cfg       config.Config
-	opt       Options
-	tel       *telemetry.Telemetry
-	log       *slog.Logger
-	ledger    *dedupe.Ledger
-	ring      *keyring.Ring
-	clusters  *clusters
-	service   *ingest.Service
-	admission *ingest.Admission
-	worker    *delivery.Worker
-	drain     *recovery.Drain
-	providers []delivery.Provider
-	loopback  delivery.Provider // instead of the configured ones; the bench's
-	guard     *recovery.Guard
-	replayer  *recovery.Replayer
-	watching  watching
-	addr      Addresses
+	cfg          config.Config
+	opt          Options
+	tel          *telemetry.Telemetry
+	log          *slog.Logger
+	ledger       *dedupe.Ledger
+	ring         *keyring.Ring
+	clusters     *clusters
+	service      *ingest.Service
+	admission    *ingest.Admission
+	suppressions *ingest.Suppressions // the API's copy
+	worker       *delivery.Worker
+	drain        *recovery.Drain
+	providers    []delivery.Provider
+	creds        *credentials // nil without the role worker
+	readiness    *readiness
+	loopback     delivery.Provider // instead of the configured ones; the bench's
+	guard        *recovery.Guard
+	replayer     *recovery.Replayer
+	watching     watching
+	addr         Addresses
 }
 
 // Serve runs a process of cfg's roles until ctx ends, and then stops it in
@@ -131,18 +134,21 @@ func (p *process) build() (err error) {
 		if err := p.buildWorker(); err != nil {
 			return err
 		}
+		p.readiness = newReadiness(p.creds.uses)
 	}
 	return p.buildWatch()
 }
 
 func (p *process) buildAPI() {
 	p.ring = keyring.Open(filepath.Join(p.cfg.DataDir, "keys.json"), p.ledger, p.log, time.Now)
+	p.suppressions = ingest.NewSuppressions(p.ledger, p.log)
 	p.admission = ingest.NewAdmission(p.ledger, ingest.AdmissionConfig{
 		Backlog: p.cfg.Accept.Backlog, TenantBacklog: p.cfg.Accept.TenantBacklog, TenantRate: p.cfg.Accept.TenantRate, Log: p.log,
 	})
 	p.service = ingest.New(p.ledger, p.clusters, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		PushCheck: checkPush, Finder: p.ledger, Journal: p.clusters, JournalAway: func() bool { return !p.clusters.canJournal() },
+		Platforms: p.cfg.Platforms(), PushCheck: checkPush(p.cfg), EmailCheck: checkEmail(p.cfg.Email()), Suppressions: p.suppressions,
+		Finder: p.ledger, Journal: p.clusters, JournalAway: func() bool { return !p.clusters.canJournal() },
 		Patience: p.cfg.Accept.Patience, Log: p.log, Admission: p.admission,
 	})
 }
@@ -175,7 +181,7 @@ func (p *process) buildClusters() error {
 // giveUp is how long after its claim an attempt of this process may still end
 // by itself.
 func (p *process) giveUp() time.Duration {
-	return p.cfg.Delivery.ClaimValid + max(p.cfg.SMTP.ReplyLimit, p.cfg.FCM.ReplyLimit)
+	return p.cfg.Delivery.ClaimValid + p.cfg.ReplyLimit()
 }
 
 // resend is the lanes whose doubts are resent by policy. Configuration that is
@@ -215,6 +221,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
 		back.run("admission", func() error { p.admission.Run(house); return nil })
+		back.run("suppressions", func() error { p.suppressions.Run(house); return nil })
 	}
 
 	front := newGroup()
@@ -222,6 +229,11 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	defer endFront()
 	for _, l := range listeners {
 		front.run(l.name, func() error { return l.serve(fctx) })
+	}
+	if p.creds != nil {
+		for _, u := range p.creds.uses {
+			front.run("credential of "+u.route, func() error { p.readiness.prove(fctx, u); return nil })
+		}
 	}
 	if p.worker != nil {
 		front.run("worker", func() error { return p.worker.Run(fctx) })
@@ -305,6 +317,7 @@ func (p *process) teardown() {
 			p.log.Warn("provider did not close", "provider", pr.Name(), "error", err)
 		}
 	}
+	p.creds.close()
 }
 
 // retain drops what is past its age, once an hour.

@@ -63,7 +63,7 @@ func (p *process) checks() []watch.Check {
 		watch.Replays(p.ledger.StuckReplays),
 	}
 	if p.worker != nil {
-		all = append(all, watch.Providers(p.worker.Providers, time.Now))
+		all = append(all, watch.Providers(p.worker.Providers, time.Now), watch.Credentials(p.creds.List, time.Now))
 	}
 	return all
 }

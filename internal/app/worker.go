@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/stormpost/stormpost/delivery/smtp"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -20,41 +22,44 @@ const (
 	fcmName  = "fcm"
 )
 
-// checkPush is a provider's judgement at the door.
-func checkPush(push *message.Push) error {
-	if push.Platform != "fcm" {
-		return nil
-	}
-	return fcm.Check(push)
+// withoutProviders is cfg for when the loopback takes everything.
+func withoutProviders(cfg config.Config) config.Config {
+	cfg.SMTP.Addr, cfg.SES.Region, cfg.Resend.Key, cfg.Postmark.Key, cfg.SendGrid.Key = "", "", "", "", ""
+	cfg.FCM.ServiceAccount, cfg.FCM.Token, cfg.APNs.Topic, cfg.WebPush.Subject = "", "", "", ""
+	cfg.Webhook.URL, cfg.Delivery.Email = "", nil
+	return cfg
 }
 
 func (p *process) buildWorker() (err error) {
 	routes := make(map[message.Channel][]delivery.Route)
-	add := func(pr delivery.Provider, slots int, err error) error {
+	add := func(pr delivery.Provider, slots int, err error, platforms ...string) error {
 		if err != nil {
 			return err
 		}
 		p.providers = append(p.providers, pr)
-		routes[pr.Channel()] = append(routes[pr.Channel()], delivery.Route{Provider: pr, Slots: slots})
+		routes[pr.Channel()] = append(routes[pr.Channel()], delivery.Route{Provider: pr, Slots: slots, Platforms: platforms})
 		return nil
 	}
 	if p.loopback != nil {
 		_ = add(p.loopback, 0, nil)
-		p.cfg.SMTP.Addr, p.cfg.FCM.ServiceAccount = "", ""
+		p.cfg = withoutProviders(p.cfg)
 	}
-	if p.cfg.SMTP.Addr != "" {
-		pr, err := p.smtp()
-		if err := add(pr, p.cfg.SMTP.Connections, err); err != nil {
-			return fmt.Errorf("smtp: %w", err)
+	if err := p.buildCredentials(); err != nil {
+		return err
+	}
+	for _, name := range p.cfg.Email() {
+		pr, slots, err := p.email(name)
+		if err := add(pr, slots, err); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
-	if p.cfg.FCM.ServiceAccount != "" {
-		pr, err := fcm.New(fcm.Config{
-			Name: fcmName, ServiceAccount: []byte(p.cfg.FCM.ServiceAccount.Reveal()), BaseURL: p.cfg.FCM.BaseURL, TokenURL: p.cfg.FCM.TokenURL,
-			Concurrency: p.cfg.FCM.Concurrency, ReplyLimit: p.cfg.FCM.ReplyLimit, Logger: p.log,
-		})
-		if err := add(pr, p.cfg.FCM.Concurrency, err); err != nil {
-			return fmt.Errorf("fcm: %w", err)
+	if err := p.addPush(add); err != nil {
+		return err
+	}
+	if p.cfg.Webhook.URL != "" && p.cfg.Webhook.Channel == "push" {
+		pr, slots, err := p.webhook()
+		if err := add(pr, slots, err); err != nil {
+			return fmt.Errorf("webhook: %w", err)
 		}
 	}
 	cfg, err := p.deliveryConfig(routes)
@@ -98,11 +103,66 @@ func (p *process) smtp() (*smtp.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	return smtp.New(smtp.Config{
-		Name: smtpName, Addr: c.Addr, Username: c.Username, Password: c.Password.Reveal(),
+	var password *credential.Credential
+	if c.Password != "" {
+		if password, err = p.creds.live("smtp.password", smtpName, c.Password, smtpCheck(c.Auth)); err != nil {
+			return nil, err
+		}
+	}
+	pr, err := smtp.New(smtp.Config{
+		Name: smtpName, Addr: c.Addr, Username: c.Username, Credential: password, Auth: smtp.AuthMode(c.Auth),
 		TLS: smtp.TLSMode(c.TLS), ServerName: c.ServerName, LocalName: c.LocalName,
 		Connections: c.Connections, ReplyLimit: c.ReplyLimit, DKIM: keys, Logger: p.log,
 	})
+	if err == nil && password != nil {
+		p.creds.need(smtpName, password, pr)
+	}
+	return pr, err
+}
+
+func (p *process) fcm() (*fcm.Provider, error) {
+	c := p.cfg.FCM
+	token, project, err := p.fcmToken()
+	if err != nil {
+		return nil, err
+	}
+	pr, err := fcm.New(fcm.Config{
+		Name: fcmName, Project: project, Token: token, BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log,
+	})
+	if err == nil {
+		p.creds.need(fcmName, token, pr)
+	}
+	return pr, err
+}
+
+// fcmToken is the access tokens for FCM, and the project that they are for.
+func (p *process) fcmToken() (token *credential.Credential, project string, err error) {
+	c := p.cfg.FCM
+	if c.Token != "" {
+		token, err = p.creds.live("fcm.token", fcmName, c.Token, smtp.CheckToken)
+		return token, c.Project, err
+	}
+	project = c.Project
+	if _, named := c.ServiceAccount.Credential(); !named {
+		text := c.ServiceAccount.Value()
+		if path, ok := c.ServiceAccount.File(); ok {
+			b, err := p.creds.rules().Read(path)
+			if err != nil {
+				return nil, "", fmt.Errorf("fcm.service_account: %w", err)
+			}
+			text = string(b)
+		}
+		account, err := credential.ParseServiceAccount([]byte(text))
+		if err != nil {
+			return nil, "", fmt.Errorf("fcm.service_account: %w", err)
+		}
+		project = cmp.Or(project, account.ProjectID)
+	}
+	key, err := p.creds.live("fcm.service_account", fcmName+".service_account", c.ServiceAccount, credential.CheckServiceAccount(project, c.TokenURL))
+	if err != nil {
+		return nil, "", err
+	}
+	return p.creds.add(fcmName, &credential.JWTBearer{Key: key, Scope: fcm.Scope, URL: c.TokenURL, Client: p.creds.client}, nil), project, nil
 }
 
 func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {

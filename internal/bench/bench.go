@@ -244,6 +244,9 @@ func (l *Loopback) Channel() message.Channel { return message.ChannelEmail }
 // ReplyLimit is short: it answers at once.
 func (l *Loopback) ReplyLimit() time.Duration { return time.Second }
 
+// Capabilities implements delivery.Provider.
+func (l *Loopback) Capabilities() delivery.Capabilities { return delivery.Capabilities{} }
+
 // Reserve has no limit.
 func (l *Loopback) Reserve(context.Context) (delivery.Slot, error) { return l, nil }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -16,8 +17,8 @@ func (c *command) dev() *cobra.Command {
 		Use:   "dev",
 		Short: "Run everything on this machine, with simulated providers and an inbox",
 		Long: `Run everything on this machine: PostgreSQL as a child process, a Kafka-protocol
-broker, the API, a worker, and simulators of an SMTP server and of FCM whose
-inbox is a page. All state is in one folder; stop it, or kill -9 it, and start
+broker, the API, a worker, and simulators of an SMTP server, Amazon SES, Resend
+and FCM, whose inbox is a page. All state is in one folder; stop it, or kill -9 it, and start
 it again: nothing is lost, nothing is sent twice.
 
 Once all is ready it writes dev.json into the folder: api, api_key,
@@ -30,6 +31,9 @@ operator_key, inbox, metrics, dsn, brokers, pid. The inbox answers GET
 					return usage("%s: want HOST:PORT, not %q", flag, addr)
 				}
 			}
+			if !slices.Contains([]string{"smtp", "ses", "resend"}, opt.Email) {
+				return usage("--email: want smtp, ses or resend, not %q", opt.Email)
+			}
 			fmt.Fprintln(c.Err, "Starting; the first time takes some seconds …")
 			opt.Ready = func(a app.DevAddresses) { c.printDev(opt.Data, a) }
 			return app.Dev(cmd.Context(), opt)
@@ -39,6 +43,7 @@ operator_key, inbox, metrics, dsn, brokers, pid. The inbox answers GET
 	f.StringVar(&opt.Data, "data", "stormpost-data", "the folder that keeps everything")
 	f.StringVar(&opt.Listen, "listen", "127.0.0.1:8080", "the API's host:port")
 	f.StringVar(&opt.Inbox, "inbox", "", "the inbox's host:port (default a free port)")
+	f.StringVar(&opt.Email, "email", "smtp", "which simulator takes email: smtp, ses or resend")
 	f.StringVar(&opt.SMTP, "smtp", "", "host:port of an SMTP server to send to instead of the simulator: no AUTH, STARTTLS if offered")
 	f.StringVar(&opt.FCM, "fcm", "", "base URL to send pushes to instead of the FCM simulator")
 	f.StringVar(&opt.DSN, "dsn", "", "another PostgreSQL than its own")

@@ -36,7 +36,16 @@ type Config struct {
 	Retention     Retain            `koanf:"retention"`
 	Guard         Guard             `koanf:"guard"`
 	SMTP          SMTP              `koanf:"smtp"`
+	SES           SES               `koanf:"ses"`
+	Resend        Resend            `koanf:"resend"`
+	Postmark      Postmark          `koanf:"postmark"`
+	SendGrid      SendGrid          `koanf:"sendgrid"`
 	FCM           FCM               `koanf:"fcm"`
+	APNs          APNs              `koanf:"apns"`
+	WebPush       WebPush           `koanf:"webpush"`
+	Webhook       Receiver          `koanf:"webhook"`
+	Secrets       Secrets           `koanf:"secrets"`
+	Credentials   []Credential      `koanf:"credentials"` // passwords, tokens and keys that rotate, in the file only: a list, see below
 	Incidents     Incident          `koanf:"incidents"`
 }
 
@@ -89,6 +98,7 @@ type Accept struct {
 
 // Delivery is how messages are handed over.
 type Delivery struct {
+	Email         []string          `koanf:"email"`          // providers for email in order of preference, of smtp, ses, resend, postmark, sendgrid and webhook; empty: those that are configured, in this order
 	Senders       map[string]int    `koanf:"senders"`        // attempts that a lane may have open in one process: LANE=N,…; else 64 for transactional, 32 for the others
 	ClaimValid    time.Duration     `koanf:"claim_valid"`    // how old a claim may be at the last check before the hand-over
 	ShutdownGrace time.Duration     `koanf:"shutdown_grace"` // how long open replies are waited for on SIGTERM
@@ -112,7 +122,8 @@ type Guard struct {
 type SMTP struct {
 	Addr        string        `koanf:"addr"`        // host:port of the relay for email; empty: none, and email waits
 	Username    string        `koanf:"username"`    // for AUTH; empty: none
-	Password    Secret        `koanf:"password"`    // for AUTH
+	Password    Live          `koanf:"password"`    // for AUTH: the password, or the access token; as `credential:NAME`, too
+	Auth        string        `koanf:"auth"`        // xoauth2 or oauthbearer, which show an access token; empty: PLAIN or LOGIN
 	TLS         string        `koanf:"tls"`         // starttls-if-offered, starttls-required or implicit
 	ServerName  string        `koanf:"server_name"` // name in the relay's certificate, if it isn't that of addr
 	LocalName   string        `koanf:"local_name"`  // name given in EHLO
@@ -128,9 +139,12 @@ type DKIM struct {
 	Key      Secret `koanf:"key"`      // private key, PEM
 }
 
-// FCM is Firebase Cloud Messaging; an empty ServiceAccount means none.
+// FCM is Firebase Cloud Messaging; an empty ServiceAccount and an empty Token
+// mean none.
 type FCM struct {
-	ServiceAccount Secret        `koanf:"service_account"` // content of the service account's JSON file; empty: none, and pushes wait
+	ServiceAccount Live          `koanf:"service_account"` // content of the service account's JSON file; empty: none, and pushes wait; as `credential:NAME`, too
+	Token          Live          `koanf:"token"`           // instead of a service account: access tokens, as `credential:NAME` or a file that somebody renews
+	Project        string        `koanf:"project"`         // the Firebase project's id; default: the service account's, if that is a file
 	BaseURL        string        `koanf:"base_url"`        // another base URL than FCM's
 	TokenURL       string        `koanf:"token_url"`       // another token endpoint than the account's
 	Concurrency    int           `koanf:"concurrency"`     // requests under way at once, of one process
@@ -178,7 +192,14 @@ func Default() Config {
 		Retention: Retain{Content: 14 * 24 * time.Hour, Messages: 180 * 24 * time.Hour},
 		Guard:     Guard{Every: 2 * time.Second},
 		SMTP:      SMTP{TLS: "starttls-if-offered", Connections: 16, ReplyLimit: 10 * time.Minute},
+		SES:       SES{Concurrency: 50, ReplyLimit: time.Minute},
+		Resend:    Resend{Concurrency: 20, ReplyLimit: time.Minute},
+		Postmark:  Postmark{Stream: "outbound", Concurrency: 20, ReplyLimit: time.Minute},
+		SendGrid:  SendGrid{Concurrency: 50, ReplyLimit: time.Minute},
 		FCM:       FCM{Concurrency: 100, ReplyLimit: time.Minute},
+		APNs:      APNs{Concurrency: 100, Connections: 4, ReplyLimit: time.Minute},
+		WebPush:   WebPush{Concurrency: 100, Connections: 4, ReplyLimit: time.Minute},
+		Webhook:   Receiver{Channel: "email", Concurrency: 20, ReplyLimit: time.Minute},
 		Incidents: Incident{
 			Objective: Objective{Transactional: 30 * time.Second, Trigger: 5 * time.Minute, Campaign: time.Hour},
 			Runbook:   "https://github.com/stormpost/stormpost/blob/main/docs/runbook.md",
@@ -232,7 +253,13 @@ func (c *Config) Validate() error {
 	if !slices.Contains([]string{"starttls-if-offered", "starttls-required", "implicit"}, c.SMTP.TLS) {
 		bad("smtp.tls", "want starttls-if-offered, starttls-required or implicit, not %q", c.SMTP.TLS)
 	}
+	if !slices.Contains([]string{"", "xoauth2", "oauthbearer"}, c.SMTP.Auth) {
+		bad("smtp.auth", "want xoauth2, oauthbearer or nothing, not %q", c.SMTP.Auth)
+	}
 	c.validateNumbers(bad)
+	c.validateProviders(bad)
+	c.validateCredentials(bad)
+	c.validatePush(bad)
 	c.Incidents.validate(bad)
 	return errors.Join(errs...)
 }
@@ -297,6 +324,9 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
 		"guard.every": c.Guard.Every, "kafka.evacuate_after": c.Kafka.EvacuateAfter, "smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit,
+		"ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
+		"postmark.reply_limit": c.Postmark.ReplyLimit, "sendgrid.reply_limit": c.SendGrid.ReplyLimit, "webhook.reply_limit": c.Webhook.ReplyLimit,
+		"apns.reply_limit": c.APNs.ReplyLimit, "webpush.reply_limit": c.WebPush.ReplyLimit,
 		"incidents.objective.transactional": c.Incidents.Objective.Transactional, "incidents.objective.trigger": c.Incidents.Objective.Trigger,
 		"incidents.objective.campaign": c.Incidents.Objective.Campaign,
 	} {
@@ -307,6 +337,10 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 	for key, n := range map[string]int{
 		"ledger.max_conns": c.Ledger.MaxConns, "ledger.batch": c.Ledger.Batch, "ledger.flushers": c.Ledger.Flushers,
 		"kafka.partitions": c.Kafka.Partitions, "smtp.connections": c.SMTP.Connections, "fcm.concurrency": c.FCM.Concurrency,
+		"ses.concurrency": c.SES.Concurrency, "resend.concurrency": c.Resend.Concurrency, "postmark.concurrency": c.Postmark.Concurrency,
+		"sendgrid.concurrency": c.SendGrid.Concurrency, "webhook.concurrency": c.Webhook.Concurrency,
+		"apns.concurrency": c.APNs.Concurrency, "apns.connections": c.APNs.Connections,
+		"webpush.concurrency": c.WebPush.Concurrency, "webpush.connections": c.WebPush.Connections,
 	} {
 		if n < 1 || n > 10_000 {
 			bad(key, "want 1 to 10000, not %d", n)
@@ -337,6 +371,46 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 	}
 }
 
+// Live is a secret that may change while the process runs. It shows itself as
+// [redacted], or as the reference that it is. It is given as file:PATH, which is
+// read again and again; as credential:NAME, one of Config.Credentials; as
+// env:NAME; or as it is.
+type Live string
+
+const (
+	filePrefix       = "file:"
+	credentialPrefix = "credential:"
+	// valuePrefix is before what is no reference, once it has been loaded.
+	valuePrefix = "value:"
+)
+
+// File is the path that it is read from, if it is.
+func (l Live) File() (path string, ok bool) { return strings.CutPrefix(string(l), filePrefix) }
+
+// Credential is the name of the credential that it is, if it is one.
+func (l Live) Credential() (name string, ok bool) {
+	return strings.CutPrefix(string(l), credentialPrefix)
+}
+
+// Value is the secret itself, if it is no reference.
+func (l Live) Value() string { return strings.TrimPrefix(string(l), valuePrefix) }
+
+// String hides the secret.
+func (l Live) String() string {
+	_, file := l.File()
+	_, named := l.Credential()
+	if l == "" || file || named {
+		return string(l)
+	}
+	return "[redacted]"
+}
+
+// GoString hides the secret from %#v.
+func (l Live) GoString() string { return l.String() }
+
+// MarshalText hides the secret from encoders and loggers.
+func (l Live) MarshalText() ([]byte, error) { return []byte(l.String()), nil }
+
 // Secret is a setting that must not be seen: it shows itself as [redacted].
 // In the file it is given by reference, file:PATH or env:NAME, or as it is.
 type Secret string
@@ -357,7 +431,3 @@ func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // Reveal is the secret itself.
 func (s Secret) Reveal() string { return string(s) }
-
-func isReference(s Secret) bool {
-	return strings.HasPrefix(string(s), "file:") || strings.HasPrefix(string(s), "env:")
-}

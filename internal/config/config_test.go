@@ -22,6 +22,7 @@ delivery:
   retry_base: 5s
 smtp:
   addr: relay:587
+  username: shop
   password: file:`+secret+`
   dkim:
     - {domain: example.com, selector: s1, key: "env:DKIM"}
@@ -37,8 +38,8 @@ smtp:
 		c.Delivery.RetryBase != 5*time.Second || c.Delivery.RetryMax != time.Hour || c.Delivery.Doubts["trigger.push"] != "resend" {
 		t.Errorf("%+v", c)
 	}
-	if c.SMTP.Password.Reveal() != "hunter2" || c.SMTP.DKIM[0].Key.Reveal() != "pem" {
-		t.Error("secrets were not resolved")
+	if path, ok := c.SMTP.Password.File(); !ok || path != secret || c.SMTP.DKIM[0].Key.Reveal() != "pem" {
+		t.Errorf("secrets were not resolved: %s", c.SMTP.Password)
 	}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(format, c); strings.Contains(s, "hunter2") || strings.Contains(s, "app@db") {
@@ -69,6 +70,12 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		"bad role":         {"roles: [api, cook]", "", "cook"},
 		"bad lane":         {"delivery: {senders: {urgent.email: 1}}", "", "urgent.email"},
 		"bad policy":       {"delivery: {doubts: {trigger.push: guess}}", "", "guess"},
+		"no such provider": {"delivery: {email: [smtp, ses]}", "STORMPOST_SMTP_ADDR=relay:25", "delivery.email[1]"},
+		"named twice":      {"delivery: {email: [smtp, smtp]}", "STORMPOST_SMTP_ADDR=relay:25", "delivery.email[1]"},
+		"no such key":      {"resend: {key: 'credential:nope'}", "", "resend.key"},
+		"region alone":     {"ses: {region: eu-west-1}", "", "ses.key"},
+		"bad channel":      {"webhook: {channel: fax}", "", "webhook.channel"},
+		"no place":         {"resend: {concurrency: 0}", "", "resend.concurrency"},
 		"bad address":      {"smtp: {addr: relay}", "", "smtp.addr"},
 		"no objective":     {"incidents: {objective: {trigger: 0s}}", "", "incidents.objective.trigger"},
 		"plain webhook":    {"incidents: {webhook: {url: 'http://pager.example/x'}}", "", "incidents.webhook.url"},
@@ -100,5 +107,32 @@ func write(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestEmailProviders(t *testing.T) {
+	c := Default()
+	if got := c.Email(); len(got) != 0 {
+		t.Errorf("none is configured, but %v", got)
+	}
+	c.SMTP.Addr, c.SES.Region, c.SES.Key, c.Resend.Key, c.Postmark.Key, c.SendGrid.Key, c.Webhook.URL = "a:1", "eu-west-1", "a:b", "k", "k", "k", "https://r.example"
+	if got := strings.Join(c.Email(), " "); got != "smtp ses resend postmark sendgrid webhook" {
+		t.Errorf("in order: %s", got)
+	}
+	c.Webhook.Channel, c.Delivery.Email = "push", []string{"resend", "smtp"}
+	if got := strings.Join(c.Email(), " "); got != "resend smtp" {
+		t.Errorf("as set: %s", got)
+	}
+	c.DSN = "postgres://x"
+	if err := c.Validate(); err != nil {
+		t.Error(err)
+	}
+	c.Delivery.Email = []string{"webhook"}
+	if err := c.Validate(); err == nil {
+		t.Error("a receiver of pushes takes email")
+	}
+	c.Postmark.ReplyLimit = time.Hour
+	if c.ReplyLimit() != time.Hour {
+		t.Errorf("the longest reply limit is %v", c.ReplyLimit())
 	}
 }

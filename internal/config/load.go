@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"reflect"
 	"slices"
@@ -14,10 +13,9 @@ import (
 	"github.com/knadh/koanf/providers/confmap"
 	"github.com/knadh/koanf/providers/rawbytes"
 	"github.com/knadh/koanf/v2"
-)
 
-// maxSecretFile bounds a file that a secret refers to.
-const maxSecretFile = 1 << 20
+	"github.com/stormpost/stormpost/internal/credential"
+)
 
 // delim divides the parts of a key; lanes have dots in their names.
 const delim = "/"
@@ -52,7 +50,7 @@ func Load(path string, environ []string) (Config, error) {
 	if err != nil {
 		return c, fmt.Errorf("config: %w", err)
 	}
-	return c, resolve(reflect.ValueOf(&c).Elem(), "", environ)
+	return c, resolve(reflect.ValueOf(&c).Elem(), "", environ, c.Secrets.rules())
 }
 
 // stringToMap reads a=1,b=2, as a variable gives a map.
@@ -111,27 +109,33 @@ func keys(t reflect.Type, prefix string, add func(key string)) {
 }
 
 // resolve replaces secrets given by reference.
-func resolve(v reflect.Value, key string, environ []string) error {
+func resolve(v reflect.Value, key string, environ []string, rules credential.FileRules) error {
 	switch {
 	case v.Type() == reflect.TypeFor[Secret]():
-		s, err := secret(Secret(v.String()), environ)
+		s, err := secret(v.String(), environ, rules)
 		if err != nil {
 			return fmt.Errorf("config: %s: %w", key, err)
 		}
-		v.SetString(string(s))
+		v.SetString(s)
+	case v.Type() == reflect.TypeFor[Live]():
+		l, err := live(v.String(), environ, rules)
+		if err != nil {
+			return fmt.Errorf("config: %s: %w", key, err)
+		}
+		v.SetString(string(l))
 	case v.Kind() == reflect.Struct:
 		for i := range v.NumField() {
 			name := v.Type().Field(i).Tag.Get("koanf")
 			if key != "" {
 				name = key + "." + name
 			}
-			if err := resolve(v.Field(i), name, environ); err != nil {
+			if err := resolve(v.Field(i), name, environ, rules); err != nil {
 				return err
 			}
 		}
 	case v.Kind() == reflect.Slice && v.Type().Elem().Kind() == reflect.Struct:
 		for i := range v.Len() {
-			if err := resolve(v.Index(i), fmt.Sprintf("%s[%d]", key, i), environ); err != nil {
+			if err := resolve(v.Index(i), fmt.Sprintf("%s[%d]", key, i), environ, rules); err != nil {
 				return err
 			}
 		}
@@ -139,32 +143,30 @@ func resolve(v reflect.Value, key string, environ []string) error {
 	return nil
 }
 
-func secret(s Secret, environ []string) (Secret, error) {
-	if !isReference(s) {
-		return s, nil
+// live checks a reference, and leaves it.
+func live(s string, environ []string, rules credential.FileRules) (Live, error) {
+	if _, named := Live(s).Credential(); s == "" || named {
+		return Live(s), nil
 	}
-	kind, ref, _ := strings.Cut(string(s), ":")
-	if kind == "env" {
+	value, err := secret(s, environ, rules)
+	if _, file := Live(s).File(); file || err != nil {
+		return Live(s), err
+	}
+	return valuePrefix + Live(value), nil
+}
+
+func secret(s string, environ []string, rules credential.FileRules) (string, error) {
+	kind, ref, _ := strings.Cut(s, ":")
+	switch kind {
+	case "env":
 		i := slices.IndexFunc(environ, func(e string) bool { return strings.HasPrefix(e, ref+"=") })
 		if i < 0 {
 			return "", fmt.Errorf("variable %s is not set", ref)
 		}
-		return Secret(environ[i][len(ref)+1:]), nil
+		return environ[i][len(ref)+1:], nil
+	case "file":
+		b, err := rules.Read(ref)
+		return strings.TrimRight(string(b), "\r\n"), err
 	}
-	f, err := os.Open(ref)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return "", fmt.Errorf("%s is not a regular file", ref)
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
-	switch {
-	case err != nil:
-		return "", err
-	case len(b) > maxSecretFile:
-		return "", fmt.Errorf("%s is larger than 1 MiB", ref)
-	}
-	return Secret(strings.TrimRight(string(b), "\r\n")), nil
+	return s, nil
 }

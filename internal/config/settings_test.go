@@ -23,19 +23,33 @@ Generated from ` + "`internal/config`" + `; change it there, and run ` + "`make 
 Settings come from the YAML file of ` + "`--config`" + ` (or ` + "`STORMPOST_CONFIG`" + `), where a dot is a level, and over it from the
 variables. A key or a ` + "`STORMPOST_*`" + ` variable that nobody knows is an error that names it. Durations are written as ` + "`30s`, `10m`, `72h`" + `;
 lists as ` + "`a,b`" + ` in a variable. A secret is given by reference, ` + "`file:/run/secrets/smtp` or `env:SMTP_PASSWORD`" + `, or as it is; logs never show it.
-All settings are read at start: a change needs a restart (see [runbook.md](runbook.md#stop-restart-upgrade)).
+Files with secrets that anyone on the machine may read are refused (` + "`secrets.world_readable`" + `).
+All settings are read at start: a change needs a restart (see [runbook.md](runbook.md#stop-restart-upgrade)), but for [credentials](#credentials).
 
 | Key | Variable | Default | Meaning |
 |---|---|---|---|
 `
 
+const settingsCredentials = `What rotates without a restart (see [runbook.md](runbook.md#credentials-and-certificates)). ` + "`smtp.password`, `fcm.service_account` and `fcm.token`" + `, and the secrets here,
+are given as ` + "`file:PATH`" + `, which is read again each second, as ` + "`credential:NAME`" + ` (one of these, that comes before), as ` + "`env:NAME`" + `, or as they are.
+
+` + "```yaml" + `
+credentials:
+  - {name: vault-token, source: value, value: "file:/run/secrets/vault-token"}
+  - {name: mail-secret, source: vault, url: "https://vault.example:8200", token: "credential:vault-token", path: mail, field: client_secret}
+  - {name: mail, source: client-credentials, url: "https://login.example/token", client_id: stormpost, client_secret: "credential:mail-secret", scopes: ["smtp.send"]}
+smtp: {addr: "smtp.example:587", tls: starttls-required, username: shop@example.com, auth: xoauth2, password: "credential:mail"}
+` + "```"
+
 const settingsTail = `
+## Variables
+
 Beside settings, these variables are read:
 
 | Variable | By | Meaning |
 |---|---|---|
 | ` + "`STORMPOST_CONFIG`" + ` | every command | the settings file, as ` + "`--config`" + ` |
-| ` + "`STORMPOST_API`, `STORMPOST_API_KEY`" + ` | ` + "`send`, `messages`, `incidents`" + ` | where the API is, and the key to call it with |
+| ` + "`STORMPOST_API`, `STORMPOST_API_KEY`" + ` | ` + "`send`, `messages`, `incidents`, `credentials`" + ` | where the API is, and the key to call it with |
 | ` + "`STORMPOST_CACHE`, `STORMPOST_TEST_*`" + ` | tests | where downloads are kept; stores to use (see [CONTRIBUTING.md](../CONTRIBUTING.md)) |
 | ` + "`OTEL_*`" + ` | ` + "`serve`, `dev`" + ` | the standard's: ` + "`OTEL_EXPORTER_OTLP_ENDPOINT`" + ` turns on traces and pushed metrics, over http/protobuf |
 `
@@ -69,6 +83,22 @@ func TestSettingsDocument(t *testing.T) {
 		}
 	}
 	walk(reflect.ValueOf(Default()), "")
+	for _, list := range []struct {
+		key, about string
+		of         any
+	}{
+		{"smtp.dkim[]", "Each is the key that signs mail from a domain.", DKIM{}},
+		{"credentials[]", settingsCredentials, Credential{}},
+	} {
+		fmt.Fprintf(&doc, "\n## `%s`\n\n%s\n\n| Key | Meaning |\n|---|---|\n", list.key, list.about)
+		for f := range reflect.TypeOf(list.of).Fields() {
+			meaning := comments[reflect.TypeOf(list.of).Name()+"."+f.Name]
+			if meaning == "" {
+				t.Errorf("%s.%s has no comment", list.key, f.Name)
+			}
+			fmt.Fprintf(&doc, "| `%s` | %s |\n", f.Tag.Get("koanf"), strings.ReplaceAll(meaning, "|", `\|`))
+		}
+	}
 	doc.WriteString(settingsTail)
 
 	known := 0
@@ -121,14 +151,25 @@ func shown(v reflect.Value) string {
 	return "`" + text + "`"
 }
 
-// fieldComments reads the comment beside each field of config.go's structs.
+// fieldComments reads the comment beside each field of the package's structs.
 func fieldComments(t *testing.T) map[string]string {
 	t.Helper()
-	file, err := parser.ParseFile(token.NewFileSet(), "config.go", nil, parser.ParseComments)
+	comments := make(map[string]string)
+	files, err := filepath.Glob("*.go")
 	if err != nil {
 		t.Fatal(err)
 	}
-	comments := make(map[string]string)
+	for _, name := range files {
+		file, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inspect(file, comments)
+	}
+	return comments
+}
+
+func inspect(file *ast.File, comments map[string]string) {
 	ast.Inspect(file, func(n ast.Node) bool {
 		spec, ok := n.(*ast.TypeSpec)
 		if !ok {
@@ -143,5 +184,4 @@ func fieldComments(t *testing.T) map[string]string {
 		}
 		return true
 	})
-	return comments
 }

@@ -15,9 +15,11 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -139,19 +141,6 @@ type issuer struct {
 	mu     sync.Mutex
 	asked  int
 	answer func(n int, assertion string) (status int, body string, err error)
-	hang   bool // until the request is canceled
-}
-
-func (i *issuer) count() int {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	return i.asked
-}
-
-func (i *issuer) set(answer func(int, string) (int, string, error)) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.answer = answer
 }
 
 // tokens answers with token-1, token-2 and so on.
@@ -177,12 +166,8 @@ func (i *issuer) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	i.mu.Lock()
 	i.asked++
-	n, answer, hang := i.asked, i.answer, i.hang
+	n, answer := i.asked, i.answer
 	i.mu.Unlock()
-	if hang {
-		<-req.Context().Done()
-		return nil, req.Context().Err()
-	}
 	status, text, err := answer(n, assertion)
 	if err != nil {
 		return nil, err
@@ -220,9 +205,40 @@ func checkAssertion(req *http.Request, assertion string) error {
 			return err
 		}
 	}
-	if header.Alg != "RS256" || header.Kid != "k1" || claims.Iss != "sender@p1.example" || claims.Scope != "push" ||
+	if header.Alg != "RS256" || header.Kid != "k1" && header.Kid != "k2" || claims.Iss != "sender@p1.example" || claims.Scope != "push" ||
 		claims.Aud != tokenURI || claims.Exp-claims.Iat != 3600 {
 		return fmt.Errorf("assertion says %+v %+v", header, claims)
 	}
 	return nil
 }
+
+// refusing is an endpoint that takes no assertion of a key.
+type refusing struct {
+	kid  string
+	next *issuer
+}
+
+func (r refusing) RoundTrip(req *http.Request) (*http.Response, error) {
+	body, err := io.ReadAll(req.Body)
+	if err != nil {
+		return nil, err
+	}
+	form, err := url.ParseQuery(string(body))
+	if err != nil {
+		return nil, err
+	}
+	part, _, _ := strings.Cut(form.Get("assertion"), ".")
+	header, err := base64.RawURLEncoding.DecodeString(part)
+	if err != nil {
+		return nil, err
+	}
+	if strings.Contains(string(header), r.kid) {
+		answer := `{"error":"invalid_grant"}`
+		return &http.Response{StatusCode: 400, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(answer)), Request: req}, nil
+	}
+	req.Body = io.NopCloser(strings.NewReader(string(body)))
+	return r.next.RoundTrip(req)
+}
+
+// sleepASecond is for synctest's bubbles.
+func sleepASecond() { time.Sleep(time.Second) }

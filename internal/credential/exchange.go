@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"strings"
 	"time"
-	"unicode"
 )
 
 const (
@@ -31,9 +30,20 @@ const (
 
 // ExchangeError is a token endpoint's refusal (RFC 6749 §5.2).
 type ExchangeError struct {
-	Status      int    // HTTP
-	Code        string // such as "invalid_grant"; empty if the answer had none
-	Description string // for people, at most 200 bytes
+	Status      int       // HTTP
+	Code        string    // such as "invalid_grant"; empty if the answer had none
+	Description string    // for people, at most 200 bytes
+	date        time.Time // by the endpoint's clock; zero: not told
+}
+
+// aboutUs says whether the endpoint refuses who asks, rather than asks for
+// patience or is broken.
+func (e *ExchangeError) aboutUs() bool {
+	switch e.Code {
+	case "invalid_grant", "invalid_client", "unauthorized_client":
+		return true
+	}
+	return e.Status == http.StatusUnauthorized
 }
 
 func (e *ExchangeError) Error() string {
@@ -46,35 +56,32 @@ func (e *ExchangeError) Error() string {
 	return s
 }
 
-// token is an access token and when it ends by our clock.
-type token struct {
-	value   string
-	expires time.Time
-}
-
-// exchange asks endpoint for an access token of the account (RFC 7523 §2.1).
-func (a *ServiceAccount) exchange(ctx context.Context, client *http.Client, endpoint, scope string, now time.Time) (token, error) {
-	assertion, err := a.assertion(scope, now)
+// exchange asks endpoint, whose clock is ahead by skew, for an access token of
+// the account (RFC 7523 §2.1).
+func (a *ServiceAccount) exchange(ctx context.Context, client *http.Client, endpoint, scope string, now time.Time, skew time.Duration) (Material, error) {
+	assertion, err := a.assertion(scope, now.Add(skew))
 	if err != nil {
-		return token{}, fmt.Errorf("sign assertion: %w", err)
+		return Material{}, fmt.Errorf("sign assertion: %w", err)
 	}
 	form := url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:jwt-bearer"}, "assertion": {assertion}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, strings.NewReader(form.Encode()))
 	if err != nil {
-		return token{}, err
+		return Material{}, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	resp, err := client.Do(req)
 	if err != nil {
-		return token{}, err
+		return Material{}, err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenReply))
 	if err != nil {
-		return token{}, fmt.Errorf("read token: %w", err)
+		return Material{}, fmt.Errorf("read token: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
-		return token{}, refusal(resp.StatusCode, body, assertion)
+		e := refusal(resp.StatusCode, body, assertion)
+		e.date, _ = http.ParseTime(resp.Header.Get("Date")) // zero if it can't be read
+		return Material{}, e
 	}
 	return readToken(body, now)
 }
@@ -112,53 +119,56 @@ func (a *ServiceAccount) assertion(scope string, now time.Time) (string, error) 
 
 // readToken reads RFC 6749 §5.1. The token's life counts from before it was
 // asked for.
-func readToken(body []byte, asked time.Time) (token, error) {
+func readToken(body []byte, asked time.Time) (Material, error) {
 	var t struct {
 		AccessToken string  `json:"access_token"`
 		TokenType   string  `json:"token_type"`
 		ExpiresIn   float64 `json:"expires_in"`
 	}
 	if err := json.Unmarshal(body, &t); err != nil {
-		return token{}, errors.New("token endpoint's answer is not JSON")
+		return Material{}, errors.New("token endpoint's answer is not JSON")
 	}
-	switch {
-	case t.AccessToken == "" || len(t.AccessToken) > maxToken || strings.ContainsFunc(t.AccessToken, notTokenChar):
-		return token{}, errors.New("token endpoint's access_token can't be used as one")
-	case !strings.EqualFold(t.TokenType, "Bearer"):
-		return token{}, errors.New("token endpoint's token_type is not Bearer")
-	case t.ExpiresIn < 1:
-		return token{}, errors.New("token endpoint's expires_in is missing or under a second")
+	if t.ExpiresIn < 1 {
+		return Material{}, errors.New("token endpoint's expires_in is missing or under a second")
 	}
-	life := maxTokenLife
-	if t.ExpiresIn < maxTokenLife.Seconds() {
-		life = time.Duration(t.ExpiresIn * float64(time.Second))
-	}
-	return token{value: t.AccessToken, expires: asked.Add(life)}, nil
+	return newToken(t.AccessToken, t.TokenType, t.ExpiresIn, asked)
 }
 
-// notTokenChar is what may not stand in an Authorization header's value.
-func notTokenChar(r rune) bool { return r <= ' ' || r > '~' }
+// newToken checks what a token endpoint gave. Without seconds, nobody knows when
+// it ends.
+func newToken(value, kind string, seconds float64, asked time.Time) (Material, error) {
+	switch {
+	case checkBearer(value) != nil:
+		return Material{}, errors.New("token endpoint's access_token can't be used as one")
+	case !strings.EqualFold(kind, "Bearer"):
+		return Material{}, errors.New("token endpoint's token_type is not Bearer")
+	}
+	m := Material{Value: Secret(value), Issued: asked}
+	if seconds > 0 {
+		life := maxTokenLife
+		if seconds < maxTokenLife.Seconds() {
+			life = time.Duration(seconds * float64(time.Second))
+		}
+		m.Expires = asked.Add(life)
+	}
+	return m, nil
+}
+
+// checkBearer says whether value can stand in an Authorization header.
+func checkBearer(value string) error {
+	if value == "" || len(value) > maxToken || strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		return errors.New("is no bearer token")
+	}
+	return nil
+}
 
 // refusal makes an error of an answer that is not 200. Some servers repeat the
 // assertion in it.
-func refusal(status int, body []byte, assertion string) error {
+func refusal(status int, body []byte, assertion string) *ExchangeError {
 	var e struct {
 		Error       string `json:"error"`
 		Description string `json:"error_description"`
 	}
 	_ = json.Unmarshal(body, &e) // whatever it is, the status says enough
-	clean := func(s string) string {
-		s = strings.ReplaceAll(s, assertion, "[assertion]")
-		s = strings.Map(func(r rune) rune {
-			if !unicode.IsPrint(r) {
-				return ' '
-			}
-			return r
-		}, s)
-		if len(s) > 200 {
-			s = strings.ToValidUTF8(s[:200], "")
-		}
-		return s
-	}
-	return &ExchangeError{Status: status, Code: clean(e.Error), Description: clean(e.Description)}
+	return &ExchangeError{Status: status, Code: clean(e.Error, assertion), Description: clean(e.Description, assertion)}
 }

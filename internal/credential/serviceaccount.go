@@ -1,9 +1,3 @@
-// Package credential turns what an operator configures into what a provider
-// asks for. It holds Google service accounts and the access tokens that are
-// exchanged for them by JWT bearer (RFC 7523).
-//
-// No error, log line or String of this package holds a key, an assertion or a
-// token.
 package credential
 
 import (
@@ -66,6 +60,26 @@ func ParseServiceAccount(file []byte) (*ServiceAccount, error) {
 		return nil, errs
 	}
 	return &ServiceAccount{ProjectID: f.ProjectID, ClientEmail: f.ClientEmail, TokenURI: f.TokenURI, keyID: f.PrivateKeyID, key: key}, nil
+}
+
+// CheckServiceAccount is a Config.Check for key files. Unless they are empty,
+// the account must be of project, and tokenURL stands for its token_uri.
+func CheckServiceAccount(project, tokenURL string) func(value string) error {
+	return func(value string) error {
+		a, err := ParseServiceAccount([]byte(value))
+		if err != nil {
+			return err
+		}
+		if project != "" && a.ProjectID != project {
+			return message.FieldErrors{{Field: "service_account.project_id", Problem: "is another project's than it was"}}
+		}
+		if tokenURL == "" {
+			if _, err := CheckURL(a.TokenURI); err != nil {
+				return message.FieldErrors{{Field: "service_account.token_uri", Problem: err.Error()}}
+			}
+		}
+		return nil
+	}
 }
 
 // parseKey reads a PKCS #8 or PKCS #1 key in PEM.

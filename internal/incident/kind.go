@@ -15,7 +15,8 @@ const (
 	KafkaAway          Kind = "kafka_away"
 	Numbering          Kind = "numbering"
 	InDoubt            Kind = "in_doubt"
-	Provider           Kind = "provider" // subject: the provider's name
+	Provider           Kind = "provider"   // subject: the provider's name
+	Credential         Kind = "credential" // subject: the credential's name
 	NoWorker           Kind = "no_worker"
 	ClusterChanged     Kind = "cluster_changed" // subject: the cluster, where there are several
 	Evacuated          Kind = "evacuated"
@@ -55,6 +56,8 @@ var kinds = map[Kind]nature{
 		"stormpost messages --state in_doubt"},
 	Provider: {2 * time.Second, 15 * time.Second, Critical, "a-provider-is-down",
 		"stormpost messages --state waiting"},
+	Credential: {2 * time.Second, 10 * time.Second, Warning, "credentials-and-certificates",
+		"stormpost credentials"},
 	NoWorker: {0, 5 * time.Second, Critical, "a-lanes-backlog-grows",
 		"stormpost serve --roles worker"},
 	ClusterChanged: {0, 5 * time.Second, Warning, "kafka-away",

@@ -33,6 +33,8 @@ type Options struct {
 	ExpiresAt    time.Time `json:"expires_at,omitzero"`     // never after
 	SupersedeKey string    `json:"supersede_key,omitempty"` // of these only the newest is sent
 	Tags         []string  `json:"tags,omitempty"`
+	// BypassSuppression takes it also if its recipient is suppressed.
+	BypassSuppression bool `json:"bypass_suppression,omitempty"`
 }
 
 // Email is a request for POST /v1/emails. Addresses are RFC 5322 mailboxes.

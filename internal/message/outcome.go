@@ -31,6 +31,10 @@ func (o Outcome) String() string {
 	return outcomeNames[o]
 }
 
+// RecipientGone is the Result.Code of a Rejected message whose recipient the
+// provider says does not exist any more, and the reason why it failed.
+const RecipientGone = "recipient_gone"
+
 // NotTaken says whether after o the message may be handed over again.
 func (o Outcome) NotTaken() bool { return o == Deferred || o == Returned }
 
@@ -41,6 +45,9 @@ type Result struct {
 	Reply      string        // what it said, one line of at most 500 bytes, without secrets
 	Reference  string        // the provider's name for the message, if it gave one
 	RetryAfter time.Duration // how long it asked us to wait, or zero
+	// NoRepeat, beside Unknown, says that repeating won't tell more, though the
+	// provider absorbs repeats.
+	NoRepeat bool
 	// Poison sets the message aside as held instead of trying again: it made
 	// the provider's code panic before anything was handed over.
 	Poison bool
@@ -93,7 +100,17 @@ type Claim struct {
 	Test      bool          // never hand it to a real provider
 	ExpiresAt time.Time     // by the ledger's clock
 	Life      time.Duration // until then, measured by the ledger at the claim
+	// Basis is who decided last that the message be handed over again, of
+	// attempts after the first: a person, a policy, or nobody.
+	Basis string
+	// FirstAge is how long ago the message's first attempt was claimed; zero for
+	// the first.
+	FirstAge time.Duration
 }
+
+// RepeatPolicy begins the name of the policy by which a message whose answer was
+// lost is handed over again, since its provider absorbs the repeat.
+const RepeatPolicy = "policy:repeat@"
 
 // State is what users see of a message.
 type State string

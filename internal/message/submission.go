@@ -85,4 +85,7 @@ type Envelope struct {
 	Recipient string // a mailbox, or Target.String
 	Content   *Content
 	ExpiresAt time.Time // by the ledger's clock at the claim
+	// Account, if it isn't empty, is the only account (delivery.Accounted) that
+	// the message may be handed to: a repeat is absorbed there alone.
+	Account string
 }

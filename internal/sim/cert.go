@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/pem"
 	"fmt"
 	"math/big"
 	"net"
@@ -18,6 +19,11 @@ import (
 type certificate struct {
 	tls  *tls.Config
 	pool *x509.CertPool
+}
+
+// pem is the certificate as clients read it from a file.
+func (c *certificate) pem() []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.tls.Certificates[0].Certificate[0]})
 }
 
 // newCertificate makes a certificate for the loopback addresses and host.

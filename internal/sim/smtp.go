@@ -29,6 +29,11 @@ type SMTPOptions struct {
 	// Accounts are the passwords by user name. If there are any, mail is taken
 	// only after AUTH.
 	Accounts map[string]string
+	// Tokens are taken by AUTH XOAUTH2 and OAUTHBEARER, of any user. A session
+	// whose token isn't good any more is signed out at its next message: 530.
+	Tokens *TokenServer
+	// Implicit begins each session with TLS (RFC 8314 §3.3).
+	Implicit bool
 	// PlainAuth offers AUTH without TLS, too.
 	PlainAuth bool
 	// NoTLS leaves out STARTTLS.
@@ -41,7 +46,7 @@ type SMTPOptions struct {
 // SMTPServer takes mail by ESMTP (RFC 5321) with PIPELINING (RFC 2920),
 // 8BITMIME (RFC 6152), SMTPUTF8 (RFC 6531), SIZE (RFC 1870),
 // ENHANCEDSTATUSCODES (RFC 2034), STARTTLS (RFC 3207) and AUTH PLAIN and LOGIN
-// (RFC 4954). Each recipient of a transaction is a Taken of its own.
+// (RFC 4954), XOAUTH2 and OAUTHBEARER (RFC 7628). Each recipient of a transaction is a Taken of its own.
 //
 // It refuses, after reading them to their end, messages that hold a CR or LF
 // alone (RFC 5321 §2.3.8), and only <CRLF>.<CRLF> ends a message: what others
@@ -129,7 +134,7 @@ func (s *SMTPServer) SetAccounts(accounts map[string]string) {
 func (s *SMTPServer) needsAuth() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return len(s.accounts) > 0
+	return len(s.accounts) > 0 || s.o.Tokens != nil
 }
 
 func (s *SMTPServer) knows(user, password string) bool {

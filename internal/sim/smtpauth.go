@@ -12,7 +12,16 @@ func (c *smtpConn) offersAuth() bool {
 	return c.srv.needsAuth() && (c.secure || c.srv.o.PlainAuth)
 }
 
-// auth is RFC 4954 with PLAIN (RFC 4616) and LOGIN.
+// mechanisms is what EHLO offers.
+func (s *SMTPServer) mechanisms() string {
+	line := "AUTH PLAIN LOGIN"
+	if s.o.Tokens != nil {
+		line += " XOAUTH2 OAUTHBEARER"
+	}
+	return line
+}
+
+// auth is RFC 4954 with PLAIN (RFC 4616), LOGIN, XOAUTH2 and OAUTHBEARER.
 func (c *smtpConn) auth(arg string) error {
 	mechanism, initial, _ := strings.Cut(arg, " ")
 	switch {
@@ -32,7 +41,14 @@ func (c *smtpConn) auth(arg string) error {
 	}
 	var user, password string
 	var err error
-	switch strings.ToUpper(mechanism) {
+	known := c.srv.knows
+	switch name := strings.ToUpper(mechanism); name {
+	case "XOAUTH2", "OAUTHBEARER":
+		if c.srv.o.Tokens == nil {
+			return c.refuse("504 5.5.4 PLAIN or LOGIN")
+		}
+		user, password, err = c.authToken(name, initial)
+		known = func(user, token string) bool { return user != "" && c.srv.o.Tokens.Valid(token) }
 	case "PLAIN":
 		user, password, err = c.authPlain(initial)
 	case "LOGIN":
@@ -45,14 +61,53 @@ func (c *smtpConn) auth(arg string) error {
 		return c.refuse("501 5.5.2 canceled, or not base64 as it should be")
 	case err != nil:
 		return err
-	case !c.srv.knows(user, password):
+	case !known(user, password):
 		if c.authErrs++; c.authErrs >= smtpMaxAuthErrors {
 			return errors.Join(c.reply("421 4.7.0 too many failures"), errEnd)
 		}
 		return c.reply("535 5.7.8 wrong user name or password")
 	}
 	c.user = user
+	if m := strings.ToUpper(mechanism); m == "XOAUTH2" || m == "OAUTHBEARER" {
+		c.token = password
+	}
 	return c.reply("235 2.7.0 welcome")
+}
+
+// authToken reads user and token. A bad token is explained in a challenge, which
+// the client answers before it gets its 535.
+func (c *smtpConn) authToken(mechanism, initial string) (user, token string, err error) {
+	if initial == "" {
+		if initial, err = c.challenge(""); err != nil {
+			return "", "", err
+		}
+	}
+	text, err := decodeAuth(initial)
+	if err != nil {
+		return "", "", err
+	}
+	// "user=U^Aauth=Bearer T^A^A", or "n,a=U,^A…^Aauth=Bearer T^A^A" (RFC 7628 §3.1).
+	fields := strings.Split(text, "\x01")
+	switch gs2 := strings.Split(fields[0], ","); {
+	case mechanism == "XOAUTH2":
+		user, _ = strings.CutPrefix(fields[0], "user=")
+	case len(gs2) == 3 && gs2[0] == "n":
+		user = strings.NewReplacer("=3D", "=", "=2C", ",").Replace(strings.TrimPrefix(gs2[1], "a="))
+	}
+	for _, f := range fields {
+		if rest, ok := strings.CutPrefix(f, "auth=Bearer "); ok {
+			token = rest
+		}
+	}
+	if len(fields) < 4 || user == "" || !strings.HasSuffix(text, "\x01\x01") {
+		return "", "", errBadAuth
+	}
+	if !c.srv.o.Tokens.Valid(token) {
+		if _, err := c.challenge(`{"status":"401","schemes":"bearer"}`); err != nil {
+			return "", "", err
+		}
+	}
+	return user, token, nil
 }
 
 var errBadAuth = errors.New("bad AUTH exchange")

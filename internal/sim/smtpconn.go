@@ -26,6 +26,7 @@ type smtpConn struct {
 	extended bool   // by EHLO
 	secure   bool
 	user     string // authenticated as
+	token    string // by this token, if by any
 	mistakes int
 	authErrs int
 	raw      []byte // the message being read, reused
@@ -95,6 +96,11 @@ func (c *smtpConn) serve() {
 }
 
 func (c *smtpConn) greet() error {
+	if c.srv.o.Implicit {
+		if err := c.handshake(); err != nil {
+			return err
+		}
+	}
 	if answered, err := c.fault(StepConnect); answered || err != nil {
 		return errors.Join(err, errEnd)
 	}
@@ -178,7 +184,7 @@ func (c *smtpConn) hello(extended bool, name string) error {
 		lines = append(lines, "STARTTLS")
 	}
 	if c.offersAuth() {
-		lines = append(lines, "AUTH PLAIN LOGIN")
+		lines = append(lines, c.srv.mechanisms())
 	}
 	for _, l := range lines {
 		if err := c.reply("250-" + l); err != nil {
@@ -208,12 +214,17 @@ func (c *smtpConn) startTLS(arg string) error {
 	if err := errors.Join(c.reply("220 2.0.0 go ahead"), c.flush()); err != nil {
 		return err
 	}
+	return c.handshake()
+}
+
+// handshake goes on over TLS, as if the session had just begun.
+func (c *smtpConn) handshake() error {
 	t := tls.Server(c.gate, c.srv.cert.tls)
 	if err := t.HandshakeContext(c.gate.gate.ctx); err != nil {
-		return fmt.Errorf("STARTTLS: %w", err)
+		return fmt.Errorf("TLS: %w", err)
 	}
 	c.use(t)
-	c.secure, c.helo, c.user, c.tx = true, "", "", transaction{}
+	c.secure, c.helo, c.user, c.token, c.tx = true, "", "", "", transaction{}
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -14,6 +15,8 @@ func (c *smtpConn) mail(arg string) error {
 		return c.refuse("503 5.5.1 EHLO first")
 	case c.srv.needsAuth() && c.user == "":
 		return c.refuse("530 5.7.0 AUTH first")
+	case c.token != "" && !c.srv.o.Tokens.Valid(c.token):
+		return errors.Join(c.reply("530 5.7.0 the token ended, sign in again"), errEnd)
 	case c.tx.open:
 		return c.refuse("503 5.5.1 one transaction at a time")
 	}

@@ -13,23 +13,41 @@ import (
 // Config configures StartAll. Dir is required; an empty address is a free port
 // of 127.0.0.1.
 type Config struct {
-	Dir       string // keeps taken.jsonl and service-account.json
-	SMTPAddr  string
-	FCMAddr   string
-	TokenAddr string
-	InboxAddr string
-	Project   string // FCM's; default stormpost-dev
-	Store     StoreOptions
-	Clock     func() time.Time
-	Log       *slog.Logger
+	Dir        string // keeps taken.jsonl and service-account.json
+	SMTPAddr   string
+	FCMAddr    string
+	APNSAddr   string
+	WebAddr    string // Web Push's
+	TokenAddr  string
+	SESAddr    string
+	ResendAddr string
+	InboxAddr  string
+	Project    string // FCM's; default stormpost-dev
+	Store      StoreOptions
+	Clock      func() time.Time
+	Log        *slog.Logger
 }
+
+// What the simulators of SES and Resend that StartAll starts want to see. They
+// open nothing but these.
+const (
+	SESRegion = "eu-west-1"
+	SESKeyID  = "AKIASIMULATED"
+	SESSecret = "simulated-secret"
+	ResendKey = "re_simulated"
+)
 
 // Sims are all simulators over one store, and the inbox page.
 type Sims struct {
 	Store *Store
 	SMTP  *SMTPServer
 	FCM   *FCMServer
-	Token *TokenServer
+	APNS  *APNSServer
+	Web   *WebPushServer
+	SES   *SESServer
+	// Resend and SES want the keys of ResendKey, SESKeyID and SESSecret.
+	Resend *ResendServer
+	Token  *TokenServer
 	// InboxURL is the inbox's base URL, without a trailing slash.
 	InboxURL string
 	// ServiceAccountFile is for the FCM provider. It is new at each start.
@@ -68,12 +86,33 @@ func StartAll(ctx context.Context, c Config) (_ *Sims, err error) {
 		return nil, err
 	}
 	s.closers = append(s.closers, s.FCM.Close)
+	if s.APNS, err = StartAPNS(ctx, APNSOptions{Addr: c.APNSAddr, Store: s.Store, Clock: c.Clock, Log: c.Log}); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.APNS.Close)
+	if s.Web, err = StartWebPush(ctx, WebPushOptions{Addr: c.WebAddr, Store: s.Store, Clock: c.Clock, Log: c.Log}); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.Web.Close)
 	if s.SMTP, err = StartSMTP(ctx, SMTPOptions{Addr: c.SMTPAddr, Store: s.Store, Clock: c.Clock, Log: c.Log}); err != nil {
 		return nil, err
 	}
 	s.closers = append(s.closers, s.SMTP.Close)
+	if s.SES, err = StartSES(ctx, SESOptions{
+		Addr: c.SESAddr, Store: s.Store, AccessKeyID: SESKeyID, SecretKey: SESSecret, Region: SESRegion, Clock: c.Clock, Log: c.Log,
+	}); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.SES.Close)
+	if s.Resend, err = StartResend(ctx, ResendOptions{Addr: c.ResendAddr, Store: s.Store, Key: ResendKey, Clock: c.Clock, Log: c.Log}); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.Resend.Close)
 
-	inbox := NewInbox(s.Store, map[string]*Faults{"smtp": s.SMTP.Faults, "fcm": s.FCM.Faults, "token": s.Token.Faults}, c.Log)
+	inbox := NewInbox(s.Store, map[string]*Faults{
+		"smtp": s.SMTP.Faults, "ses": s.SES.Faults, "resend": s.Resend.Faults, "fcm": s.FCM.Faults, "token": s.Token.Faults,
+		"apns": s.APNS.Faults, "webpush": s.Web.Faults,
+	}, c.Log)
 	server, err := serveHTTP(ctx, c.InboxAddr, nil, nil, inbox, c.Log)
 	if err != nil {
 		return nil, fmt.Errorf("inbox: %w", err)

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,6 +69,24 @@ func (s *Store) All(f func(Taken) error) error {
 	end := s.end
 	s.mu.Unlock()
 	return eachTaken(io.NewSectionReader(s.file, 0, end), f)
+}
+
+// allOf is All of one provider's, without parsing others.
+func (s *Store) allOf(provider string, f func(Taken) error) error {
+	s.mu.Lock()
+	end := s.end
+	s.mu.Unlock()
+	mark := []byte(`"provider":"` + provider + `"`)
+	return eachLine(io.NewSectionReader(s.file, 0, end), func(offset int64, line []byte) error {
+		if !bytes.Contains(line, mark) {
+			return nil
+		}
+		var t Taken
+		if err := json.Unmarshal(line, &t); err != nil {
+			return fmt.Errorf("%w at byte %d: %w", ErrCorrupt, offset, err)
+		}
+		return f(t)
+	})
 }
 
 // ReadTaken streams the Store's file at path, oldest first, until f returns an

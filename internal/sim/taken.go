@@ -20,9 +20,9 @@ const fieldLimit = 998
 // Store's file.
 type Taken struct {
 	Channel  string `json:"channel"`  // email or push
-	Provider string `json:"provider"` // smtp or fcm
-	From     string `json:"from"`     // the envelope's sender; for push the project
-	To       string `json:"to"`       // the envelope's recipient; token, /topics/NAME or condition
+	Provider string `json:"provider"` // smtp, ses, resend, fcm, apns or webpush
+	From     string `json:"from"`     // the envelope's sender; for push the project, the app's topic, or VAPID's subject
+	To       string `json:"to"`       // the envelope's recipient; token, /topics/NAME, condition or endpoint
 	Subject  string `json:"subject"`  // decoded; for push the notification's title
 	// MessageID is Stormpost's id when it can be told: the local part of an
 	// email's Message-ID if message.ParseID reads it, a push's
@@ -32,12 +32,19 @@ type Taken struct {
 	ReceivedAt time.Time `json:"received_at"`
 	Size       int       `json:"size"` // of the whole message, in bytes
 	// Raw is the message as it came, dots unstuffed, or the push's request
-	// body; the first RawLimit bytes of it. In the file it is base64.
+	// body, decrypted if it can be; the first RawLimit bytes of it. In the file it is base64.
 	Raw []byte `json:"raw,omitempty"`
 	// Via is how it came: RFC 3848's keyword (ESMTPSA …) or HTTP's version.
 	Via string `json:"via"`
 	// Conn numbers the server's connections, from 1 in each process.
 	Conn uint64 `json:"conn"`
+	// Reference is the provider's own name for the message, where the answer has
+	// one that MessageID doesn't show.
+	Reference string `json:"reference,omitempty"`
+	// Key is the request's idempotency key, and Digest the SHA-256 of its body
+	// in hex.
+	Key    string `json:"key,omitempty"`
+	Digest string `json:"digest,omitempty"`
 	// Faults lists, as STEP:DO, what had misbehaved in this hand-over before
 	// the message was stored.
 	Faults []string `json:"faults,omitempty"`

@@ -36,13 +36,21 @@ type TokenOptions struct {
 	Addr     string        // where to listen; default a free port of 127.0.0.1
 	Project  string        // of the service account; default stormpost-dev
 	Lifetime time.Duration // of tokens, in whole seconds; default one hour
-	Clock    func() time.Time
-	Log      *slog.Logger
+	// ClientID and ClientSecret may ask for tokens by client credentials and by
+	// refresh token (RFC 6749 §4.4, §6), the latter with RefreshToken. Without a
+	// ClientID nobody can.
+	ClientID, ClientSecret, RefreshToken string
+	// RotateRefresh gives a new refresh token with each access token that one
+	// was used for, and takes the old one no more.
+	RotateRefresh bool
+	Clock         func() time.Time
+	Log           *slog.Logger
 }
 
 // TokenServer is an OAuth 2.0 token endpoint like Google's: it gives an access
 // token for an assertion that its one service account signed (RFC 7523,
-// https://developers.google.com/identity/protocols/oauth2/service-account).
+// https://developers.google.com/identity/protocols/oauth2/service-account), and
+// to its one client. Its answers are dated by Clock.
 //
 // Of its faults' steps, StepBody is before the token is made, StepReply after.
 type TokenServer struct {
@@ -56,6 +64,8 @@ type TokenServer struct {
 	mu       sync.Mutex
 	lifetime time.Duration
 	secret   [32]byte // that the valid tokens are sealed with
+	client   string   // the client's secret
+	refresh  string
 }
 
 // StartToken makes a service account, listens, and serves until Close. ctx is
@@ -84,6 +94,8 @@ func StartToken(ctx context.Context, o TokenOptions) (*TokenServer, error) {
 		keyID:    hex.EncodeToString(id[:20]),
 		key:      key,
 		lifetime: o.Lifetime,
+		client:   o.ClientSecret,
+		refresh:  o.RefreshToken,
 	}
 	s.Revoke()
 	documented := func(code string) bool { return code != "" }
@@ -119,6 +131,20 @@ func (s *TokenServer) Revoke() {
 	_, _ = rand.Read(s.secret[:]) // never fails
 }
 
+// SetClientSecret replaces the client's secret.
+func (s *TokenServer) SetClientSecret(secret string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.client = secret
+}
+
+// SetRefreshToken replaces the refresh token that is good.
+func (s *TokenServer) SetRefreshToken(token string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refresh = token
+}
+
 // ServiceAccount is the account as the JSON file that Google's console gives.
 func (s *TokenServer) ServiceAccount() []byte {
 	der, err := x509.MarshalPKCS8PrivateKey(s.key)
@@ -144,6 +170,7 @@ func (s *TokenServer) ServiceAccount() []byte {
 // token answers a request for one (RFC 6749 §5).
 func (s *TokenServer) token(w http.ResponseWriter, r *http.Request) {
 	s.requests.Add(1)
+	w.Header().Set("Date", s.o.Clock().UTC().Format(http.TimeFormat))
 	var did []string
 	failed := func(step Step) bool {
 		return s.fault(w, r, Event{Step: step, From: s.email}, &did, func(x *Fault) { answerTokenFault(w, x) })
@@ -159,27 +186,57 @@ func (s *TokenServer) token(w http.ResponseWriter, r *http.Request) {
 	if failed(StepBody) {
 		return
 	}
-	if r.PostForm.Get("grant_type") != jwtBearer {
-		answerTokenError(w, http.StatusBadRequest, "unsupported_grant_type", "want "+jwtBearer)
-		return
-	}
-	if err := s.verify(r.PostForm.Get("assertion")); err != nil {
-		code := "invalid_grant"
-		if errors.Is(err, errScope) {
-			code = "invalid_scope"
-		}
-		answerTokenError(w, http.StatusBadRequest, code, err.Error())
+	answer, refused := s.grant(r)
+	if refused != nil {
+		answerTokenError(w, refused.status, refused.code, refused.description)
 		return
 	}
 	token, lifetime := s.issue()
 	if failed(StepReply) {
 		return
 	}
-	writeJSON(w, http.StatusOK, map[string]any{
-		"access_token": token,
-		"expires_in":   int64(lifetime / time.Second),
-		"token_type":   "Bearer",
-	})
+	answer["access_token"], answer["expires_in"], answer["token_type"] = token, int64(lifetime/time.Second), "Bearer"
+	writeJSON(w, http.StatusOK, answer)
+}
+
+type tokenError struct {
+	status            int
+	code, description string
+}
+
+// grant says what beside the access token is the answer, or why there is none.
+func (s *TokenServer) grant(r *http.Request) (map[string]any, *tokenError) {
+	answer := map[string]any{}
+	grant := r.PostForm.Get("grant_type")
+	if grant == jwtBearer {
+		err := s.verify(r.PostForm.Get("assertion"))
+		switch {
+		case errors.Is(err, errScope):
+			return nil, &tokenError{http.StatusBadRequest, "invalid_scope", err.Error()}
+		case err != nil:
+			return nil, &tokenError{http.StatusBadRequest, "invalid_grant", err.Error()}
+		}
+		return answer, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	id, secret, basic := r.BasicAuth()
+	if !basic {
+		id, secret = r.PostForm.Get("client_id"), r.PostForm.Get("client_secret")
+	}
+	switch {
+	case s.o.ClientID == "" || grant != "client_credentials" && grant != "refresh_token":
+		return nil, &tokenError{http.StatusBadRequest, "unsupported_grant_type", "want " + jwtBearer}
+	case id != s.o.ClientID || secret != s.client:
+		// As careless as some: it repeats what it was shown.
+		return nil, &tokenError{http.StatusUnauthorized, "invalid_client", "no client has the secret " + secret}
+	case grant == "refresh_token" && (s.refresh == "" || r.PostForm.Get("refresh_token") != s.refresh):
+		return nil, &tokenError{http.StatusBadRequest, "invalid_grant", "no refresh token is " + r.PostForm.Get("refresh_token")}
+	case grant == "refresh_token" && s.o.RotateRefresh:
+		s.refresh = rand.Text()
+		answer["refresh_token"] = s.refresh
+	}
+	return answer, nil
 }
 
 // issue makes a token: when it ends, and a seal. So nothing has to be kept.

@@ -1,0 +1,94 @@
+package postmark
+
+import (
+	"encoding/json"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
+)
+
+const (
+	ratePause        = time.Second // Postmark documents no rate
+	maintenancePause = time.Minute
+)
+
+// Postmark's error codes that decide an outcome:
+// https://postmarkapp.com/developer/api/overview#error-codes
+const (
+	codeMaintenance = 100
+	codeNone        = 0
+	noCode          = -1 // the answer has none
+)
+
+// faults are the codes of 422 that speak of the message.
+var faults = map[int]bool{
+	300: true, // invalid email request
+	402: true, // invalid JSON
+	403: true, // incompatible JSON
+	406: true, // inactive recipient
+	409: true, // JSON required
+	411: true, // forbidden attachment type
+}
+
+// judge follows the table in the package comment.
+func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing) {
+	var b struct {
+		ErrorCode *int
+		Message   string
+		MessageID string
+	}
+	code := noCode
+	if json.Unmarshal(a.Body, &b) != nil {
+		b.Message, b.MessageID = "", ""
+	} else if b.ErrorCode != nil {
+		code = *b.ErrorCode
+	}
+	text := ""
+	if code > codeNone {
+		text = strconv.Itoa(code)
+	}
+	res := a.Result(text, b.Message, hide...)
+	res.Outcome = outcome(a.Status, code, b.MessageID)
+	switch {
+	case res.Outcome == message.Sent:
+		res.Reference = overhttp.Line(b.MessageID, hide...)
+	case res.RetryAfter > 0:
+	case a.Status == http.StatusTooManyRequests:
+		res.RetryAfter = ratePause
+	case code == codeMaintenance:
+		res.RetryAfter = maintenancePause
+	}
+	switch {
+	case a.Status == http.StatusUnauthorized:
+		return res, overhttp.Refused
+	case res.Outcome == message.Sent, a.Status == http.StatusUnprocessableEntity && code > codeNone:
+		return res, overhttp.LetIn
+	}
+	return res, overhttp.Unsaid
+}
+
+func outcome(status, code int, id string) message.Outcome {
+	switch status {
+	case http.StatusOK:
+		if code == codeNone && id != "" {
+			return message.Sent
+		}
+	case http.StatusUnauthorized, http.StatusNotFound, http.StatusUnsupportedMediaType, http.StatusTooManyRequests:
+		return message.Deferred
+	case http.StatusRequestEntityTooLarge:
+		return message.Rejected
+	case http.StatusUnprocessableEntity:
+		if faults[code] {
+			return message.Rejected
+		}
+		return message.Deferred
+	case http.StatusServiceUnavailable:
+		if code == codeMaintenance {
+			return message.Deferred
+		}
+	}
+	return message.Unknown
+}

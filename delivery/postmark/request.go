@@ -1,0 +1,104 @@
+package postmark
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/stormpost/stormpost/internal/mail"
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// sendRequest is the body of POST /email.
+type sendRequest struct {
+	From          string
+	To            string
+	ReplyTo       string `json:",omitempty"`
+	Subject       string `json:",omitempty"`
+	TextBody      string `json:",omitempty"`
+	HTMLBody      string `json:"HtmlBody,omitempty"`
+	Headers       []mail.Header
+	Attachments   []attachment `json:",omitempty"`
+	Metadata      map[string]string
+	MessageStream string
+}
+
+type attachment struct {
+	Name        string
+	Content     []byte // base64
+	ContentType string
+	ContentID   string `json:",omitempty"`
+}
+
+// encode is the request for one message. An error is the message's own fault,
+// and a *mail.Unfit.
+func (p *Provider) encode(env *message.Envelope) ([]byte, error) {
+	l, err := mail.NewLetter(env)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSize(len(l.Text), len(l.HTML), files(l)); err != nil {
+		return nil, err
+	}
+	r := sendRequest{
+		From: l.From.Mailbox(), To: l.To.Mailbox(), Subject: l.Subject, TextBody: l.Text, HTMLBody: l.HTML,
+		Metadata: map[string]string{"stormpost_id": env.ID.String()}, MessageStream: p.cfg.Stream,
+		// Else Postmark makes another Message-ID at each attempt:
+		// https://postmarkapp.com/support/article/1187-setting-a-custom-message-id-header
+		Headers: append(l.Headers, mail.Header{Name: "Message-ID", Value: "<" + l.MessageID + ">"}, mail.Header{Name: "X-PM-KeepID", Value: "true"}),
+	}
+	if l.Text == "" && l.HTML == "" {
+		r.TextBody = " " // Postmark wants one of the two
+	}
+	all := make([]string, len(l.ReplyTo))
+	for i, a := range l.ReplyTo {
+		all[i] = a.Mailbox()
+	}
+	r.ReplyTo = strings.Join(all, ", ")
+	for _, f := range l.Files {
+		a := attachment{Name: f.Name, Content: f.Content, ContentType: f.Type}
+		if f.ID != "" {
+			a.ContentID = "cid:" + f.ID
+		}
+		r.Attachments = append(r.Attachments, a)
+	}
+	return json.Marshal(r)
+}
+
+func files(l *mail.Letter) (bytes int) {
+	for _, f := range l.Files {
+		bytes += len(f.Content)
+	}
+	return bytes
+}
+
+// checkSize takes sizes in bytes. It fails with *mail.Unfit.
+func checkSize(text, html, files int) error {
+	switch {
+	case max(text, html) > maxText:
+		return &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("a text has %d bytes, Postmark takes %d", max(text, html), maxText)}
+	case text+html+files > MaxBytes:
+		return &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("texts and attachments have %d bytes together, Postmark takes %d", text+html+files, MaxBytes)}
+	}
+	return nil
+}
+
+// Check says whether e is too large for Postmark. It fails with
+// message.FieldErrors.
+func Check(e *message.Email) error {
+	bytes := 0
+	for _, a := range e.Attachments {
+		bytes += len(a.Content)
+	}
+	field := "attachments"
+	if bytes == 0 || max(len(e.Text), len(e.HTML)) > maxText {
+		field = "text"
+		if len(e.HTML) > len(e.Text) {
+			field = "html"
+		}
+	}
+	if err := checkSize(len(e.Text), len(e.HTML), bytes); err != nil {
+		return message.FieldErrors{{Field: field, Problem: err.Error()}}
+	}
+	return nil
+}

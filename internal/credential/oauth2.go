@@ -1,0 +1,155 @@
+package credential
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/oauth2"
+	"golang.org/x/oauth2/clientcredentials"
+)
+
+// OAuth2 is a Source of access tokens by client credentials (RFC 6749 §4.4) or,
+// with Refresh, by refresh token (§6). URL and ClientID are required.
+//
+// A refresh token that the server replaces is kept in memory: after a restart
+// the configured one has to do.
+type OAuth2 struct {
+	URL      string
+	ClientID string
+	Secret   *Credential // the client's; nil: it has none
+	Refresh  *Credential // nil: client credentials
+	Scopes   []string
+	// InBody sends the client's id and secret in the form, instead of by HTTP
+	// Basic.
+	InBody bool
+	Client *http.Client // it follows no redirects, whatever its own policy
+	Now    func() time.Time
+
+	mu       sync.Mutex
+	replaced Secret // what the server gave instead of generation of
+	of       int
+}
+
+var _ Source = (*OAuth2)(nil)
+
+func (o *OAuth2) follows() (keys []*Credential) {
+	for _, k := range []*Credential{o.Secret, o.Refresh} {
+		if k != nil {
+			keys = append(keys, k)
+		}
+	}
+	return keys
+}
+
+func (o *OAuth2) String() string {
+	host := "?"
+	if u, err := url.Parse(o.URL); err == nil {
+		host = u.Host
+	}
+	if o.Refresh != nil {
+		return "OAuth 2 refresh token at " + host
+	}
+	return "OAuth 2 client credentials at " + host
+}
+
+// Fetch gets a new token. A secret or refresh token that the server refuses
+// gives way to the next that there is, once.
+func (o *OAuth2) Fetch(ctx context.Context) (Material, error) {
+	m, refused, err := o.once(ctx)
+	if refused {
+		m, _, err = o.once(ctx)
+	}
+	return m, err
+}
+
+func (o *OAuth2) once(ctx context.Context) (m Material, refused bool, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var secret, refresh Use
+	if o.Secret != nil {
+		if secret, err = o.Secret.Use(ctx); err != nil {
+			return m, false, err
+		}
+	}
+	if o.Refresh != nil {
+		if refresh, err = o.Refresh.Use(ctx); err != nil {
+			return m, false, err
+		}
+	}
+	now := time.Now
+	if o.Now != nil {
+		now = o.Now
+	}
+	asked := now()
+	value := refresh.Value()
+	if o.replaced != "" && o.of == refresh.Generation() {
+		value = o.replaced.Reveal()
+	}
+	tok, err := o.ask(ctx, secret.Value(), value)
+	if err != nil {
+		err = exchangeError(err, secret.Value(), value)
+		var e *ExchangeError
+		if !errors.As(err, &e) || !e.aboutUs() {
+			return m, false, err
+		}
+		switch {
+		case value != refresh.Value(): // the configured one may still be good
+			o.replaced = ""
+		case o.Refresh != nil && e.Code == "invalid_grant":
+			refresh.Rejected(e.Error())
+		default:
+			secret.Rejected(e.Error())
+		}
+		return m, true, err
+	}
+	secret.Accepted()
+	refresh.Accepted()
+	if tok.RefreshToken != "" && tok.RefreshToken != value {
+		o.replaced, o.of = Secret(tok.RefreshToken), refresh.Generation()
+	}
+	m, err = newToken(tok.AccessToken, tok.Type(), float64(tok.ExpiresIn), asked)
+	if err == nil && m.Expires.IsZero() {
+		m.Expires = readJWT(tok.AccessToken).Expires
+	}
+	return m, false, err
+}
+
+func (o *OAuth2) ask(ctx context.Context, secret, refresh string) (*oauth2.Token, error) {
+	ctx = context.WithValue(ctx, oauth2.HTTPClient, noRedirects(o.Client))
+	style := oauth2.AuthStyleInHeader
+	if o.InBody || secret == "" {
+		style = oauth2.AuthStyleInParams
+	}
+	if o.Refresh == nil {
+		c := clientcredentials.Config{ClientID: o.ClientID, ClientSecret: secret, TokenURL: o.URL, Scopes: o.Scopes, AuthStyle: style}
+		return c.Token(ctx)
+	}
+	c := oauth2.Config{ClientID: o.ClientID, ClientSecret: secret, Endpoint: oauth2.Endpoint{TokenURL: o.URL, AuthStyle: style}}
+	return c.TokenSource(ctx, &oauth2.Token{RefreshToken: refresh}).Token()
+}
+
+// exchangeError is err without what x/oauth2 puts into it: the whole answer.
+func exchangeError(err error, secrets ...string) error {
+	hide := func(s string) string {
+		for _, secret := range secrets {
+			if secret != "" {
+				s = strings.ReplaceAll(s, secret, "[secret]")
+			}
+		}
+		return clean(s, "")
+	}
+	var retrieve *oauth2.RetrieveError
+	var transport *url.Error
+	switch {
+	case errors.As(err, &retrieve) && retrieve.Response != nil:
+		return &ExchangeError{Status: retrieve.Response.StatusCode, Code: hide(retrieve.ErrorCode), Description: hide(retrieve.ErrorDescription)}
+	case errors.As(err, &transport):
+		return transport
+	}
+	return errors.New("token endpoint's answer can't be used")
+}
