@@ -36,6 +36,8 @@ func asks(id, submission string) []ask {
 		{"GET", "/v1/holds", ""},
 		{"DELETE", "/v1/holds/1", ""},
 		{"POST", "/v1/messages/" + id + "/release", `{"reason":"r"}`},
+		{"GET", "/v1/credentials", ""},
+		{"POST", "/v1/credentials/{name}/test", ""},
 	}
 }
 
@@ -84,10 +86,10 @@ func TestScopes(t *testing.T) {
 	m := f.submitted()
 	// Who may do what, in the order of asks.
 	want := map[string]string{
-		"sender":   "yyynnnnynnnnnnnnnn",
-		"reader":   "nnnyyyynynnnnnnnnn",
-		"operator": "nnnyyyyyyyyyyyyyyy",
-		"rootless": "nnnyyyyyyyyyyyyyyy",
+		"sender":   "yyynnnnynnnnnnnnnnnn",
+		"reader":   "nnnyyyynynnnnnnnnnnn",
+		"operator": "nnnyyyyyyyyyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {
