@@ -7,9 +7,11 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/delivery"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -343,4 +345,39 @@ func TestManyAtATime(t *testing.T) {
 			t.Errorf("%d requests, %d tokens, %d connections; want 200, 1, at most %d", hits, tokens, conns, most)
 		}
 	})
+}
+
+// Authenticate shows the token, and has nothing sent.
+func TestAuthenticate(t *testing.T) {
+	var refuse atomic.Bool
+	s := server{reply: func(w http.ResponseWriter, n int, h hit) {
+		switch {
+		case !strings.Contains(h.body, `"validate_only":true`):
+			t.Errorf("a message: %s", h.body)
+		case refuse.Load():
+			w.WriteHeader(401)
+			_, _ = w.Write([]byte(`{"error":{"status":"UNAUTHENTICATED","message":"` + strings.TrimPrefix(h.header.Get("Authorization"), "Bearer ") + `"}}`))
+		case h.header.Get("Authorization") == "Bearer CANARY-1":
+			fail(w, 401, "UNAUTHENTICATED")
+		default:
+			taken(w, n)
+		}
+	}}
+	s.start(t, true)
+	p := s.provider(t, nil)
+	if err := p.Authenticate(t.Context()); err != nil {
+		t.Errorf("with a second token: %v", err)
+	}
+	if hits, tokens, _ := s.counts(); hits != 2 || tokens != 2 {
+		t.Errorf("%d requests with %d tokens, want 2 with 2", hits, tokens)
+	}
+	refuse.Store(true)
+	if err := p.Authenticate(t.Context()); err == nil || strings.Contains(err.Error(), "CANARY") || errors.Is(err, delivery.ErrUnreachable) {
+		t.Errorf("refused: %v", err)
+	}
+	s.Close()
+	nobody := s.provider(t, func(c *Config) { c.Token = token(t) })
+	if err := nobody.Authenticate(t.Context()); !errors.Is(err, delivery.ErrUnreachable) {
+		t.Errorf("nobody there: %v", err)
+	}
 }

@@ -45,6 +45,8 @@ func asks(id, submission string) []ask {
 		{"POST", "/v1/replays/1/pause", ""},
 		{"POST", "/v1/replays/1/resume", ""},
 		{"POST", "/v1/replays/1/cancel", ""},
+		{"GET", "/v1/credentials", ""},
+		{"POST", "/v1/credentials/{name}/test", ""},
 	}
 }
 
@@ -93,10 +95,10 @@ func TestScopes(t *testing.T) {
 	m := f.submitted()
 	// Who may do what, in the order of asks.
 	want := map[string]string{
-		"sender":   "yyynnnnynnnnnnnnnnnnnnnnyn",
-		"reader":   "nnnyyyynynnnnnnnnnnnnnnnnn",
-		"operator": "nnnyyyyyyyyyyyyyyyyyyyyyyy",
-		"rootless": "nnnyyyyyyyyyyyyyyyyyyyyyyy",
+		"sender":   "yyynnnnynnnnnnnnnnynnnnnnnnn",
+		"reader":   "nnnyyyynynnnnnnnnynnnnnnnnnn",
+		"operator": "nnnyyyyyyyyyyyyyyyyyyyyyyyyy",
+		"rootless": "nnnyyyyyyyyyyyyyyyyyyyyyyyyy",
 	}
 	for key, may := range want {
 		for i, a := range asks(m.Messages[0].ID, m.ID) {

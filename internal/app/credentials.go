@@ -183,6 +183,7 @@ func (cs *credentials) add(name string, s credential.Source, check func(string) 
 
 // need notes that a route signs in with c.
 func (cs *credentials) need(route string, c *credential.Credential, provider delivery.Authenticator) {
+	c.ProveBy(provider.Authenticate)
 	cs.uses = append(cs.uses, signIn{route, c, provider})
 }
 

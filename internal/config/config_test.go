@@ -41,6 +41,10 @@ smtp:
 	if path, ok := c.SMTP.Password.File(); !ok || path != secret || c.SMTP.DKIM[0].Key.Reveal() != "pem" {
 		t.Errorf("secrets were not resolved: %s", c.SMTP.Password)
 	}
+	c.FCM.ServiceAccount = "hunter2"
+	if l, err := live("env:X", []string{"X=file:hunter2"}, c.Secrets.rules()); err != nil || l.Value() != "file:hunter2" || strings.Contains(fmt.Sprint(l), "hunter2") {
+		t.Errorf("a variable's content is taken for a reference: %s, %v", l, err)
+	}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s"} {
 		if s := fmt.Sprintf(format, c); strings.Contains(s, "hunter2") || strings.Contains(s, "app@db") {
 			t.Errorf("%s shows a secret: %s", format, s)
@@ -88,6 +92,30 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		"named main":       {"clusters: {main: 'h:1'}", "", "clusters: want names"},
 		"no standby":       {"kafka: {standby: b}", "", "kafka.standby"},
 		"no dsn":           {"listen: ':1'", "", "dsn"},
+
+		"no password":        {"smtp: {username: shop}", "", "smtp.username"},
+		"auth mode":          {"smtp: {auth: cram}", "", "smtp.auth"},
+		"auth without":       {"smtp: {auth: xoauth2}", "", "smtp.auth"},
+		"no such name":       {"smtp: {username: u, password: 'credential:relay'}", "", `smtp.password: there is no credential "relay"`},
+		"refers to later":    {"credentials: [{name: a, source: value, value: 'credential:b'}, {name: b, source: value, value: x}]", "", "credentials[0] (a).value: there is no credential"},
+		"refers to itself":   {"credentials: [{name: a, source: value, value: 'credential:a'}]", "", "credentials[0] (a).value: there is no credential"},
+		"twice":              {"credentials: [{name: a, source: value, value: x}, {name: a, source: value, value: y}]", "", "credentials[1] (a).name: is taken"},
+		"taken":              {"credentials: [{name: smtp, source: value, value: x}]", "", "credentials[0] (smtp).name: is taken"},
+		"bad name":           {"credentials: [{name: 'A b', source: value, value: x}]", "", "credentials[0] (A b).name"},
+		"no source":          {"credentials: [{name: a}]", "", "credentials[0] (a).source"},
+		"no secret named":    {"credentials: [{name: a, source: value}]", "", "credentials[0] (a).value: is required"},
+		"no credential var":  {"credentials: [{name: a, source: value, value: 'env:NOPE'}]", "", "credentials[0].value: variable NOPE is not set"},
+		"no credential file": {"credentials: [{name: a, source: apns, key: 'file:/nowhere/x.p8', key_id: ABCDE12345, team_id: TEAM567890}]", "", "credentials[0].key: open /nowhere/x.p8"},
+		"out of place":       {"credentials: [{name: a, source: value, value: x, url: 'https://x.example'}]", "", "credentials[0] (a).url: means nothing with source value"},
+		"plain endpoint":     {"credentials: [{name: a, source: client-credentials, url: 'http://login.example/token', client_id: c}]", "", "credentials[0] (a).url: is plain http to another host"},
+		"plain vault":        {"credentials: [{name: a, source: vault, url: 'http://vault.example', token: x, path: y}]", "", "credentials[0] (a).url: is plain http"},
+		"plain token_url":    {"fcm: {token_url: 'http://login.example/token'}", "", "fcm.token_url: is plain http"},
+		"bad key id":         {"credentials: [{name: a, source: apns, key: x, key_id: short, team_id: TEAM567890}]", "", "credentials[0] (a).key_id: want ten"},
+		"two ways":           {"fcm: {token: x, service_account: y, project: p}", "", "fcm.token: want it or fcm.service_account"},
+		"no project":         {"fcm: {token: x}", "", "fcm.project: is required"},
+		"outside of root":    {"secrets: {root: /run/secrets}\nsmtp: {username: u, password: 'file:/etc/passwd'}", "", "smtp.password: /etc/passwd is outside of secrets.root"},
+		"world-readable":     {"smtp: {username: u, password: 'file:/etc/passwd'}", "", "smtp.password: /etc/passwd can be read or changed by anyone"},
+		"a folder":           {"dsn: 'file:/etc'", "", "dsn: /etc is not a regular file"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "c.yaml")

@@ -42,6 +42,7 @@ type Credential struct {
 	// way round.
 	mu        sync.Mutex
 	followers []*Credential
+	provers   []func(context.Context) error
 	all       []*generation // newest first
 	numbered  int
 	current   *generation // that proved itself last, while it may be used; else nil
@@ -91,6 +92,16 @@ func (c *Credential) follow(f *Credential) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.followers = append(c.followers, f)
+}
+
+// ProveBy has f sign in, and hand nothing over, whenever a new generation comes
+// while another works: so it is known whether it is any good before a hand-over
+// needs it, or although none does. f takes the generation by Use as everyone
+// does; it must be done when its context ends.
+func (c *Credential) ProveBy(f func(context.Context) error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.provers = append(c.provers, f)
 }
 
 // Name is Config.Name.

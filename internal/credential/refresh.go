@@ -168,7 +168,25 @@ func (c *Credential) take(m Material, now time.Time) {
 		for _, f := range c.followers {
 			f.keyChanged(now)
 		}
+		c.prove()
 	}
+}
+
+// proveTimeout ends one try to sign in with a candidate.
+const proveTimeout = 15 * time.Second
+
+// prove has one prover try the candidate. c.mu is held, by a goroutine that Close
+// waits for.
+func (c *Credential) prove() {
+	if c.current == nil || len(c.provers) == 0 {
+		return // everyone tries it
+	}
+	f := c.provers[0]
+	c.wg.Go(func() {
+		ctx, cancel := context.WithTimeout(c.life, proveTimeout)
+		defer cancel()
+		_ = f(ctx) // it says Accepted or Rejected; else the next use is the canary
+	})
 }
 
 // keyChanged refreshes what was made of another credential's earlier

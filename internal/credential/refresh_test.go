@@ -20,11 +20,13 @@ type store struct {
 	life  time.Duration // each Fetch makes a new one: token-1, token-2
 	asked int
 	hang  bool // until ctx ends
+	slow  time.Duration
 }
 
 func (s *store) String() string { return "store" }
 
 func (s *store) Fetch(ctx context.Context) (Material, error) {
+	time.Sleep(s.slow)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.asked++
@@ -50,7 +52,6 @@ func (s *store) put(m Material) {
 	s.m, s.err, s.life = m, nil, 0
 }
 
-// polled is put, as a file gives it: to be asked for again each second.
 func (s *store) set(f func(*store)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -121,7 +122,7 @@ func mustBe(t *testing.T, c *Credential, want Health, trouble string) Status {
 }
 
 func TestManyAskOnce(t *testing.T) {
-	s := &store{life: time.Hour}
+	s := &store{life: time.Hour, slow: time.Second}
 	bubble(t, s, func(t *testing.T, c *Credential) {
 		var wg sync.WaitGroup
 		for range 100 {
@@ -179,6 +180,42 @@ func TestCanary(t *testing.T) {
 		mustBe(t, c, FellBack, "late news")
 		time.Sleep(time.Second)
 		mustUse(t, c, "token-a") // what was good before
+	})
+}
+
+// Somebody signs in with a new generation at once, whether anyone needs it or
+// not.
+func TestProved(t *testing.T) {
+	s := &file{}
+	s.put(Material{Value: "token-a"})
+	bubble(t, s, func(t *testing.T, c *Credential) {
+		good := true
+		var asked []string
+		c.ProveBy(func(ctx context.Context) error {
+			u, err := c.Use(ctx)
+			if err != nil {
+				return err
+			}
+			asked = append(asked, u.Value())
+			if good {
+				u.Accepted()
+			} else {
+				u.Rejected("535 no")
+			}
+			return nil
+		})
+		mustUse(t, c, "token-a").Accepted()
+		s.put(Material{Value: "token-b"})
+		time.Sleep(2 * time.Second)
+		mustBe(t, c, Working, "")
+		good = false
+		s.put(Material{Value: "token-c"})
+		time.Sleep(2 * time.Second)
+		mustBe(t, c, FellBack, "535 no")
+		mustUse(t, c, "token-b")
+		if got := strings.Join(asked, " "); got != "token-b token-c" {
+			t.Errorf("proved %s", got)
+		}
 	})
 }
 

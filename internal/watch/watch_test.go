@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -11,6 +12,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/message"
 )
@@ -373,4 +375,34 @@ func TestSlowLooksAreRare(t *testing.T) {
 	if looks > 13 {
 		t.Errorf("%d looks of a second each in a minute", looks)
 	}
+}
+
+// A credential in trouble is an incident that names it, critical when nothing
+// works any more.
+func TestCredentials(t *testing.T) {
+	s := credential.Status{Name: "relay", Source: "file /run/secrets/relay", Health: credential.Working}
+	within(t, func() []Check {
+		return []Check{Credentials(func() []credential.Status { return []credential.Status{s} }, time.Now)}
+	}, func(t *testing.T, e *incident.Engine) {
+		nap(20 * time.Second)
+		if n := len(e.Open()); n != 0 {
+			t.Fatalf("%+v", e.Open())
+		}
+		for health, severity := range map[credential.Health]incident.Severity{
+			credential.FellBack: incident.Warning, credential.Failing: incident.Warning, credential.ExpiringSoon: incident.Warning,
+			credential.Refused: incident.Critical, credential.Missing: incident.Critical,
+		} {
+			s.Health, s.Trouble = health, "it is "+string(health)
+			nap(8 * time.Second)
+			i := causes(e)["credential/relay"]
+			if i.Severity != severity || !strings.Contains(i.Summary, "credential relay (file /run/secrets/relay): it is "+string(health)) || i.Command != "stormpost credentials test relay" {
+				t.Errorf("%s: %+v", health, i)
+			}
+			s.Health, s.Trouble = credential.Unproven, ""
+			nap(10 * time.Minute)
+			if n := len(e.Open()); n != 0 {
+				t.Fatalf("%+v", e.Open())
+			}
+		}
+	})
 }
