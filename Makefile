@@ -17,7 +17,7 @@ TEST_FLAGS := -p 2 -timeout 20m
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 .DEFAULT_GOAL := help
-.PHONY: help deps deps-race build test race quick torture bench compare lint generate verify clean
+.PHONY: help deps deps-race build test race quick previous torture bench compare lint generate verify clean
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,14 @@ race: deps-race ## all tests with the race detector, smaller counts
 quick: ## what can be said in seconds: -short, an in-process broker instead of Kafka
 	$(GO) build -o bin/teststack ./internal/devstack/cmd/teststack
 	bin/teststack -kafka=false -- $(GO) test -short -p 2 -timeout 5m $(PKGS)
+
+# The commit of the release before this one.
+PREVIOUS ?= 9d53cdb
+
+previous: deps ## the previous release's own ledger tests, on the schema of this one
+	@set -e; old=$$(mktemp -d); trap 'rm -rf "$$old"' EXIT; \
+	git archive $(PREVIOUS) | tar -x -C "$$old"; cp dedupe/migrations/*.sql "$$old/dedupe/migrations/"; \
+	$(WITH_STORES) $(GO) -C "$$old" test $(TEST_FLAGS) ./dedupe ./delivery
 
 torture: STORMPOST_TEST_SCALE := 1
 torture: deps ## all tests at full counts, up to an hour or so

@@ -95,13 +95,14 @@ func (l *Ledger) enter(calls []*acceptCall) (known []*acceptCall) {
 		return append(l.enter(calls[:half]), l.enter(calls[half:])...)
 	case blameFor(err) == blameRow:
 		err = rowError("accept", err)
-		if errors.Is(err, ErrNumbering) { // its caller only hears 503
-			l.log.Error("numbering is broken", "error", err)
+		if errors.Is(err, ErrNumbering) { // the guard tells, once
+			l.guard.suspect(calls[0].stream)
 		}
 		calls[0].fail(err)
 	default:
+		err = unavailable("accept", err)
 		for _, c := range calls {
-			c.fail(unavailable("accept", err))
+			c.fail(err)
 		}
 	}
 	return nil
@@ -122,6 +123,7 @@ type acceptArrays struct {
 	owners     []int32
 	indexes    []int16
 	recipients []string
+	supersedes [][]byte // nil where no submission has a key
 }
 
 func (a *acceptArrays) add(c *acceptCall) {
@@ -148,6 +150,19 @@ func (a *acceptArrays) add(c *acceptCall) {
 	}
 }
 
+// supersede notes the supersede key of call i of n; what a person has yet to
+// release comes in under none.
+func (a *acceptArrays) supersede(i, n int, c *acceptCall) {
+	if c.s.Supersede == "" || c.entry != nil && c.entry.held {
+		return
+	}
+	if a.supersedes == nil {
+		a.supersedes = make([][]byte, n)
+	}
+	h := message.HashSupersede(c.s.Tenant, c.s.Test, c.s.Supersede)
+	a.supersedes[i] = h[:]
+}
+
 func nullable(s string) *string {
 	if s == "" {
 		return nil
@@ -157,8 +172,9 @@ func nullable(s string) *string {
 
 func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error) {
 	var a acceptArrays
-	for _, c := range calls {
+	for i, c := range calls {
 		a.add(c)
+		a.supersede(i, len(calls), c)
 	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
@@ -204,10 +220,10 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 func (l *Ledger) acceptRows(ctx context.Context, a *acceptArrays, calls []*acceptCall) (pgx.Rows, error) {
 	args := []any{
 		a.keys, a.prints, a.lanes, a.tenants, a.streams, a.counts, a.bodies, a.traces, a.tests, a.expiries, a.sendAts,
-		a.owners, a.indexes, a.recipients,
+		a.owners, a.indexes, a.recipients, a.supersedes,
 	}
 	if calls[0].entry == nil { // a batch is the door's or the journal's
-		return l.pool.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14)`, args...)
+		return l.pool.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15)`, args...)
 	}
 	accepteds, ids := make([]time.Time, len(calls)), make([][]byte, len(calls))
 	for i, c := range calls {
@@ -216,7 +232,7 @@ func (l *Ledger) acceptRows(ctx context.Context, a *acceptArrays, calls []*accep
 			ids[i] = c.entry.id[:24]
 		}
 	}
-	return l.pool.Query(ctx, `select ord, submission, first, waits from enter_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16)`,
+	return l.pool.Query(ctx, `select ord, submission, first, waits from enter_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17)`,
 		append(args, accepteds, ids)...)
 }
 

@@ -7,7 +7,8 @@
 // lane. Content is kept once for each submission. What happens to a message is
 // appended as rows of attempt and outcome, keyed by (n, no); nothing on the hot
 // path is updated but the stream counters. The exceptions have small tables:
-// waiting (leave to make an attempt, from a time on), doubt, decision, silent.
+// waiting (leave to make an attempt, from a time on), doubt, decision, silent;
+// and newest and superseded, for messages with a supersede key.
 //
 //	                    ┌────────── waiting(no=k+1, due) ◀──────────┐
 //	                    ▼                                           │
@@ -17,7 +18,7 @@
 //	               │    │     └──▶ outcome k: unknown ─▶ doubt ──▶ decision resend
 //	               │    └──▶ silence ──────────────────▶ doubt ──▶ decision sent ▶ sent
 //	               │                                         └───▶ decision drop ▶ failed
-//	               └ attempt k: cancel ▶ canceled · expire ▶ expired · hold ▶ held
+//	               └ attempt k: cancel ▶ canceled · expire ▶ expired · supersede ▶ superseded · hold ▶ held
 //
 // A held message that is released has outcome k: returned, and its leave for
 // k+1. A hold of a lane, a tenant or a provider (table hold) stands before the
@@ -26,8 +27,8 @@
 //
 // # Invariants
 //
-//  1. (n, no) is unique in attempt. Sending, canceling, expiring and holding
-//     all insert the next row, so the primary key picks the one winner.
+//  1. (n, no) is unique in attempt. Sending, canceling, expiring,
+//     superseding and holding all insert the next row, so the primary key picks the one winner.
 //  2. Attempt k+1 exists only if outcome k says "not taken" (deferred,
 //     returned), or decision k says resend. A trigger refuses anything else,
 //     whoever inserts.
@@ -43,6 +44,9 @@
 //  6. The same (tenant, idempotency key) has one identity, and one fingerprint.
 //     A second request that the journal had promised is under a derived key, and
 //     held (Enter).
+//  7. Under each (tenant, supersede key) all submissions but the newest have a
+//     row in superseded, from the very transaction on that brings the newer one.
+//     A claim that begins later makes no attempt to send of theirs.
 //
 // # Time
 //

@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -112,6 +113,14 @@ func (l *Ledger) dropEras(ctx context.Context, age time.Duration, onlyContent bo
 	for _, w := range old {
 		dropped := false
 		err := l.ddl(ctx, func(tx pgx.Tx) error {
+			// A counter that is missing could not keep the mark of what goes.
+			var lost bool
+			if err := tx.QueryRow(ctx, `select exists (select from stream s where not exists (select from counter c where c.stream = s.id))`).Scan(&lost); err != nil {
+				return err
+			}
+			if lost {
+				return errors.New("a stream has lost its counter")
+			}
 			return tx.QueryRow(ctx, `select drop_era($1, $2)`, w, onlyContent).Scan(&dropped)
 		})
 		if err != nil {
@@ -120,6 +129,29 @@ func (l *Ledger) dropEras(ctx context.Context, age time.Duration, onlyContent bo
 		if dropped {
 			l.log.InfoContext(ctx, "dropped for age", "era", w, "only_content", onlyContent)
 		}
+	}
+	if onlyContent {
+		return nil
+	}
+	return l.forgetSuperseded(ctx)
+}
+
+// forgetSuperseded drops what is kept of supersede keys below the lanes' floors:
+// every message there has ended. It waits for no accept under a key; what it
+// leaves, the next call takes.
+func (l *Ledger) forgetSuperseded(ctx context.Context) error {
+	err := l.ddl(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, `
+			delete from superseded s using lane l where s.n > l.code::bigint << 57 and s.n <= l.floor`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(ctx, `
+			delete from newest where key in (
+				select k.key from newest k join lane l on l.code = k.n >> 57 where k.n <= l.floor for update of k skip locked)`)
+		return err
+	})
+	if err != nil {
+		return unavailable("retain: supersede keys", err)
 	}
 	return nil
 }

@@ -23,10 +23,18 @@ const (
 const (
 	codeUnique = "23505"
 	codeCheck  = "23514"
+	codeNull   = "23502"
+	// What a batch meets when the sequence of positions, a key or a function is
+	// gone, or the sequence is at its end.
+	codeNoTable    = "42P01"
+	codeNoKey      = "42P10"
+	codeNoFunction = "42883"
+	codeNoMore     = "2200H"
 )
 
-// ErrNumbering is returned when a stream has lost its counter: it cannot
-// number, and does not start again at 0.
+// ErrNumbering is returned when the ledger has lost what it numbers with: a
+// stream's counter, which does not start again at 0, the sequence of positions
+// or a key. It comes with message.ErrUnavailable.
 var ErrNumbering = message.ErrNumbering
 
 // ErrRefused is wrapped, beside message.ErrUnavailable, by Ping when the server
@@ -59,6 +67,8 @@ func blameFor(err error) blame {
 	switch {
 	case pe.Code == "40001", pe.Code == "40P01":
 		return blameRace
+	case pe.Code == codeNoMore, lostStreamIDs(pe):
+		return blameStore
 	case pe.Code == codeLostCounter, pe.Code == codeNoLeave,
 		strings.HasPrefix(pe.Code, "22"), strings.HasPrefix(pe.Code, "23"):
 		return blameRow
@@ -81,6 +91,16 @@ func isCode(err error, code string) bool {
 	return errors.As(err, &pe) && pe.Code == code
 }
 
+// lostStreamIDs says whether a stream could not be made for want of a number.
+func lostStreamIDs(pe *pgconn.PgError) bool { return pe.Code == codeNull && pe.TableName == "stream" }
+
 func unavailable(op string, err error) error {
+	var pe *pgconn.PgError
+	if errors.As(err, &pe) {
+		switch {
+		case pe.Code == codeNoTable, pe.Code == codeNoKey, pe.Code == codeNoFunction, pe.Code == codeNoMore, lostStreamIDs(pe):
+			return fmt.Errorf("%s: %w: %w: %w", op, message.ErrUnavailable, ErrNumbering, err)
+		}
+	}
 	return fmt.Errorf("%s: %w: %w", op, message.ErrUnavailable, err)
 }

@@ -104,6 +104,7 @@ type Ledger struct {
 	horizon horizon
 	counts  laneCounts
 	lanes   laneReader
+	guard   guardState
 	unsure  atomic.Int64  // commits that a standby may not have
 	reads   chan struct{} // one for each read that may take long
 	audits  chan struct{} // one for the audit of lanes

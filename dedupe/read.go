@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"context"
+	"encoding/hex"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -145,6 +146,8 @@ func scanMessages(r pgx.BatchResults, count int) (map[message.Position]*message.
 	return views, doubted, rows.Err()
 }
 
+const kindSupersede = 4
+
 var attemptKinds = [...]string{1: "send", 2: "cancel", 3: "expire", 4: "supersede", 5: "hold"}
 
 func scanAttempts(r pgx.BatchResults, views map[message.Position]*message.View) error {
@@ -167,6 +170,9 @@ func scanAttempts(r pgx.BatchResults, views map[message.Position]*message.View) 
 		if a.Because = because; because == "" {
 			a.Because = note
 		}
+		if kind == kindSupersede {
+			a.Because = supersededBy(note)
+		}
 		if outcomeAt != nil {
 			a.OutcomeAt = *outcomeAt
 		}
@@ -178,6 +184,18 @@ func scanAttempts(r pgx.BatchResults, views map[message.Position]*message.View) 
 		}
 	}
 	return rows.Err()
+}
+
+// supersededBy tells which submission a note of the ledger names: the first 24
+// bytes of its id, in hexadecimal.
+func supersededBy(note string) string {
+	b, err := hex.DecodeString(note)
+	if err != nil || len(b) != 24 {
+		return note
+	}
+	var id message.ID
+	copy(id[:], b)
+	return "superseded by " + id.Submission().String()
 }
 
 // stateOf is what the last row of a message's history makes it. The reason is

@@ -46,7 +46,7 @@ func (l *Ledger) streamID(ctx context.Context, k streamName) (int64, error) {
 	var id int64
 	err := l.pool.QueryRow(ctx, `
 		with made as (
-			insert into stream (tenant, name) values ($1, $2) on conflict do nothing returning id
+			insert into stream (tenant, name) values ($1, $2) on conflict (tenant, name) do nothing returning id
 		), counted as (
 			insert into counter (stream, last) select id, 0 from made
 		)

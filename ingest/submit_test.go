@@ -82,6 +82,25 @@ func TestSubmit(t *testing.T) {
 	}
 }
 
+func TestSupersedeKey(t *testing.T) {
+	for key, good := range map[string]bool{
+		"code:user-7 für Zoë": true, strings.Repeat("k", 255): true, strings.Repeat("k", 256): false,
+		"a\nb": false, "a\x00b": false, "a\u2028b": false, "\xff": false,
+	} {
+		l := &ledger{receipt: message.Receipt{Submission: 5, Sequence: 10}}
+		c := email()
+		c.Email.SupersedeKey = key
+		_, err := l.service().Submit(context.Background(), Request{Principal: owner, Content: c})
+		var wrong message.FieldErrors
+		switch {
+		case good && (err != nil || len(l.got) != 1 || l.got[0].Supersede != key):
+			t.Errorf("%q: %v, submitted %+v", key, err, l.got)
+		case !good && (!errors.As(err, &wrong) || wrong[0].Field != "supersede_key" || len(l.got) != 0):
+			t.Errorf("%q: %v, submitted %+v", key, err, l.got)
+		}
+	}
+}
+
 func TestLife(t *testing.T) {
 	l := &ledger{}
 	s := l.service()

@@ -94,8 +94,7 @@ func validateOptions(p *problems, o *message.Options) {
 		p.add("stream", "want 1 to %d of A–Z a–z 0–9 . _ -", maxStream)
 	}
 	if o.SupersedeKey != "" {
-		// Kept and not honoured it would be a broken promise.
-		p.add("supersede_key", "is not supported yet")
+		validateText(p, "supersede_key", o.SupersedeKey, maxKey)
 	}
 	if len(o.Tags) > maxTags {
 		p.add("tags", "has %d tags, want at most %d", len(o.Tags), maxTags)

@@ -6,5 +6,6 @@
 //
 // What recovers without being asked is nearer to what it protects: the lane's
 // cursor and the sweep for doubts are operations of the ledger (dedupe), and the
-// feed that sends what they find is a part of delivery.
+// feed that sends what they find is a part of delivery. The guard of the
+// numbering (Guard) has its loop here; what it looks at is the ledger's matter.
 package recovery

@@ -14,7 +14,7 @@ alter table message add column entered_at timestamptz;
 create function enter_batch(
   keys uuid[], prints bytea[], lanes smallint[], tenants int[], streams bigint[], counts smallint[],
   bodies bytea[], traces text[], tests boolean[], expiries timestamptz[], send_ats timestamptz[],
-  owners int[], indexes smallint[], recipients text[], accepteds timestamptz[], ids bytea[])
+  owners int[], indexes smallint[], recipients text[], supersedes bytea[], accepteds timestamptz[], ids bytea[])
 returns table (ord int, submission bigint, first bigint, waits boolean)
 language plpgsql
 set enable_seqscan = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan
@@ -24,30 +24,30 @@ declare
   submissions bigint[];
   firsts      bigint[];
   waiting_    boolean[];
-  held        bigint[];
+  held_        bigint[];
 begin
   select array_agg(b.ord), array_agg(b.submission), array_agg(b.first), array_agg(b.waits)
   into ords, submissions, firsts, waiting_
-  from accept_batch(keys, prints, lanes, tenants, streams, counts, bodies, traces, tests, expiries, send_ats, owners, indexes, recipients) b;
+  from accept_batch(keys, prints, lanes, tenants, streams, counts, bodies, traces, tests, expiries, send_ats, owners, indexes, recipients,
+    supersedes, accepteds) b;
   if ords is null then
     return;
   end if;
-  -- A door's clock may be ahead of ours: nothing was accepted after now.
-  update message m set accepted_at = least(m.accepted_at, x.accepted), entered_at = m.accepted_at, id = coalesce(x.id, m.id)
+  update message m set entered_at = clock_timestamp(), id = coalesce(x.id, m.id)
   from (
-    select (lanes[f.ord]::bigint << 57) | (f.submission << 6) | r.index as n, accepteds[f.ord] as accepted, ids[f.ord] as id
+    select (lanes[f.ord]::bigint << 57) | (f.submission << 6) | r.index as n, ids[f.ord] as id
     from unnest(ords, submissions) as f(ord, submission)
     join unnest(owners, indexes) as r(owner, index) on r.owner = f.ord
     offset 0
   ) x where m.n = x.n;
-  select array_agg((lanes[f.ord]::bigint << 57) | (f.submission << 6) | r.index) into held
+  select array_agg((lanes[f.ord]::bigint << 57) | (f.submission << 6) | r.index) into held_
   from unnest(ords, submissions) as f(ord, submission)
   join unnest(owners, indexes) as r(owner, index) on r.owner = f.ord
   where ids[f.ord] is not null;
-  if held is not null then
+  if held_ is not null then
     insert into attempt (n, no, kind, worker, token, at, note)
-    select h, 1, 5, 0, 0, clock_timestamp(), 'key_conflict' from unnest(held) h order by h;
-    delete from waiting w where w.n = any (held);
+    select h, 1, 5, 0, 0, clock_timestamp(), 'key_conflict' from unnest(held_) h order by h;
+    delete from waiting w where w.n = any (held_);
   end if;
   return query select * from unnest(ords, submissions, firsts, waiting_);
 end $$;

@@ -43,7 +43,7 @@ func fieldDocs() map[string]map[string]string {
 		"stream":        "The stream that numbers it; default by default. 1 to 64 of A–Z a–z 0–9 . _ -",
 		"send_at":       "Not before this time, at most 30 days ahead. A past one means at once.",
 		"expires_at":    "Never after this time, at most 90 days ahead. By default an email has 3 days and a push one.",
-		"supersede_key": "Of all messages with this key only the newest is sent. At most 255 bytes.",
+		"supersede_key": "Of the tenant's messages with this key, whatever their recipient and channel, only the newest is sent; older ones not yet handed over end as superseded. At most 255 bytes without control characters.",
 		"tags":          "Up to 20 of 1 to 64 of A–Z a–z 0–9 . _ - : =",
 	}
 	email := map[string]string{

@@ -14,7 +14,7 @@ type messageView struct {
 	Submission string        `json:"submission" doc:"Names the submission that it came with."`
 	Tenant     int32         `json:"tenant,omitempty" doc:"Whose it is; shown to operators."`
 	State      message.State `json:"state" doc:"How it is doing."`
-	Reason     string        `json:"reason,omitempty" doc:"Why it failed, is held or in doubt."`
+	Reason     string        `json:"reason,omitempty" doc:"Why it failed, is held or in doubt, or which submission superseded it."`
 	Stream     string        `json:"stream" doc:"The stream that numbers it; empty while it is journaled."`
 	Sequence   *int64        `json:"sequence" doc:"Its number in the stream; null while it is journaled."`
 	Class      string        `json:"class" enum:"transactional,trigger,campaign" doc:"How urgent it is."`

@@ -40,7 +40,7 @@ func Bench(ctx context.Context, cfg config.Config, opt BenchOptions) (res *bench
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	cfg.Roles, cfg.Listen, cfg.MetricsListen, cfg.DataDir = []string{"api", "worker"}, "127.0.0.1:0", "", dir
+	cfg.Roles, cfg.Listen, cfg.MetricsListen, cfg.DataDir = []string{"api", "worker", "recovery"}, "127.0.0.1:0", "", dir
 	cfg.Kafka.Prefix = "stormpost-bench-" + strings.ToLower(rand.Text()[:8])
 	cfg.Log = config.Log{Level: "warn", Format: "text"}
 	cfg.Delivery.Senders = map[string]int{"transactional.email": opt.Senders}

@@ -109,7 +109,7 @@ const readyPatience = 700 * time.Millisecond
 
 // ready is what must work before requests should come here: one of the stores.
 // What Kafka can't carry is fed by the ledger, and what the ledger can't take is
-// kept by the journal. A ledger that refuses us is another matter: with such a
+// kept by the journal, also what it can't number. A ledger that refuses us is another matter: with such a
 // DSN a new release shall not replace one that works.
 func (p *process) ready(ctx context.Context) []httpapi.Check {
 	journal := p.health.canJournal()
@@ -119,11 +119,16 @@ func (p *process) ready(ctx context.Context) []httpapi.Check {
 		ctx = limit
 	}
 	err := p.ledger.Ping(ctx)
+	numbering := p.guard.Err()
 	if journal && !errors.Is(err, dedupe.ErrRefused) {
 		err = nil
 	}
+	if journal {
+		numbering = nil
+	}
 	return []httpapi.Check{
 		{Name: "ledger", Err: err},
+		{Name: "numbering", Err: numbering},
 		{Name: "keys", Err: p.ring.Ready()},
 	}
 }

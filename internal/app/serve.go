@@ -18,12 +18,14 @@ import (
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
+<<<<<<< HEAD
 	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/incident"
+=======
+>>>>>>> main
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
-	"github.com/stormpost/stormpost/internal/watch"
 	"github.com/stormpost/stormpost/recovery"
 )
 
@@ -43,6 +45,7 @@ type Addresses struct {
 
 // process is one process, as it is built up and taken down.
 type process struct {
+<<<<<<< HEAD
 	cfg         config.Config
 	opt         Options
 	tel         *telemetry.Telemetry
@@ -64,6 +67,29 @@ type process struct {
 	health      health
 	watching    watching
 	addr        Addresses
+=======
+	cfg       config.Config
+	opt       Options
+	tel       *telemetry.Telemetry
+	log       *slog.Logger
+	ledger    *dedupe.Ledger
+	ring      *keyring.Ring
+	kafka     *broker.Broker
+	publisher *broker.Publisher
+	service   *ingest.Service
+	worker    *delivery.Worker
+	consumer  *broker.Consumer
+	tail      *broker.Tail // what the journals hold; the API's
+	journal   *broker.Journal
+	journals  *broker.JournalConsumer
+	drain     *recovery.Drain
+	providers []delivery.Provider
+	loopback  delivery.Provider // instead of the configured ones; the bench's
+	guard     *recovery.Guard
+	health    health
+	watching  watching
+	addr      Addresses
+>>>>>>> main
 }
 
 // Serve runs a process of cfg's roles until ctx ends, and then stops it in
@@ -116,10 +142,14 @@ func (p *process) build() (err error) {
 	if err != nil {
 		return err
 	}
+	if p.guard, err = recovery.NewGuard(recovery.GuardConfig{
+		Numbering: p.ledger, Every: p.cfg.Guard.Every, Repair: p.cfg.Has("recovery"), Log: p.log, Meters: p.tel.MeterProvider,
+	}); err != nil {
+		return err
+	}
 	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {
 		return err
 	}
-	p.watching.numbering = watch.NewEvents(numberingHold, time.Now, incident.Numbering)
 	if p.cfg.Has("api") || p.cfg.Has("recovery") {
 		if p.publisher, err = p.kafka.NewPublisher(); err != nil {
 			return err
@@ -149,7 +179,7 @@ func (p *process) buildAPI() (err error) {
 	if p.journal, err = p.kafka.NewJournal(p.tail); err != nil {
 		return err
 	}
-	p.service = ingest.New(noticing{p.ledger, p.watching.numbering}, p.publisher, ingest.Config{
+	p.service = ingest.New(p.ledger, p.publisher, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
 		PushCheck: checkPush, EmailCheck: checkEmail(p.cfg.Email()), Finder: p.ledger, Journal: p.journal, Patience: p.cfg.Accept.Patience, Log: p.log,
 	})
@@ -185,6 +215,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	house, endHouse := context.WithCancel(context.WithoutCancel(ctx))
 	back := newGroup()
 	back.run("ledger", func() error { return p.ledger.Run(house, p.worker == nil) })
+	back.run("guard", func() error { p.guard.Run(house); return nil })
 	back.run("retention", func() error { p.retain(house); return nil })
 	back.run("kafka", func() error { p.health.watchKafka(house, p.kafka, p.log); return nil })
 	p.watching.run(house, back)
@@ -293,10 +324,17 @@ func listen(ctx context.Context, key, addr string) (net.Listener, error) {
 }
 
 func (p *process) brokerConfig() broker.Config {
-	k := p.cfg.Kafka
+	c := kafkaConfig(p.cfg)
+	c.Logger, c.Meters = p.log, p.tel.MeterProvider
+	return c
+}
+
+// kafkaConfig is the broker's configuration without logs and metrics.
+func kafkaConfig(cfg config.Config) broker.Config {
+	k := cfg.Kafka
 	c := broker.Config{
-		Brokers: p.cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
-		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(), Logger: p.log, Meters: p.tel.MeterProvider,
+		Brokers: cfg.Brokers, Prefix: k.Prefix, Partitions: k.Partitions, Replication: k.Replication,
+		Mechanism: k.Mechanism, Username: k.Username, Password: k.Password.Reveal(),
 	}
 	if k.TLS {
 		c.TLS = &tls.Config{MinVersion: tls.VersionTLS12}

@@ -2,28 +2,21 @@ package app
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"time"
 
-	"github.com/stormpost/stormpost/dedupe"
-	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/watch"
 )
 
-// numberingHold is for how long an accept that couldn't be numbered counts.
-const numberingHold = 10 * time.Second
-
 // watching is a process's view of what is wrong. A process with the role watch
 // tells the sinks, too; one with the API alone only answers who asks.
 type watching struct {
-	engine    *incident.Engine
-	watch     *watch.Watch
-	sinks     *incident.Dispatcher // nil without the role watch
-	numbering *watch.Events
+	engine *incident.Engine
+	watch  *watch.Watch
+	sinks  *incident.Dispatcher // nil without the role watch
 }
 
 // buildWatch is the last of build: it looks at what the others made.
@@ -63,7 +56,8 @@ func (p *process) checks() []watch.Check {
 		}, time.Now),
 		watch.Doubts(p.ledger.OpenDoubts),
 		watch.NoWorker(p.ledger.Workers, time.Now),
-		p.watching.numbering.Check(),
+		watch.Numbering(p.guard.Open),
+		watch.Journal(p.kafka.JournalBacklog, time.Now),
 	}
 	if p.worker != nil {
 		all = append(all, watch.Providers(p.worker.Providers, time.Now))
@@ -100,21 +94,4 @@ func (w *watching) run(ctx context.Context, g *group) {
 	if w.sinks != nil {
 		g.run("sinks", func() error { w.sinks.Run(ctx); return nil })
 	}
-}
-
-// noticing is the ledger, whose broken numbering is noticed.
-type noticing struct {
-	*dedupe.Ledger
-	numbering *watch.Events
-}
-
-var _ ingest.Acceptor = noticing{}
-
-// Accept implements ingest.Acceptor.
-func (n noticing) Accept(ctx context.Context, s *message.Submission) (message.Receipt, error) {
-	r, err := n.Ledger.Accept(ctx, s)
-	if errors.Is(err, dedupe.ErrNumbering) {
-		n.numbering.Notice(incident.Condition{Kind: incident.Numbering, Summary: fmt.Sprintf("messages of a stream can't be numbered, and are not accepted: %v", err)})
-	}
-	return r, err
 }

@@ -130,6 +130,8 @@ type sub struct {
 	topics []string
 	group  string
 	config func(ctx context.Context, c *kafka.Client) (replicas int, entries []kafka.ConfigEntry, err error)
+	// partitions is how many each topic is made with.
+	partitions int
 	// readAhead is how many records of a partition are read before they are asked
 	// for. With content of the greatest size it is what the process holds of them.
 	readAhead int
@@ -140,7 +142,7 @@ type sub struct {
 
 // lanes are the lanes' topics.
 func (b *Broker) lanes() sub {
-	return sub{slices.Sorted(maps.Keys(b.topics())), b.group(), b.laneConfig, 32, 4 << 20, inflightRecords, inflightBytes}
+	return sub{slices.Sorted(maps.Keys(b.topics())), b.group(), b.laneConfig, b.cfg.Partitions, 32, 4 << 20, inflightRecords, inflightBytes}
 }
 
 func (b *Broker) topics() map[string]message.Lane {

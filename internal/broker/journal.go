@@ -8,9 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/cenkalti/backoff/v4"
 	"github.com/segmentio/kafka-go"
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -37,6 +35,10 @@ const (
 	maxJournalBatch = maxJournal - 16<<10
 )
 
+// journalPartitions is few, since each append to one waits for a disk: what is
+// spread over less comes in larger batches.
+const journalPartitions = 3
+
 // journalTopic is a class's journal.
 func (b *Broker) journalTopic(c message.Class) string {
 	return b.cfg.Prefix + ".journal." + c.String()
@@ -44,7 +46,7 @@ func (b *Broker) journalTopic(c message.Class) string {
 
 // journals are the journals' topics, and the group that drains them.
 func (b *Broker) journals() sub {
-	s := sub{group: b.cfg.Prefix + ".journal", config: b.journalConfig, readAhead: 2, maxBytes: maxJournal, inflightRecords: 1000, inflightBytes: 4 << 20}
+	s := sub{group: b.cfg.Prefix + ".journal", config: b.journalConfig, partitions: min(journalPartitions, b.cfg.Partitions), readAhead: 2, maxBytes: maxJournal, inflightRecords: 1000, inflightBytes: 4 << 20}
 	for c := message.Transactional; c <= message.Campaign; c++ {
 		s.topics = append(s.topics, b.journalTopic(c))
 	}
@@ -136,67 +138,6 @@ func decodeJournaled(c message.Class, m *kafka.Message) (message.Journaled, erro
 	}
 	j.Submission = s
 	return j, nil
-}
-
-// Journal writes to the journals. It is safe for concurrent use.
-type Journal struct {
-	broker *Broker
-	writer *kafka.Writer
-	trans  *kafka.Transport
-	taken  metric.Int64Counter
-	failed metric.Int64Counter
-	tail   *Tail // told of each that Kafka took
-}
-
-// Find implements ingest.Journal.
-func (j *Journal) Find(id message.ID) (*message.Journaled, bool) { return j.tail.Find(id) }
-
-// NewJournal makes a journal's writer; one for a process. tail learns of what
-// is written at once.
-func (b *Broker) NewJournal(tail *Tail) (*Journal, error) {
-	taken, err1 := b.meter.Int64Counter("stormpost.journal.appended", metric.WithUnit("{submission}"), metric.WithDescription("Submissions that the journal took while the ledger was away."))
-	failed, err2 := b.meter.Int64Counter("stormpost.journal.refused", metric.WithUnit("{submission}"), metric.WithDescription("Submissions that no store took."))
-	if err := errors.Join(err1, err2); err != nil {
-		return nil, fmt.Errorf("journal: %w", err)
-	}
-	t := b.transport()
-	return &Journal{broker: b, trans: t, taken: taken, failed: failed, tail: tail, writer: &kafka.Writer{
-		Addr: b.address(), Balancer: kafka.BalancerFunc(balance), Transport: t,
-		RequiredAcks: kafka.RequireAll, // the zero value asks for none
-		BatchTimeout: 2 * time.Millisecond, BatchSize: flushRecords, BatchBytes: maxJournalBatch,
-		MaxAttempts: 3, WriteBackoffMin: 50 * time.Millisecond, WriteBackoffMax: 250 * time.Millisecond,
-		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
-	}}, nil
-}
-
-// appendPatience is how long Kafka may take to keep a submission: after the
-// ledger's patience, within the request's limit.
-const appendPatience = 4 * time.Second
-
-// Append implements ingest.Journal: it returns nil once every in-sync replica
-// has the record on disk.
-func (j *Journal) Append(ctx context.Context, sub message.Journaled) error {
-	class := sub.Lane.Class
-	attrs := metric.WithAttributeSet(attribute.NewSet(attribute.String("class", class.String())))
-	m := encodeJournaled(j.broker.journalTopic(class), sub)
-	limit, cancel := context.WithTimeout(ctx, appendPatience)
-	defer cancel()
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval, wait.MaxElapsedTime = 50*time.Millisecond, 500*time.Millisecond, 0
-	// A leader that just died, or a topic that is just being made, is there in a moment.
-	if err := backoff.Retry(func() error { return j.writer.WriteMessages(limit, m) }, backoff.WithContext(wait, limit)); err != nil {
-		j.failed.Add(ctx, 1, attrs)
-		return fmt.Errorf("journal: %w: %w", message.ErrUnavailable, err)
-	}
-	j.taken.Add(ctx, 1, attrs)
-	j.tail.wrote(sub)
-	return nil
-}
-
-// Close ends the writer, after what is being written.
-func (j *Journal) Close() error {
-	defer j.trans.CloseIdleConnections()
-	return j.writer.Close()
 }
 
 // JournalHandler gets what a JournalConsumer reads.

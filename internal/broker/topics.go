@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -48,6 +50,12 @@ func (b *Broker) ensure(ctx context.Context, s sub) error {
 	}
 }
 
+// MissingTopics lists the lanes' topics that don't exist, or have a partition
+// without leader.
+func (b *Broker) MissingTopics(ctx context.Context) ([]string, error) {
+	return b.missing(ctx, slices.Sorted(maps.Keys(b.topics())))
+}
+
 // missing lists the topics that don't exist, or have a partition without leader.
 func (b *Broker) missing(ctx context.Context, want []string) (missing []string, err error) {
 	err = b.withClient(func(c *kafka.Client) error {
@@ -90,7 +98,7 @@ func (b *Broker) create(ctx context.Context, s sub, names []string) error {
 		}
 		configs := make([]kafka.TopicConfig, len(names))
 		for i, name := range names {
-			configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: b.cfg.Partitions, ReplicationFactor: replicas, ConfigEntries: entries}
+			configs[i] = kafka.TopicConfig{Topic: name, NumPartitions: s.partitions, ReplicationFactor: replicas, ConfigEntries: entries}
 		}
 		resp, err := c.CreateTopics(ctx, &kafka.CreateTopicsRequest{Topics: configs})
 		if err != nil {

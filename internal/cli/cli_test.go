@@ -144,7 +144,7 @@ func TestSettingsAreUsage(t *testing.T) {
 
 func TestSend(t *testing.T) {
 	a := newAPI(t, 202, receipt)
-	r := run(t, a.environ(), append(email, "--key", "order-17", "--class", "trigger", "--expires-at", "2030-01-01T00:00:00Z")...)
+	r := run(t, a.environ(), append(email, "--key", "order-17", "--class", "trigger", "--expires-at", "2030-01-01T00:00:00Z", "--supersede-key", "code 1")...)
 	if r.code != exitOK || r.out != "msg_1  queued  default/7  you@example.com\n" {
 		t.Errorf("%+v", r)
 	}
@@ -152,7 +152,7 @@ func TestSend(t *testing.T) {
 		a.last.Header.Get("Authorization") != "Bearer sp_live_k" {
 		t.Errorf("%s %s %v", a.last.Method, a.last.URL, a.last.Header)
 	}
-	sameJSON(t, a.sent, `{"from":"app@example.com","to":["you@example.com"],"subject":"Hi","text":"Hello","class":"trigger","expires_at":"2030-01-01T00:00:00Z"}`)
+	sameJSON(t, a.sent, `{"from":"app@example.com","to":["you@example.com"],"subject":"Hi","text":"Hello","class":"trigger","expires_at":"2030-01-01T00:00:00Z","supersede_key":"code 1"}`)
 
 	r = run(t, a.environ(), "send", "--fcm", "tok", "--title", "Hi", "--body", "Hello", "--json")
 	if r.code != exitOK || a.last.URL.Path != "/v1/pushes" || a.last.Header.Get("Idempotency-Key") != "" {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -13,8 +14,15 @@ func (c *command) migrate() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "migrate",
 		Short: "Bring the ledger's schema up to date",
-		Long: `Bring the ledger's schema up to date. One process at a time does it, each step
-in a transaction of its own; running it again changes nothing.`,
+		Long: `Bring the ledger's schema up to date. One process at a time does it, in one
+transaction; running it again changes nothing. Before and after the steps it
+looks at what messages are numbered by: keys, indexes, sequences, and every
+stream's counter against its messages. If the steps would break any of it, none
+is taken. A lock that can't be had within 5 s ends it: try again.
+
+--check takes the same steps and rolls them back, so it shows what would happen;
+for as long as it runs it holds the same locks. It exits 1 if numbering is or
+would be broken, and names each fault.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dsn, err := c.dsn()
@@ -23,16 +31,20 @@ in a transaction of its own; running it again changes nothing.`,
 			}
 			run := dedupe.Migrate
 			if check {
-				run = dedupe.Migrations
+				run = dedupe.CheckMigrate
 			}
 			steps, err := run(cmd.Context(), dsn)
 			if err != nil {
+				var lost *dedupe.NumberingLost
+				if check && errors.As(err, &lost) { // which steps, all the same
+					return errors.Join(c.printMigrations(steps, check), err)
+				}
 				return err
 			}
 			return c.printMigrations(steps, check)
 		},
 	}
-	cmd.Flags().BoolVar(&check, "check", false, "only show which steps are applied")
+	cmd.Flags().BoolVar(&check, "check", false, "take the pending steps, look at the numbering, and roll all back")
 	return cmd
 }
 

@@ -18,7 +18,7 @@ type sendFlags struct {
 	from, subject, text, html, file string
 	to                              []string
 	fcm, title, body                string
-	class, stream, key              string
+	class, stream, key, supersede   string
 	sendAt, expiresAt               string
 }
 
@@ -29,6 +29,7 @@ func (c *command) send() *cobra.Command {
 		Short: "Submit an email or a push through the API",
 		Example: `  stormpost send --from app@example.com --to you@example.com --subject Hi --text "Hello"
   stormpost send --fcm DEVICE_TOKEN --title Hi --body "Hello"
+  stormpost send --from app@example.com --to you@example.com --text "Code 1234" --supersede-key code-you
   stormpost send --file email.json --key order-17`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.runSend(cmd, f) },
@@ -47,6 +48,7 @@ func (c *command) send() *cobra.Command {
 	p.StringVar(&f.class, "class", "", "transactional (default), trigger or campaign")
 	p.StringVar(&f.stream, "stream", "", `stream (default "default")`)
 	p.StringVar(&f.key, "key", "", "idempotency key: the same one again sends nothing again")
+	p.StringVar(&f.supersede, "supersede-key", "", "of all messages with this key only the newest is sent, at most 255 bytes")
 	p.StringVar(&f.sendAt, "send-at", "", "not before this time, RFC 3339")
 	p.StringVar(&f.expiresAt, "expires-at", "", "never after this time, RFC 3339")
 	return cmd
@@ -96,7 +98,7 @@ func (c *command) sendRequest(f sendFlags) (string, any, error) {
 	if f.file != "" {
 		return c.requestFromFile(f.file)
 	}
-	o := message.Options{Class: f.class, Stream: f.stream}
+	o := message.Options{Class: f.class, Stream: f.stream, SupersedeKey: f.supersede}
 	for flag, t := range map[string]*time.Time{"--send-at": &o.SendAt, "--expires-at": &o.ExpiresAt} {
 		text := f.sendAt
 		if flag == "--expires-at" {

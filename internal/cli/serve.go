@@ -15,11 +15,12 @@ func (c *command) serve() *cobra.Command {
 		Long: `Run the API, a worker, recovery and the watch, or some of them, on your
 PostgreSQL and Kafka, until SIGTERM. Start as many as you like: none has to be
 alone. Recovery enters into the ledger what the API accepted into Kafka's journal
-while PostgreSQL was away: some process must have that role. The watch opens
-incidents and tells the log, a webhook and Alertmanager of them, as incidents.*
-say; provider trouble is seen by the watch of a process that is a worker, too. On
-SIGTERM it takes no more requests and makes no more claims, finishes open replies
-within delivery.shutdown_grace, and gives back what it has not handed over.
+while PostgreSQL was away, and repairs the numbering when the ledger loses it: some
+process must have that role. The watch opens incidents and tells the log, a webhook
+and Alertmanager of them, as incidents.* say; provider trouble is seen by the watch
+of a process that is a worker, too. On SIGTERM it takes no more requests and makes
+no more claims, finishes open replies within delivery.shutdown_grace, and gives
+back what it has not handed over.
 
 Settings come from the file of --config, and over it from STORMPOST_*: the key
 smtp.addr is STORMPOST_SMTP_ADDR. The ones to begin with:

@@ -22,7 +22,7 @@ type Config struct {
 	Listen        string   `koanf:"listen"`         // host:port of the API
 	MetricsListen string   `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
 	TLS           TLSFiles `koanf:"tls"`            // of the API's listener
-	Roles         []string `koanf:"roles"`          // what the process does, one or more of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away
+	Roles         []string `koanf:"roles"`          // what the process does, some of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away, and repairs the numbering
 	DSN           Secret   `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
 	Brokers       []string `koanf:"brokers"`        // Kafka, host:port each
 	DataDir       string   `koanf:"data_dir"`       // folder of the API keys' snapshot, and of the last incidents
@@ -32,6 +32,7 @@ type Config struct {
 	Accept        Accept   `koanf:"accept"`
 	Delivery      Delivery `koanf:"delivery"`
 	Retention     Retain   `koanf:"retention"`
+	Guard         Guard    `koanf:"guard"`
 	SMTP          SMTP     `koanf:"smtp"`
 	SES           SES      `koanf:"ses"`
 	Resend        Resend   `koanf:"resend"`
@@ -100,6 +101,11 @@ type Retain struct {
 	Messages time.Duration `koanf:"messages"` // how long all else is kept, numbers and idempotency keys too; 0: for ever
 }
 
+// Guard is how the numbering is watched.
+type Guard struct {
+	Every time.Duration `koanf:"every"` // between two checks of the numbering; a fault is noticed and repaired within five of them
+}
+
 // SMTP is the relay for email; an empty Addr means none.
 type SMTP struct {
 	Addr        string        `koanf:"addr"`        // host:port of the relay for email; empty: none, and email waits
@@ -156,7 +162,7 @@ func Default() Config {
 	return Config{
 		Listen:        "127.0.0.1:8080",
 		MetricsListen: "127.0.0.1:9464",
-		Roles:         []string{"api", "worker", "recovery", "watch"},
+		Roles:         slices.Clone(roles),
 		Brokers:       []string{"127.0.0.1:9092"},
 		DataDir:       "stormpost-data",
 		Log:           Log{Level: "info", Format: "json"},
@@ -168,6 +174,7 @@ func Default() Config {
 			RetryBase: 30 * time.Second, RetryMax: time.Hour,
 		},
 		Retention: Retain{Content: 14 * 24 * time.Hour, Messages: 180 * 24 * time.Hour},
+		Guard:     Guard{Every: 2 * time.Second},
 		SMTP:      SMTP{TLS: "starttls-if-offered", Connections: 16, ReplyLimit: 10 * time.Minute},
 		SES:       SES{Concurrency: 50, ReplyLimit: time.Minute},
 		Resend:    Resend{Concurrency: 20, ReplyLimit: time.Minute},
@@ -181,6 +188,8 @@ func Default() Config {
 		},
 	}
 }
+
+var roles = []string{"api", "worker", "recovery", "watch"}
 
 // Has says whether the process has a role.
 func (c *Config) Has(role string) bool { return slices.Contains(c.Roles, role) }
@@ -209,11 +218,11 @@ func (c *Config) Validate() error {
 		address(fmt.Sprintf("brokers[%d]", i), b, false)
 	}
 	if len(c.Roles) == 0 {
-		bad("roles", "want one or more of api, worker, recovery and watch")
+		bad("roles", "want some of %s", strings.Join(roles, ", "))
 	}
 	for _, r := range c.Roles {
-		if !slices.Contains([]string{"api", "worker", "recovery", "watch"}, r) {
-			bad("roles", "unknown role %q: want api, worker, recovery or watch", r)
+		if !slices.Contains(roles, r) {
+			bad("roles", "unknown role %q: want some of %s", r, strings.Join(roles, ", "))
 		}
 	}
 	address("listen", c.Listen, !c.Has("api"))
@@ -263,7 +272,7 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 		"accept.email_life": c.Accept.EmailLife, "accept.push_life": c.Accept.PushLife, "accept.max_schedule": c.Accept.MaxSchedule,
 		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
-		"smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit, "ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
+		"guard.every": c.Guard.Every, "smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit, "ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
 		"postmark.reply_limit": c.Postmark.ReplyLimit, "sendgrid.reply_limit": c.SendGrid.ReplyLimit, "webhook.reply_limit": c.Webhook.ReplyLimit,
 		"incidents.objective.transactional": c.Incidents.Objective.Transactional, "incidents.objective.trigger": c.Incidents.Objective.Trigger,
 		"incidents.objective.campaign": c.Incidents.Objective.Campaign,

@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ type KafkaConfig struct {
 	Nodes    int               // each is broker and controller; 0 is 1
 	Ports    []int             // one per node, on loopback; nil or 0 takes a free one at each start
 	Settings map[string]string // over the defaults, as in server.properties, for every node
+	Heap     int               // of each node, in MiB; 0 is 512
 	Cache    string            // where the jars are kept; "" is DefaultCache
 	Logger   *slog.Logger      // nil logs nothing
 }
@@ -41,6 +43,7 @@ type Kafka struct {
 	java     string
 	jars     string
 	settings map[string]string
+	heap     int
 	lock     *folderLock
 
 	mu    sync.Mutex
@@ -58,7 +61,7 @@ func StartKafka(ctx context.Context, cfg KafkaConfig) (_ *Kafka, err error) {
 	if cfg.Ports != nil && len(cfg.Ports) != n {
 		return nil, fmt.Errorf("start Kafka: %d ports for %d nodes", len(cfg.Ports), n)
 	}
-	k := &Kafka{log: cfg.Logger, settings: cfg.Settings}
+	k := &Kafka{log: cfg.Logger, settings: cfg.Settings, heap: cmp.Or(cfg.Heap, 512)}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
@@ -178,8 +181,12 @@ func (k *Kafka) brokers() []string {
 	return addrs
 }
 
-// ClusterID is the id that the cluster's folder was given.
-func (k *Kafka) ClusterID() string { return k.id }
+// ClusterID is the id that the cluster was given; Wipe gives it another.
+func (k *Kafka) ClusterID() string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.id
+}
 
 // Pid is the process id of a node, 0 while it is down.
 func (k *Kafka) Pid(node int) int {

@@ -96,7 +96,7 @@ func (k *Kafka) format(ctx context.Context, n *kafkaNode) error {
 // folder, by which the node is known again.
 func (k *Kafka) command(ctx context.Context, n *kafkaNode, args ...string) *exec.Cmd {
 	args = append([]string{"-cp", filepath.Join(k.jars, "*"),
-		"-Xms128m", "-Xmx512m", "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=128m",
+		fmt.Sprintf("-Xms%dm", min(128, k.heap)), fmt.Sprintf("-Xmx%dm", k.heap), "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=128m",
 		"-Djava.awt.headless=true", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 		"-Dorg.slf4j.simpleLogger.showDateTime=true"}, args...)
 	cmd := exec.CommandContext(ctx, k.java, args...)

@@ -46,8 +46,8 @@ var kinds = map[Kind]nature{
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 	KafkaAway: {2 * time.Second, 6 * time.Second, Warning, "kafka-away",
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
-	Numbering: {0, 5 * time.Second, Critical, "sp001-a-stream-has-lost-its-counter",
-		`psql "$STORMPOST_DSN" -c 'select id, name from stream s where not exists (select from counter c where c.stream = s.id)'`},
+	Numbering: {0, 5 * time.Second, Critical, "numbering-is-lost",
+		"stormpost preflight"},
 	InDoubt: {2 * time.Second, 5 * time.Second, Warning, "messages-in-doubt",
 		"stormpost messages --state in_doubt"},
 	Provider: {2 * time.Second, 15 * time.Second, Critical, "a-provider-is-down",
@@ -56,7 +56,7 @@ var kinds = map[Kind]nature{
 		"stormpost serve --roles worker"},
 	ClusterChanged: {0, 5 * time.Second, Warning, "kafka-away",
 		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
-	JournalNotDraining: {3 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
+	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
 }
 

@@ -34,6 +34,21 @@ func HashKey(tenant int32, key string) KeyHash {
 	return KeyHash(h.Sum(nil)[:16])
 }
 
+// HashSupersede hashes a tenant's supersede key. Test and live messages never
+// supersede each other.
+func HashSupersede(tenant int32, test bool, key string) [16]byte {
+	h := sha256.New()
+	var t [6]byte
+	t[0] = 1 // version of the scheme
+	binary.BigEndian.PutUint32(t[1:], uint32(tenant))
+	if test {
+		t[5] = 1
+	}
+	h.Write(t[:])
+	h.Write([]byte(key))
+	return [16]byte(h.Sum(nil)[:16])
+}
+
 // FingerprintOf is the fingerprint of canonical content.
 func FingerprintOf(content []byte) Fingerprint { return sha256.Sum256(content) }
 

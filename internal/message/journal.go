@@ -38,6 +38,7 @@ func Restore(tenant int32, key KeyHash, content []byte, expires time.Time, test 
 	return &Submission{
 		Tenant: tenant, Key: key, Print: FingerprintOf(content), Content: content, Lane: lane, Stream: c.Stream(),
 		Recipients: to, SendAt: c.Options().SendAt, ExpiresAt: expires, Trace: trace, Test: test,
+		Supersede: c.Options().SupersedeKey,
 	}, nil
 }
 

@@ -18,6 +18,7 @@ type Submission struct {
 	ExpiresAt  time.Time // never zero
 	Trace      string    // W3C traceparent, or empty
 	Test       bool      // by a test-mode key: never reaches a provider
+	Supersede  string    // of those with this key only the newest is sent; or empty
 }
 
 // Submit makes the submission that content asks for. An empty key is an error:
@@ -39,6 +40,7 @@ func Submit(tenant int32, key string, c *Content, now time.Time, life time.Durat
 	s := &Submission{
 		Tenant: tenant, Key: HashKey(tenant, key), Print: FingerprintOf(b), Content: b,
 		Lane: lane, Stream: c.Stream(), Recipients: c.Recipients(), SendAt: o.SendAt, ExpiresAt: o.ExpiresAt,
+		Supersede: o.SupersedeKey,
 	}
 	if s.ExpiresAt.IsZero() {
 		from := now

@@ -1,0 +1,123 @@
+package drill
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+// Drill is one outage that can be re-enacted.
+type Drill struct {
+	Name   string
+	Outage string // the real one
+	About  string // what is done, and what must hold
+	Needs  Needs
+	// Run does the harm, while the load flows, and heals it. An error means
+	// that the drill could not be carried out; a broken promise is told to
+	// Stage.Broke.
+	Run func(ctx context.Context, s *Stage) error
+}
+
+// Needs are stores that the drill must have started itself.
+type Needs struct{ Postgres, Kafka bool }
+
+// All lists the drills.
+func All() []Drill { return []Drill{corruptCluster, lostNumbering, frontDoor} }
+
+// Find is the drill of a name.
+func Find(name string) (Drill, error) {
+	var names []string
+	for _, d := range All() {
+		if d.Name == name {
+			return d, nil
+		}
+		names = append(names, d.Name)
+	}
+	return Drill{}, fmt.Errorf("there is no drill %q: want %s", name, strings.Join(names, ", "))
+}
+
+// Options say how to run a drill. Binary is required.
+type Options struct {
+	Binary   string    // this program, for its processes
+	Seed     uint64    // of the load and of all chance
+	Messages int       // at least; the load goes on until the harm is over
+	Rate     int       // messages a second
+	DSN      string    // a PostgreSQL, for a database that is made and removed; empty: an own server
+	Brokers  []string  // a Kafka; empty: an own cluster of three nodes
+	Keep     bool      // keep the folder with the files and logs
+	Progress io.Writer // the timeline while it runs
+}
+
+// Validate names the option that is wrong, by its flag.
+func (o *Options) Validate(d Drill) error {
+	switch {
+	case o.Messages < 100 || o.Messages > 10_000_000:
+		return fmt.Errorf("--messages: want 100 to 10000000, not %d", o.Messages)
+	case o.Rate < 1 || o.Rate > 20_000:
+		return fmt.Errorf("--rate: want 1 to 20000, not %d", o.Rate)
+	case d.Needs.Postgres && o.DSN != "":
+		return fmt.Errorf("--dsn: %s harms PostgreSQL, and must start its own", d.Name)
+	case d.Needs.Kafka && len(o.Brokers) > 0:
+		return fmt.Errorf("--brokers: %s harms Kafka, and must start its own", d.Name)
+	}
+	return nil
+}
+
+// Result is how a drill went.
+type Result struct {
+	Drill      string         `json:"drill"`
+	Seed       uint64         `json:"seed"`
+	Pass       bool           `json:"pass"`
+	Accepted   int            `json:"accepted"`
+	Sent       int            `json:"sent"`
+	InDoubt    int            `json:"in_doubt"`
+	Expired    int            `json:"expired"`
+	Superseded int            `json:"superseded"`
+	Lost       int            `json:"lost"`
+	Doubled    int            `json:"doubled"`
+	Gaps       int            `json:"gaps"`
+	Stale      int            `json:"stale"`
+	Refused503 int            `json:"refused_503"` // seconds in which a request was answered 503
+	NoticeS    *float64       `json:"notice_s"`    // from the first harm to an open incident; null: none was seen
+	RecoverS   *float64       `json:"recover_s"`   // from when the harm was over until nothing was late; null: never
+	Evidence   map[string]any `json:"evidence"`
+	Broken     []string       `json:"broken"` // each promise that was broken
+	Timeline   []Tick         `json:"timeline"`
+
+	Bit bool `json:"-"` // there is evidence that the harm was done
+}
+
+// Tick is a moment of the drill.
+type Tick struct {
+	T         float64 `json:"t_s"`
+	Event     string  `json:"event,omitempty"`
+	Offered   int     `json:"offered"`
+	Accepted  int     `json:"accepted"`
+	Sent      int     `json:"sent"`
+	Backlog   int     `json:"backlog"` // accepted and not with a provider
+	Unhappy   int     `json:"unanswered"`
+	Postgres  bool    `json:"postgres"`
+	Kafka     int     `json:"kafka"`     // nodes that take connections
+	Incidents *int    `json:"incidents"` // open ones; null: the program doesn't tell
+}
+
+// String is the line of the timeline.
+func (t Tick) String() string {
+	pg, inc := "up", ""
+	if !t.Postgres {
+		pg = "DOWN"
+	}
+	if t.Incidents != nil {
+		inc = fmt.Sprint(*t.Incidents)
+	}
+	line := fmt.Sprintf("%6.1fs  offered %7d  accepted %7d  sent %7d  backlog %6d  unanswered %6d  postgres %-4s  kafka %d  incidents %s",
+		t.T, t.Offered, t.Accepted, t.Sent, t.Backlog, t.Unhappy, pg, t.Kafka, inc)
+	if t.Event != "" {
+		return fmt.Sprintf("%6.1fs  -- %s", t.T, t.Event)
+	}
+	return strings.TrimRight(line, " ")
+}
+
+func seconds(d time.Duration) *float64 { return new(float64(d.Milliseconds()) / 1000) }

@@ -1,0 +1,181 @@
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/drill/judge"
+	"github.com/stormpost/stormpost/internal/sim"
+)
+
+const (
+	settleIdle = 45 * time.Second // without a delivery or an answer: nothing more comes
+	settleMost = 20 * time.Minute
+)
+
+// Run runs a drill to its verdict. An error means that there is none.
+func Run(ctx context.Context, d Drill, opt Options) (res *Result, err error) {
+	if err := opt.Validate(d); err != nil {
+		return nil, err
+	}
+	s, err := newStage(ctx, d, opt)
+	if s != nil {
+		defer func() { err = errors.Join(err, s.close()) }()
+	}
+	if err != nil {
+		return nil, err
+	}
+	wctx, endWatch := context.WithCancel(ctx)
+	var watch sync.WaitGroup
+	s.start = time.Now()
+	watch.Go(func() { s.watch(wctx) })
+	defer watch.Wait()
+	defer endWatch()
+	for range askers {
+		watch.Go(func() { s.ask(wctx) })
+	}
+	if err := s.underLoad(ctx, d); err != nil {
+		return nil, err
+	}
+	s.Event("the load is over; waiting for what is on its way")
+	s.settle(ctx)
+	s.Event("everyone submits everything again, under the same keys")
+	rctx, cancel := context.WithTimeout(ctx, settleMost)
+	s.load.again(rctx)
+	cancel()
+	if n := s.load.unanswered.Load(); n > 0 {
+		s.Broke("%d messages got no answer, to the end", n)
+	}
+	s.settle(ctx)
+	s.quiet(ctx)
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	endWatch()
+	watch.Wait()
+	return s.result, s.verdict(ctx)
+}
+
+// underLoad runs the drill while the load flows, which it outlasts by a little.
+func (s *Stage) underLoad(ctx context.Context, d Drill) error {
+	dctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var over atomic.Bool
+	ran := make(chan error, 1)
+	go func() {
+		err := d.Run(dctx, s)
+		if err != nil {
+			cancel()
+		}
+		over.Store(true)
+		ran <- err
+	}()
+	s.load.run(dctx, s.opt.Messages, s.opt.Rate, func() bool { return !over.Load() })
+	if err := <-ran; err != nil {
+		return fmt.Errorf("drill %s: %w", d.Name, err)
+	}
+	return ctx.Err()
+}
+
+// settle waits until the providers have as many messages as were accepted, or
+// nothing has come for a while.
+func (s *Stage) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, settleMost)
+	defer cancel()
+	for {
+		changed := s.sims.Store.Watch()
+		if s.sims.Store.Count() >= int(s.load.accepted.Load()) {
+			return
+		}
+		idle := time.NewTimer(settleIdle)
+		select {
+		case <-changed:
+			idle.Stop()
+		case <-idle.C:
+			return
+		case <-ctx.Done():
+			idle.Stop()
+			return
+		}
+	}
+}
+
+// quiet waits until no message is on its way, so that a double would be seen.
+func (s *Stage) quiet(ctx context.Context) {
+	for _, state := range []string{"sending", "queued", "waiting"} {
+		s.Until(ctx, settleIdle, func() bool {
+			var page struct{ Items []struct{ ID string } }
+			return s.get(ctx, 0, "/v1/messages?limit=1&state="+state, &page) == nil && len(page.Items) == 0
+		})
+	}
+	_ = s.Wait(ctx, 2*time.Second)
+}
+
+// verdict is the judge's, with what the API says of those that weren't sent.
+func (s *Stage) verdict(ctx context.Context) error {
+	ends := make(map[string]string)
+	for _, state := range []string{"in_doubt", "expired", "superseded"} {
+		if err := s.ids(ctx, state, ends); err != nil {
+			s.Broke("the API doesn't say what is %s: %v", state, err)
+		}
+	}
+	v, err := judge.Decide(judge.Case{
+		Client: filepath.Join(s.dir, "accepted.jsonl"), Taken: []string{filepath.Join(s.dir, "providers", sim.TakenFile)}, Ends: ends,
+		Told: slices.Collect(maps.Keys(s.asked.sent)),
+	})
+	if err != nil {
+		return err
+	}
+	r := s.result
+	r.Accepted, r.Sent, r.InDoubt, r.Expired, r.Superseded = v.Accepted, v.Sent, v.InDoubt, v.Expired, v.Superseded
+	r.Lost, r.Doubled, r.Gaps, r.Stale = v.Lost, v.Doubled, v.Gaps, v.Stale
+	r.Refused503 = s.load.refused.count()
+	r.Broken = append(r.Broken, v.Problems...)
+	if want := s.opt.Messages; v.Accepted < want {
+		s.Broke("%d messages were accepted, of at least %d", v.Accepted, want)
+	}
+	late := map[string]any{}
+	for class, l := range v.Latency {
+		late[class] = map[string]float64{"p50_s": l.P50.Seconds(), "p99_s": l.P99.Seconds(), "max_s": l.Max.Seconds()}
+	}
+	r.Evidence["latency"] = late
+	r.Evidence["asked_what_became_of_it"] = s.asked.states
+	r.Evidence["unreachable_s"] = s.load.unreachable.count()
+	if limit, ok := r.Evidence["transactional_p99_limit_s"].(float64); ok && v.Latency["transactional"].P99.Seconds() > limit {
+		s.Broke("transactional messages took %.1f s at the 99th percentile, over %.0f s", v.Latency["transactional"].P99.Seconds(), limit)
+	}
+	slices.Sort(r.Broken)
+	r.Pass = !v.Broken() && len(r.Broken) == 0 && r.Bit
+	return nil
+}
+
+// ids adds the messages in a state.
+func (s *Stage) ids(ctx context.Context, state string, to map[string]string) error {
+	for cursor := ""; ; {
+		var page struct {
+			Items []struct{ ID string }
+			Next  string
+		}
+		path := "/v1/messages?limit=200&state=" + state
+		if cursor != "" {
+			path += "&cursor=" + url.QueryEscape(cursor)
+		}
+		if err := s.get(ctx, 0, path, &page); err != nil {
+			return err
+		}
+		for _, m := range page.Items {
+			to[m.ID] = state
+		}
+		if cursor = page.Next; cursor == "" {
+			return nil
+		}
+	}
+}
