@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/ingest/events"
 	"github.com/stormpost/stormpost/internal/keyring"
 )
 
@@ -54,7 +55,9 @@ type Config struct {
 	Version        string // of the program, for the OpenAPI document
 	// Providers are the names of those that can be held; with none, any name.
 	Providers []string
-	Limits    Limits
+	// Events are the providers that may tell of messages, by name.
+	Events map[string]events.Source
+	Limits Limits
 }
 
 // Limits bounds what a client can ask for. Zero fields get the default named.
@@ -132,6 +135,7 @@ func New(c Config) http.Handler {
 	a.registerDoubts()
 	a.registerIncidents()
 	a.registerHolds()
+	a.registerEvents()
 	a.registerHealth()
 	a.registerDocument()
 	a.router.NotFound(func(w http.ResponseWriter, _ *http.Request) { notFound().write(w) })

@@ -76,6 +76,7 @@ func (p *process) api() http.Handler {
 	return httpapi.New(httpapi.Config{
 		Service: p.service, Ledger: p.ledger, Journal: p.tail, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine,
 		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version, Providers: []string{smtpName, fcmName},
+		Events: p.events,
 		Limits: httpapi.Limits{Request: p.cfg.Accept.Timeout},
 	})
 }

@@ -16,13 +16,10 @@ import (
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/delivery"
 	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/ingest/events"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
-<<<<<<< HEAD
 	"github.com/stormpost/stormpost/internal/credential"
-	"github.com/stormpost/stormpost/internal/incident"
-=======
->>>>>>> main
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
@@ -45,7 +42,6 @@ type Addresses struct {
 
 // process is one process, as it is built up and taken down.
 type process struct {
-<<<<<<< HEAD
 	cfg         config.Config
 	opt         Options
 	tel         *telemetry.Telemetry
@@ -64,32 +60,11 @@ type process struct {
 	providers   []delivery.Provider
 	credentials []*credential.Credential
 	loopback    delivery.Provider // instead of the configured ones; the bench's
+	guard       *recovery.Guard
+	events      map[string]events.Source
 	health      health
 	watching    watching
 	addr        Addresses
-=======
-	cfg       config.Config
-	opt       Options
-	tel       *telemetry.Telemetry
-	log       *slog.Logger
-	ledger    *dedupe.Ledger
-	ring      *keyring.Ring
-	kafka     *broker.Broker
-	publisher *broker.Publisher
-	service   *ingest.Service
-	worker    *delivery.Worker
-	consumer  *broker.Consumer
-	tail      *broker.Tail // what the journals hold; the API's
-	journal   *broker.Journal
-	journals  *broker.JournalConsumer
-	drain     *recovery.Drain
-	providers []delivery.Provider
-	loopback  delivery.Provider // instead of the configured ones; the bench's
-	guard     *recovery.Guard
-	health    health
-	watching  watching
-	addr      Addresses
->>>>>>> main
 }
 
 // Serve runs a process of cfg's roles until ctx ends, and then stops it in
@@ -145,6 +120,9 @@ func (p *process) build() (err error) {
 	if p.guard, err = recovery.NewGuard(recovery.GuardConfig{
 		Numbering: p.ledger, Every: p.cfg.Guard.Every, Repair: p.cfg.Has("recovery"), Log: p.log, Meters: p.tel.MeterProvider,
 	}); err != nil {
+		return err
+	}
+	if p.events, err = eventSources(p.cfg); err != nil {
 		return err
 	}
 	if p.kafka, err = broker.New(p.brokerConfig()); err != nil {

@@ -16,6 +16,7 @@ type SES struct {
 	SecretKey        Secret        `koanf:"secret_key"`        // the access key's secret
 	SessionToken     Secret        `koanf:"session_token"`     // beside temporary credentials
 	ConfigurationSet string        `koanf:"configuration_set"` // whose events tell of deliveries and bounces; empty: none
+	EventsTopic      string        `koanf:"events_topic"`      // ARN of the SNS topic by which SES tells POST /events/ses of bounces; empty: nobody may
 	BaseURL          string        `koanf:"base_url"`          // another base URL than the region's
 	Concurrency      int           `koanf:"concurrency"`       // requests under way at once, of one process
 	ReplyLimit       time.Duration `koanf:"reply_limit"`       // how long an answer is waited for
@@ -23,24 +24,27 @@ type SES struct {
 
 // Resend is Resend, or a service with its API; an empty Key means none.
 type Resend struct {
-	Key         Secret        `koanf:"key"`         // API key of Resend for email; empty: none
-	BaseURL     string        `koanf:"base_url"`    // of another service with Resend's API
-	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
-	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
+	Key          Secret        `koanf:"key"`           // API key of Resend for email; empty: none
+	EventsSecret Secret        `koanf:"events_secret"` // whsec_…, with which Resend signs what it tells POST /events/resend; empty: nobody may
+	BaseURL      string        `koanf:"base_url"`      // of another service with Resend's API
+	Concurrency  int           `koanf:"concurrency"`   // requests under way at once, of one process
+	ReplyLimit   time.Duration `koanf:"reply_limit"`   // how long an answer is waited for
 }
 
 // Postmark is Postmark, or a service with its API; an empty Key means none.
 type Postmark struct {
-	Key         Secret        `koanf:"key"`         // API token of a Postmark server for email; empty: none
-	Stream      string        `koanf:"stream"`      // Postmark's message stream
-	BaseURL     string        `koanf:"base_url"`    // of another service with Postmark's API
-	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
-	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
+	Key            Secret        `koanf:"key"`             // API token of a Postmark server for email; empty: none
+	Stream         string        `koanf:"stream"`          // Postmark's message stream
+	EventsPassword Secret        `koanf:"events_password"` // in the URL that Postmark calls, https://postmark:PASSWORD@HOST/events/postmark; at least 16 characters; empty: nobody may
+	BaseURL        string        `koanf:"base_url"`        // of another service with Postmark's API
+	Concurrency    int           `koanf:"concurrency"`     // requests under way at once, of one process
+	ReplyLimit     time.Duration `koanf:"reply_limit"`     // how long an answer is waited for
 }
 
 // SendGrid is SendGrid, or a service with its API; an empty Key means none.
 type SendGrid struct {
 	Key         Secret        `koanf:"key"`         // API key of SendGrid for email; empty: none
+	EventsKey   string        `koanf:"events_key"`  // verification key of SendGrid's signed event webhook, which calls POST /events/sendgrid; empty: nobody may
 	BaseURL     string        `koanf:"base_url"`    // of another service with SendGrid's API, or https://api.eu.sendgrid.com
 	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
 	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
