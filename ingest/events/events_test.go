@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -35,7 +36,7 @@ var (
 func clock() time.Time { return now }
 
 // read gives what is told as "kind detail" lines, or the error.
-func read(t *testing.T, s Source, h http.Header, body string) (string, error) {
+func read(t *testing.T, s ingest.EventSource, h http.Header, body string) (string, error) {
 	t.Helper()
 	all, err := s.Read(t.Context(), h, []byte(body))
 	var lines []string
@@ -65,7 +66,7 @@ func TestPostmark(t *testing.T) {
 			t.Errorf("%s: %q, %v, want %q", body, got, err, want)
 		}
 	}
-	if _, err := read(t, p, r.Header, "{"); !errors.Is(err, ErrMalformed) {
+	if _, err := read(t, p, r.Header, "{"); !errors.Is(err, ingest.ErrMalformed) {
 		t.Errorf("no JSON: %v", err)
 	}
 	for name, set := range map[string]func(*http.Request){
@@ -74,7 +75,7 @@ func TestPostmark(t *testing.T) {
 	} {
 		r := &http.Request{Header: http.Header{}}
 		set(r)
-		if _, err := read(t, p, r.Header, `{"RecordType":"Delivery",`+meta+`}`); !errors.Is(err, ErrForged) {
+		if _, err := read(t, p, r.Header, `{"RecordType":"Delivery",`+meta+`}`); !errors.Is(err, ingest.ErrForged) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -111,15 +112,15 @@ func TestResend(t *testing.T) {
 		}
 	}
 	b := body("delivered", object, "")
-	if _, err := read(t, r, signed("svix-", b, now), b+" "); !errors.Is(err, ErrForged) {
+	if _, err := read(t, r, signed("svix-", b, now), b+" "); !errors.Is(err, ingest.ErrForged) {
 		t.Errorf("changed: %v", err)
 	}
 	for _, at := range []time.Duration{-6 * time.Minute, 6 * time.Minute} {
-		if _, err := read(t, r, signed("svix-", b, now.Add(at)), b); !errors.Is(err, ErrForged) {
+		if _, err := read(t, r, signed("svix-", b, now.Add(at)), b); !errors.Is(err, ingest.ErrForged) {
 			t.Errorf("signed %s from now: %v", at, err)
 		}
 	}
-	if _, err := read(t, r, http.Header{}, b); !errors.Is(err, ErrForged) {
+	if _, err := read(t, r, http.Header{}, b); !errors.Is(err, ingest.ErrForged) {
 		t.Errorf("unsigned: %v", err)
 	}
 }
@@ -162,17 +163,17 @@ func TestSendGrid(t *testing.T) {
 	if got, err := read(t, s, signed(body, now), body); got != want || err != nil {
 		t.Errorf("%q, %v, want %q", got, err, want)
 	}
-	if _, err := read(t, s, signed(body, now), strings.Replace(body, "delivered", "bounce", 1)); !errors.Is(err, ErrForged) {
+	if _, err := read(t, s, signed(body, now), strings.Replace(body, "delivered", "bounce", 1)); !errors.Is(err, ingest.ErrForged) {
 		t.Errorf("changed: %v", err)
 	}
-	if _, err := read(t, s, signed(body, now.Add(-time.Hour)), body); !errors.Is(err, ErrForged) {
+	if _, err := read(t, s, signed(body, now.Add(-time.Hour)), body); !errors.Is(err, ingest.ErrForged) {
 		t.Errorf("old: %v", err)
 	}
-	if _, err := read(t, s, http.Header{}, body); !errors.Is(err, ErrForged) {
+	if _, err := read(t, s, http.Header{}, body); !errors.Is(err, ingest.ErrForged) {
 		t.Errorf("unsigned: %v", err)
 	}
 	many := "[" + strings.Repeat(`{"event":"open"},`, maxEvents) + `{"event":"open"}]`
-	if _, err := read(t, s, signed(many, now), many); !errors.Is(err, ErrMalformed) {
+	if _, err := read(t, s, signed(many, now), many); !errors.Is(err, ingest.ErrMalformed) {
 		t.Errorf("too many: %v", err)
 	}
 	for _, text := range []string{"", "x", base64.StdEncoding.EncodeToString([]byte("no key"))} {
@@ -305,7 +306,7 @@ func TestSNSForgeries(t *testing.T) {
 		"no certificate":      a.sign(t, map[string]string{"SigningCertURL": "https://sns.eu-west-1.amazonaws.com/x?y=.pem"}),
 		"signature version 9": a.sign(t, map[string]string{"SignatureVersion": "9"}),
 	} {
-		if err := open(body); !errors.Is(err, ErrForged) {
+		if err := open(body); !errors.Is(err, ingest.ErrForged) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -314,7 +315,7 @@ func TestSNSForgeries(t *testing.T) {
 			t.Errorf("asked %s", u)
 		}
 	}
-	if err := open(a.sign(t, map[string]string{"SigningCertURL": "https://sns.eu-west-1.amazonaws.com/gone.pem"})); err == nil || errors.Is(err, ErrForged) {
+	if err := open(a.sign(t, map[string]string{"SigningCertURL": "https://sns.eu-west-1.amazonaws.com/gone.pem"})); err == nil || errors.Is(err, ingest.ErrForged) {
 		t.Errorf("Amazon away: %v, want a temporary error", err)
 	}
 	confirm := "https://sns.eu-west-1.amazonaws.com/?Action=ConfirmSubscription&Token=K"
@@ -322,7 +323,7 @@ func TestSNSForgeries(t *testing.T) {
 		t.Errorf("confirming: %v, asked %v", err, a.asked)
 	}
 	before := len(a.asked)
-	if err := open(a.sign(t, map[string]string{"Type": "SubscriptionConfirmation", "SubscribeURL": "https://169.254.169.254/?Action=ConfirmSubscription"})); !errors.Is(err, ErrForged) || len(a.asked) != before {
+	if err := open(a.sign(t, map[string]string{"Type": "SubscriptionConfirmation", "SubscribeURL": "https://169.254.169.254/?Action=ConfirmSubscription"})); !errors.Is(err, ingest.ErrForged) || len(a.asked) != before {
 		t.Errorf("confirming elsewhere: %v", err)
 	}
 	for _, topic := range []string{"", "mail", "arn:aws:sqs:eu-west-1:123456789012:mail"} {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -19,11 +20,11 @@ type Postmark struct{ User, Password string }
 // address: https://postmarkapp.com/developer/api/bounce-api#bounce-types
 var hardBounces = map[string]bool{"HardBounce": true, "BadEmailAddress": true, "ManuallyDeactivated": true, "Blocked": false}
 
-// Read implements Source.
+// Read implements ingest.EventSource.
 func (p Postmark) Read(_ context.Context, h http.Header, body []byte) ([]message.ProviderEvent, error) {
 	user, password, _ := (&http.Request{Header: h}).BasicAuth()
 	if p.Password == "" || subtle.ConstantTimeCompare([]byte(user), []byte(p.User))&subtle.ConstantTimeCompare([]byte(password), []byte(p.Password)) != 1 {
-		return nil, ErrForged
+		return nil, ingest.ErrForged
 	}
 	var b struct {
 		RecordType, Type, Description, Details string
@@ -31,7 +32,7 @@ func (p Postmark) Read(_ context.Context, h http.Header, body []byte) ([]message
 		Metadata                               map[string]string
 	}
 	if err := json.Unmarshal(body, &b); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrMalformed, err)
+		return nil, fmt.Errorf("%w: %v", ingest.ErrMalformed, err)
 	}
 	var kind message.EventKind
 	at := b.BouncedAt

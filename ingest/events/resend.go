@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -22,7 +23,7 @@ type Resend struct {
 	Now    func() time.Time
 }
 
-// Read implements Source. Resend has the headers of Svix, whose names begin with
+// Read implements ingest.EventSource. Resend has the headers of Svix, whose names begin with
 // svix-; those of Standard Webhooks, with webhook-, are the same otherwise.
 func (r Resend) Read(_ context.Context, h http.Header, body []byte) ([]message.ProviderEvent, error) {
 	prefix := "svix-"
@@ -32,7 +33,7 @@ func (r Resend) Read(_ context.Context, h http.Header, body []byte) ([]message.P
 	id, stamp := h.Get(prefix+"id"), h.Get(prefix+"timestamp")
 	at, err := strconv.ParseInt(stamp, 10, 64)
 	if err != nil || id == "" || len(r.Secret) == 0 || !fresh(time.Unix(at, 0), r.Now()) {
-		return nil, ErrForged
+		return nil, ingest.ErrForged
 	}
 	mac := hmac.New(sha256.New, r.Secret)
 	mac.Write([]byte(id + "." + stamp + "."))
@@ -44,7 +45,7 @@ func (r Resend) Read(_ context.Context, h http.Header, body []byte) ([]message.P
 		good = good || err == nil && strings.HasPrefix(s, "v1,") && hmac.Equal(got, want)
 	}
 	if !good {
-		return nil, ErrForged
+		return nil, ingest.ErrForged
 	}
 	var b struct {
 		Type      string    `json:"type"`
@@ -59,7 +60,7 @@ func (r Resend) Read(_ context.Context, h http.Header, body []byte) ([]message.P
 		} `json:"data"`
 	}
 	if err := json.Unmarshal(body, &b); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrMalformed, err)
+		return nil, fmt.Errorf("%w: %v", ingest.ErrMalformed, err)
 	}
 	var kind message.EventKind
 	switch b.Type {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -38,19 +39,19 @@ func ParseSendGridKey(text string) (*ecdsa.PublicKey, error) {
 	return key, nil
 }
 
-// Read implements Source.
+// Read implements ingest.EventSource.
 func (s SendGrid) Read(_ context.Context, h http.Header, body []byte) ([]message.ProviderEvent, error) {
 	stamp := h.Get("X-Twilio-Email-Event-Webhook-Timestamp")
 	sig, err := base64.StdEncoding.DecodeString(h.Get("X-Twilio-Email-Event-Webhook-Signature"))
 	at, aerr := strconv.ParseInt(stamp, 10, 64)
 	if err != nil || aerr != nil || s.Key == nil || !fresh(time.Unix(at, 0), s.Now()) {
-		return nil, ErrForged
+		return nil, ingest.ErrForged
 	}
 	digest := sha256.New()
 	digest.Write([]byte(stamp))
 	digest.Write(body)
 	if !ecdsa.VerifyASN1(s.Key, digest.Sum(nil), sig) {
-		return nil, ErrForged
+		return nil, ingest.ErrForged
 	}
 	var list []struct {
 		Event     string `json:"event"`
@@ -62,10 +63,10 @@ func (s SendGrid) Read(_ context.Context, h http.Header, body []byte) ([]message
 		ID        string `json:"stormpost_id"`
 	}
 	if err := json.Unmarshal(body, &list); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrMalformed, err)
+		return nil, fmt.Errorf("%w: %v", ingest.ErrMalformed, err)
 	}
 	if len(list) > maxEvents {
-		return nil, fmt.Errorf("%w: it has %d events, want at most %d", ErrMalformed, len(list), maxEvents)
+		return nil, fmt.Errorf("%w: it has %d events, want at most %d", ingest.ErrMalformed, len(list), maxEvents)
 	}
 	var all []message.ProviderEvent
 	for _, b := range list {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -15,7 +16,7 @@ type SES struct {
 	SNS *SNS
 }
 
-// Read implements Source.
+// Read implements ingest.EventSource.
 func (s SES) Read(ctx context.Context, _ http.Header, body []byte) ([]message.ProviderEvent, error) {
 	text, err := s.SNS.open(ctx, body)
 	if err != nil || text == "" {
@@ -47,7 +48,7 @@ func (s SES) Read(ctx context.Context, _ http.Header, body []byte) ([]message.Pr
 		} `json:"delivery"`
 	}
 	if err := json.Unmarshal([]byte(text), &b); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrMalformed, err)
+		return nil, fmt.Errorf("%w: %v", ingest.ErrMalformed, err)
 	}
 	id := ""
 	if tags := b.Mail.Tags[idTag]; len(tags) == 1 {

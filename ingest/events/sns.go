@@ -21,6 +21,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
@@ -102,11 +103,11 @@ func (s *SNS) open(ctx context.Context, body []byte) (string, error) {
 	var m snsMessage
 	var fields map[string]json.RawMessage
 	if err := errors.Join(json.Unmarshal(body, &m), json.Unmarshal(body, &fields)); err != nil {
-		return "", fmt.Errorf("%w: %v", ErrMalformed, err)
+		return "", fmt.Errorf("%w: %v", ingest.ErrMalformed, err)
 	}
 	_, m.hasSubject = fields["Subject"]
 	if m.TopicArn != s.topic {
-		return "", fmt.Errorf("%w: it is of another topic", ErrForged)
+		return "", fmt.Errorf("%w: it is of another topic", ingest.ErrForged)
 	}
 	if err := s.verify(ctx, &m); err != nil {
 		return "", err
@@ -119,13 +120,13 @@ func (s *SNS) open(ctx context.Context, body []byte) (string, error) {
 	case "UnsubscribeConfirmation":
 		return "", nil // confirming it would subscribe again
 	}
-	return "", fmt.Errorf("%w: its type is %.40q", ErrMalformed, m.Type)
+	return "", fmt.Errorf("%w: its type is %.40q", ingest.ErrMalformed, m.Type)
 }
 
 func (s *SNS) verify(ctx context.Context, m *snsMessage) error {
 	sig, err := base64.StdEncoding.DecodeString(m.Signature)
 	if err != nil {
-		return ErrForged
+		return ingest.ErrForged
 	}
 	key, err := s.key(ctx, m.SigningCertURL)
 	if err != nil {
@@ -141,10 +142,10 @@ func (s *SNS) verify(ctx context.Context, m *snsMessage) error {
 		d := sha256.Sum256([]byte(m.signed()))
 		hash, digest = crypto.SHA256, d[:]
 	default:
-		return fmt.Errorf("%w: signature version %.10q", ErrForged, m.SignatureVersion)
+		return fmt.Errorf("%w: signature version %.10q", ingest.ErrForged, m.SignatureVersion)
 	}
 	if rsa.VerifyPKCS1v15(key, hash, digest, sig) != nil {
-		return ErrForged
+		return ingest.ErrForged
 	}
 	return nil
 }
@@ -153,7 +154,7 @@ func (s *SNS) verify(ctx context.Context, m *snsMessage) error {
 func amazons(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme != "https" || u.User != nil || u.Port() != "" || !snsHost.MatchString(u.Host) {
-		return nil, fmt.Errorf("%w: a URL of it isn't Amazon SNS's", ErrForged)
+		return nil, fmt.Errorf("%w: a URL of it isn't Amazon SNS's", ingest.ErrForged)
 	}
 	return u, nil
 }
@@ -165,7 +166,7 @@ func (s *SNS) key(ctx context.Context, text string) (*rsa.PublicKey, error) {
 		return nil, err
 	}
 	if !strings.HasSuffix(u.Path, ".pem") || u.RawQuery != "" {
-		return nil, fmt.Errorf("%w: its certificate's URL is none", ErrForged)
+		return nil, fmt.Errorf("%w: its certificate's URL is none", ingest.ErrForged)
 	}
 	name := u.String()
 	s.mu.Lock()
@@ -180,15 +181,15 @@ func (s *SNS) key(ctx context.Context, text string) (*rsa.PublicKey, error) {
 	}
 	block, _ := pem.Decode(raw)
 	if block == nil {
-		return nil, fmt.Errorf("%w: its certificate can't be read", ErrForged)
+		return nil, fmt.Errorf("%w: its certificate can't be read", ingest.ErrForged)
 	}
 	x, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("%w: its certificate can't be read", ErrForged)
+		return nil, fmt.Errorf("%w: its certificate can't be read", ingest.ErrForged)
 	}
 	key, isRSA := x.PublicKey.(*rsa.PublicKey)
 	if now := s.now(); !isRSA || now.Before(x.NotBefore) || now.After(x.NotAfter) {
-		return nil, fmt.Errorf("%w: its certificate is not valid now", ErrForged)
+		return nil, fmt.Errorf("%w: its certificate is not valid now", ingest.ErrForged)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

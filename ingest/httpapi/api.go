@@ -24,7 +24,6 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"github.com/stormpost/stormpost/ingest"
-	"github.com/stormpost/stormpost/ingest/events"
 	"github.com/stormpost/stormpost/internal/keyring"
 )
 
@@ -56,7 +55,7 @@ type Config struct {
 	// Providers are the names of those that can be held; with none, any name.
 	Providers []string
 	// Events are the providers that may tell of messages, by name.
-	Events map[string]events.Source
+	Events map[string]ingest.EventSource
 	Limits Limits
 }
 

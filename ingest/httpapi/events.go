@@ -9,8 +9,6 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
-
-	"github.com/stormpost/stormpost/ingest/events"
 )
 
 // registerEvents is the door for providers. They have no API key: each source
@@ -40,13 +38,13 @@ func (a *api) tellEvents(w http.ResponseWriter, r *http.Request) {
 	}
 	deadline := http.NewResponseController(w)
 	_ = deadline.SetReadDeadline(time.Now().Add(a.Limits.BodyTime)) // a writer in a test may not know how
-	body, err := io.ReadAll(io.LimitReader(r.Body, events.MaxBody+1))
+	body, err := io.ReadAll(io.LimitReader(r.Body, ingest.MaxEventBody+1))
 	_ = deadline.SetReadDeadline(time.Time{})
 	switch {
 	case err != nil:
 		a.fail(w, r, bodyError(err))
 		return
-	case len(body) > events.MaxBody:
+	case len(body) > ingest.MaxEventBody:
 		a.fail(w, r, newProblem(http.StatusRequestEntityTooLarge, "too_large", "The body has more than 1 MiB."))
 		return
 	}
@@ -54,9 +52,9 @@ func (a *api) tellEvents(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	told, err := source.Read(ctx, r.Header, body)
 	switch {
-	case errors.Is(err, events.ErrForged):
+	case errors.Is(err, ingest.ErrForged):
 		a.fail(w, r, newProblem(http.StatusUnauthorized, "unauthorized", "This isn't signed as the provider signs it."))
-	case errors.Is(err, events.ErrMalformed):
+	case errors.Is(err, ingest.ErrMalformed):
 		a.fail(w, r, newProblem(http.StatusBadRequest, "malformed", err.Error()))
 	case err != nil:
 		a.log.WarnContext(ctx, "a provider's event could not be checked", "provider", chi.URLParam(r, "provider"), "error", err)

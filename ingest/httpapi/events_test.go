@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/ingest/events"
 	"github.com/stormpost/stormpost/ingest/httpapi"
 	"github.com/stormpost/stormpost/internal/message"
@@ -16,7 +17,7 @@ import (
 func TestProviderEventsAtTheDoor(t *testing.T) {
 	id := message.SubmissionID(message.HashKey(1, "k"), message.FingerprintOf(nil)).Message(0).String()
 	f := newFixture(t, func(c *httpapi.Config) {
-		c.Events = map[string]events.Source{"postmark": events.Postmark{User: "postmark", Password: "a long password"}}
+		c.Events = map[string]ingest.EventSource{"postmark": events.Postmark{User: "postmark", Password: "a long password"}}
 	})
 	good := "Basic " + base64.StdEncoding.EncodeToString([]byte("postmark:a long password"))
 	body := `{"RecordType":"Delivery","DeliveredAt":"2026-05-01T12:00:00Z","Metadata":{"stormpost_id":"` + id + `"}}`
@@ -26,7 +27,7 @@ func TestProviderEventsAtTheDoor(t *testing.T) {
 	}{
 		{"/events/postmark", "", body, http.StatusUnauthorized},
 		{"/events/postmark", good, "{", http.StatusBadRequest},
-		{"/events/postmark", good, strings.Repeat(" ", events.MaxBody+1), http.StatusRequestEntityTooLarge},
+		{"/events/postmark", good, strings.Repeat(" ", ingest.MaxEventBody+1), http.StatusRequestEntityTooLarge},
 		{"/events/ses", good, body, http.StatusNotFound},
 	} {
 		if a := f.do(http.MethodPost, c.path, "", c.body, "Authorization", c.auth); a.StatusCode != c.status {

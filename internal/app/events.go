@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/ingest/events"
 	"github.com/stormpost/stormpost/internal/config"
 	"github.com/stormpost/stormpost/internal/incident"
@@ -13,8 +14,8 @@ import (
 const leastEventsPassword = 16
 
 // eventSources are the providers that may tell of messages.
-func eventSources(cfg config.Config) (map[string]events.Source, error) {
-	all := make(map[string]events.Source)
+func eventSources(cfg config.Config) (map[string]ingest.EventSource, error) {
+	all := make(map[string]ingest.EventSource)
 	if topic := cfg.SES.EventsTopic; topic != "" {
 		sns, err := events.NewSNS(topic, nil, time.Now)
 		if err != nil {

@@ -16,7 +16,6 @@ import (
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/delivery"
 	"github.com/stormpost/stormpost/ingest"
-	"github.com/stormpost/stormpost/ingest/events"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
 	"github.com/stormpost/stormpost/internal/credential"
@@ -61,7 +60,7 @@ type process struct {
 	credentials []*credential.Credential
 	loopback    delivery.Provider // instead of the configured ones; the bench's
 	guard       *recovery.Guard
-	events      map[string]events.Source
+	events      map[string]ingest.EventSource
 	health      health
 	watching    watching
 	addr        Addresses
