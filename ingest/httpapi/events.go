@@ -9,6 +9,8 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
+
+	"github.com/stormpost/stormpost/ingest"
 )
 
 // registerEvents is the door for providers. They have no API key: each source
