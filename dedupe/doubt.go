@@ -36,7 +36,7 @@ func (l *Ledger) sweep(ctx context.Context) error {
 	if fresh > 0 {
 		l.log.WarnContext(ctx, "attempts are in doubt: their workers are gone", "count", fresh)
 	}
-	return nil
+	return l.settleEvents(ctx)
 }
 
 // Doubts implements httpapi.Ledger. A cursor is the last doubt's time and

@@ -99,11 +99,15 @@ func (l *Ledger) views(ctx context.Context, ns []int64) (map[message.Position]*m
 		       coalesce(d.kind, ''), coalesce(d.by, ''), coalesce(d.reason, ''), d.at
 		from attempt a left join outcome o on o.n = a.n and o.no = a.no left join decision d on d.n = a.n and d.no = a.no
 		where a.n = any ($1) order by a.n, a.no`, ns)
+	b.Queue(`select n, kind, provider, at, detail from event where n = any ($1) order by n, at limit 10000`, ns)
 	r := l.pool.SendBatch(ctx, b)
 	defer r.Close()
 	views, doubted, err := scanMessages(r, len(ns))
 	if err == nil {
 		err = scanAttempts(r, views)
+	}
+	if err == nil {
+		err = scanEvents(r, views)
 	}
 	if err != nil {
 		return nil, unavailable("read", err)
@@ -189,6 +193,22 @@ func scanAttempts(r pgx.BatchResults, views map[message.Position]*message.View) 
 	return rows.Err()
 }
 
+func scanEvents(r pgx.BatchResults, views map[message.Position]*message.View) error {
+	rows, err := r.Query()
+	if err != nil {
+		return err
+	}
+	var n int64
+	var e message.ProviderEvent
+	_, err = pgx.ForEachRow(rows, []any{&n, &e.Kind, &e.Provider, &e.At, &e.Detail}, func() error {
+		if v := views[message.Position(n)]; v != nil {
+			v.Events = append(v.Events, e)
+		}
+		return nil
+	})
+	return err
+}
+
 // supersededBy tells which submission a note of the ledger names: the first 24
 // bytes of its id, in hexadecimal.
 func supersededBy(note string) string {
@@ -228,6 +248,9 @@ func stateOf(v *message.View, doubted bool) (message.State, string) {
 	case message.DecideSent:
 		return message.StateSent, last.Because
 	case message.DecideDrop:
+		if last.Because == message.RecipientGone {
+			return message.StateFailed, last.Because
+		}
 		return message.StateFailed, "dropped"
 	case message.DecideResend:
 		return message.StateWaiting, ""

@@ -55,7 +55,9 @@ type Config struct {
 	Version        string // of the program, for the OpenAPI document
 	// Providers are the names of those that can be held; with none, any name.
 	Providers []string
-	Limits    Limits
+	// Events are the providers that may tell of messages, by name.
+	Events map[string]ingest.EventSource
+	Limits Limits
 }
 
 // Limits bounds what a client can ask for. Zero fields get the default named.
@@ -136,6 +138,7 @@ func New(c Config) http.Handler {
 	a.registerHolds()
 	a.registerReplays()
 	a.registerSuppressions()
+	a.registerEvents()
 	a.registerHealth()
 	a.registerDocument()
 	a.router.NotFound(func(w http.ResponseWriter, _ *http.Request) { notFound().write(w) })

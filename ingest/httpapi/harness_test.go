@@ -21,6 +21,7 @@ import (
 // store is a ledger in memory: enough of one to tell tenants apart, to answer
 // repeats, and to fail.
 type store struct {
+	told        []message.ProviderEvent
 	mu          sync.Mutex
 	byKey       map[message.KeyHash]*kept
 	next        map[string]int64
@@ -220,6 +221,11 @@ func (s *store) AddHold(_ context.Context, h message.Hold) (message.Hold, error)
 	h.ID = int64(len(s.holds)) + 1
 	s.holds = append(s.holds, h)
 	return h, nil
+}
+
+func (s *store) Tell(_ context.Context, events []message.ProviderEvent) error {
+	s.told = append(s.told, events...)
+	return nil
 }
 
 func (s *store) Holds(context.Context) ([]message.Hold, error) { return s.holds, nil }

@@ -23,6 +23,8 @@ type Ledger interface {
 	Message(ctx context.Context, tenant int32, id message.ID) (*message.View, error)
 	// Messages is one page, newest first, without content.
 	Messages(ctx context.Context, f message.Filter) (message.Page[message.View], error)
+	// Tell keeps what providers told of messages, once.
+	Tell(ctx context.Context, events []message.ProviderEvent) error
 	// Cancel ends a message that was not handed over; else message.ErrTooLate.
 	// Canceling a canceled message again succeeds.
 	Cancel(ctx context.Context, tenant int32, id message.ID) (*message.View, error)

@@ -48,7 +48,7 @@ type attemptView struct {
 
 type eventView struct {
 	At      time.Time `json:"at" doc:"When."`
-	Event   string    `json:"event" enum:"accepted,entered,sending,canceled,expired,superseded,held,sent,deferred,rejected,unknown,returned,decided" doc:"What happened."`
+	Event   string    `json:"event" enum:"accepted,entered,sending,canceled,expired,superseded,held,sent,deferred,rejected,unknown,returned,decided,delivered,bounced,soft_bounce,complained" doc:"What happened."`
 	Attempt int       `json:"attempt,omitempty" doc:"Of which attempt."`
 	Detail  string    `json:"detail,omitempty" doc:"More about it."`
 }
@@ -147,6 +147,9 @@ func timeline(v *message.View) []eventView {
 				Detail: fmt.Sprintf("%s by %s: %s", a.Decision, a.DecidedBy, a.Because),
 			})
 		}
+	}
+	for _, e := range v.Events {
+		events = append(events, eventView{At: e.At, Event: string(e.Kind), Detail: e.Provider + ": " + e.Detail})
 	}
 	slices.SortStableFunc(events, func(a, b eventView) int { return a.At.Compare(b.At) })
 	return events

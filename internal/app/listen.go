@@ -78,6 +78,7 @@ func (p *process) api() http.Handler {
 	return httpapi.New(httpapi.Config{
 		Service: p.service, Ledger: canceling{p.ledger, p.clusters}, Journal: p.clusters, Keyring: p.ring, Ready: p.ready, Incidents: p.watching.engine, Credentials: p.creds,
 		TracerProvider: p.tel.TracerProvider, MeterProvider: p.tel.MeterProvider, Logger: p.log, Version: p.opt.Version, Providers: config.ProviderNames(),
+		Events: p.events,
 		Limits: httpapi.Limits{Request: p.cfg.Accept.Timeout},
 	})
 }

@@ -59,6 +59,7 @@ type process struct {
 	loopback     delivery.Provider // instead of the configured ones; the bench's
 	guard        *recovery.Guard
 	replayer     *recovery.Replayer
+	events       map[string]ingest.EventSource
 	watching     watching
 	addr         Addresses
 }
@@ -117,6 +118,9 @@ func (p *process) build() (err error) {
 	if p.guard, err = recovery.NewGuard(recovery.GuardConfig{
 		Numbering: p.ledger, Every: p.cfg.Guard.Every, Repair: p.cfg.Has("recovery"), Log: p.log, Meters: p.tel.MeterProvider,
 	}); err != nil {
+		return err
+	}
+	if p.events, err = eventSources(p.cfg); err != nil {
 		return err
 	}
 	if err := p.buildClusters(); err != nil {

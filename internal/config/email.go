@@ -14,6 +14,7 @@ type SES struct {
 	Region           string        `koanf:"region"`            // of Amazon SES for email, as eu-west-1; empty: none
 	Key              Live          `koanf:"key"`               // access key of an IAM user or role that may ses:SendRawEmail: ID:SECRET, or ID:SECRET:TOKEN; as `credential:NAME`, too
 	ConfigurationSet string        `koanf:"configuration_set"` // whose events tell of deliveries and bounces; empty: none
+	EventsTopic      string        `koanf:"events_topic"`      // ARN of the SNS topic by which SES tells POST /events/ses of bounces; empty: nobody may
 	BaseURL          string        `koanf:"base_url"`          // another base URL than the region's
 	Concurrency      int           `koanf:"concurrency"`       // requests under way at once, of one process
 	ReplyLimit       time.Duration `koanf:"reply_limit"`       // how long an answer is waited for
@@ -21,24 +22,27 @@ type SES struct {
 
 // Resend is Resend, or a service with its API; an empty Key means none.
 type Resend struct {
-	Key         Live          `koanf:"key"`         // API key of Resend for email; empty: none; as `credential:NAME`, too
-	BaseURL     string        `koanf:"base_url"`    // of another service with Resend's API
-	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
-	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
+	Key          Live          `koanf:"key"`           // API key of Resend for email; empty: none; as `credential:NAME`, too
+	EventsSecret Secret        `koanf:"events_secret"` // whsec_…, with which Resend signs what it tells POST /events/resend; empty: nobody may
+	BaseURL      string        `koanf:"base_url"`      // of another service with Resend's API
+	Concurrency  int           `koanf:"concurrency"`   // requests under way at once, of one process
+	ReplyLimit   time.Duration `koanf:"reply_limit"`   // how long an answer is waited for
 }
 
 // Postmark is Postmark, or a service with its API; an empty Key means none.
 type Postmark struct {
-	Key         Live          `koanf:"key"`         // API token of a Postmark server for email; empty: none; as `credential:NAME`, too
-	Stream      string        `koanf:"stream"`      // Postmark's message stream
-	BaseURL     string        `koanf:"base_url"`    // of another service with Postmark's API
-	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
-	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
+	Key            Live          `koanf:"key"`             // API token of a Postmark server for email; empty: none; as `credential:NAME`, too
+	Stream         string        `koanf:"stream"`          // Postmark's message stream
+	EventsPassword Secret        `koanf:"events_password"` // in the URL that Postmark calls, https://postmark:PASSWORD@HOST/events/postmark; at least 16 characters; empty: nobody may
+	BaseURL        string        `koanf:"base_url"`        // of another service with Postmark's API
+	Concurrency    int           `koanf:"concurrency"`     // requests under way at once, of one process
+	ReplyLimit     time.Duration `koanf:"reply_limit"`     // how long an answer is waited for
 }
 
 // SendGrid is SendGrid, or a service with its API; an empty Key means none.
 type SendGrid struct {
 	Key         Live          `koanf:"key"`         // API key of SendGrid for email; empty: none; as `credential:NAME`, too
+	EventsKey   string        `koanf:"events_key"`  // verification key of SendGrid's signed event webhook, which calls POST /events/sendgrid; empty: nobody may
 	BaseURL     string        `koanf:"base_url"`    // of another service with SendGrid's API, or https://api.eu.sendgrid.com
 	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
 	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for

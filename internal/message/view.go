@@ -21,6 +21,7 @@ type View struct {
 	Trace      string
 	Content    []byte // canonical; nil in lists, and when it was erased by age
 	Attempts   []Attempt
+	Events     []ProviderEvent // without ids
 }
 
 // Attempt is one row of a message's history. Kind is send, cancel, expire,
