@@ -54,7 +54,7 @@ func tortured(t *testing.T, opt Options) (*Result, string) {
 
 // A short torture with whatever its seed draws, but for Kafka's own faults.
 func TestTorture(t *testing.T) {
-	r, progress := tortured(t, Options{Binary: built(t, ""), Seed: 1, Messages: 500, Rate: 20, Minutes: 25.0 / 60})
+	r, progress := tortured(t, Options{Binary: built(t, ""), Seed: 1, Messages: 400, Rate: 20, Minutes: 20.0 / 60})
 	if !r.Pass {
 		t.Errorf("bit %v, broken:\n%s\n%s", r.Bit, strings.Join(r.Broken, "\n"), progress)
 	}
