@@ -1,5 +1,5 @@
 -- Which Kafka cluster each lane uses, and evacuations, which move lanes
--- (docs/decisions/0012-evacuate.md).
+-- (docs/decisions/0015-evacuate.md).
 
 -- +goose Up
 

@@ -4,7 +4,7 @@
 // Each message is one SendEmail of Content.Raw: the message that an SMTP relay
 // would get, with its one recipient as Destination, so that the header may name
 // others. Requests are signed with Signature Version 4 by aws-sdk-go-v2's
-// signer; the rest of that SDK isn't used (decision 10). The message's id is
+// signer; the rest of that SDK isn't used (decision 11). The message's id is
 // the tag stormpost_id, for SES's events.
 //
 //	answer, by x-amzn-ErrorType                             outcome
