@@ -43,7 +43,7 @@ type Needs struct{ Postgres, Kafka bool }
 
 // All lists the drills.
 func All() []Drill {
-	return []Drill{corruptCluster, lostNumbering, frontDoor, rolledBackLedger, torture}
+	return []Drill{expiredToken, lostNumbering, corruptCluster, frontDoor, rolledBackLedger, torture}
 }
 
 // Find is the drill of a name.

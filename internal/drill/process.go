@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -29,6 +30,7 @@ type server struct {
 	stage *Stage
 	name  string
 	roles string
+	env   []string // over the stage's
 
 	mu sync.Mutex
 	p  *process
@@ -53,7 +55,7 @@ func (s *server) start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.Command(s.stage.opt.Binary, "serve", "--roles", s.roles)
-	cmd.Dir, cmd.Env = dir, append(s.stage.env, "STORMPOST_DATA_DIR="+dir)
+	cmd.Dir, cmd.Env = dir, slices.Concat(s.stage.env, s.env, []string{"STORMPOST_DATA_DIR=" + dir})
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	devstack.DieWithParent(cmd.SysProcAttr)
 	out, w, err := os.Pipe()

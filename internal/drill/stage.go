@@ -392,9 +392,14 @@ func (s *Stage) get(ctx context.Context, n int, path string, out any) error {
 
 // getAs reads the API with a key. The status is 0 when there was no answer.
 func (s *Stage) getAs(ctx context.Context, key string, n int, path string, out any) (status int, err error) {
+	return s.getFrom(ctx, s.API(n), key, path, out)
+}
+
+// getFrom is getAs with the API's base URL. The error has what a refusal says.
+func (s *Stage) getFrom(ctx context.Context, base, key, path string, out any) (status int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.API(n)+path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -405,8 +410,8 @@ func (s *Stage) getAs(ctx context.Context, key string, n int, path string, out a
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		_, _ = io.Copy(io.Discard, resp.Body)
-		return resp.StatusCode, fmt.Errorf("GET %s: %s", cmp.Or(path, "/"), resp.Status)
+		said, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+		return resp.StatusCode, fmt.Errorf("GET %s: %s: %s", cmp.Or(path, "/"), resp.Status, said)
 	}
 	return resp.StatusCode, json.NewDecoder(resp.Body).Decode(out)
 }
