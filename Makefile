@@ -12,7 +12,7 @@ export STORMPOST_TEST_SCALE
 WITH_STORES := bin/teststack --
 
 # Two packages at a time: the stores share the machine with the tests.
-TEST_FLAGS := -p 2 -timeout 20m
+TEST_FLAGS := -p 2 -timeout 45m
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 

@@ -171,7 +171,7 @@ func TestLedgerIncidents(t *testing.T) {
 		t.Fatal(err)
 	}
 	fault := time.Now()
-	if a, err := c.post(t.Context(), api, order{Name: "unnumbered"}, "unnumbered"); err != nil || a.status != http.StatusServiceUnavailable {
+	if a, err := c.post(t.Context(), api, order{Name: "unnumbered"}, "unnumbered"); err != nil || a.status != http.StatusAccepted || a.Messages[0].State != "journaled" {
 		t.Fatalf("%+v, %v", a, err)
 	}
 	numbering := s.opens(api, "numbering", fault.Add(noticed))

@@ -188,8 +188,11 @@ func TestPoisonIsParked(t *testing.T) {
 		{Key: make([]byte, 8), Value: []byte("{}"), Headers: []kafka.Header{{Key: "sp", Value: make([]byte, 29)}}},
 		{Key: []byte{255, 1}, Headers: []kafka.Header{{Key: "sp", Value: []byte{9}}}},
 	}
-	for range 8 { // in every partition
-		if err := w.WriteMessages(t.Context(), poison...); err != nil {
+	for i, deadline := 0, time.Now().Add(30*time.Second); i < 8; { // in every partition
+		switch err := w.WriteMessages(t.Context(), poison...); {
+		case err == nil:
+			i++
+		case time.Now().After(deadline): // until then its topic is being made
 			t.Fatal(err)
 		}
 	}

@@ -77,8 +77,14 @@ func TestLostNumberingComesBack(t *testing.T) {
 		}
 	}
 	await(10*time.Second, "0")
-	if out, stderr, code := s.command("preflight"); code != 0 {
-		t.Fatalf("preflight: exit code %d: %s %s", code, out, stderr)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) { // until the topics are made
+		out, stderr, code := s.command("preflight")
+		if code == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("preflight: exit code %d: %s %s", code, out, stderr)
+		}
 	}
 	if out, stderr, code := s.command("migrate", "--check"); code != 0 || !strings.Contains(out, "0007_guard.sql") {
 		t.Fatalf("migrate --check: exit code %d: %s %s", code, out, stderr)
