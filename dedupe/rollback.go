@@ -41,9 +41,6 @@ import (
 // until the ledger is reconciled.
 var ErrRolledBack = errors.New("the ledger was rolled back and is not reconciled")
 
-// codeRolledBack is raised by ledger_stands.
-const codeRolledBack = "SP004"
-
 // saveEvery is how often what is known of the ledger goes to the file.
 const saveEvery = time.Second
 

@@ -109,7 +109,7 @@ func (p *Provider) Channel() message.Channel { return message.ChannelPush }
 // ReplyLimit is Config.ReplyLimit.
 func (p *Provider) ReplyLimit() time.Duration { return p.cfg.ReplyLimit }
 
-// Capabilities: a repeat replaces, by its collapse id.
+// Capabilities says that a repeat replaces, by its collapse id.
 func (p *Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{Repeats: delivery.RepeatsReplaced, MaxBytes: MaxPayload}
 }

@@ -70,7 +70,7 @@ func New(cfg Config) (*Provider, error) {
 // Channel is email.
 func (p *Provider) Channel() message.Channel { return message.ChannelEmail }
 
-// Capabilities: a message can be looked up by its metadata.
+// Capabilities says that a message can be looked up by its metadata.
 func (p *Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{LookUp: true, MaxBytes: MaxBytes}
 }

@@ -64,7 +64,7 @@ func New(cfg Config) (*Provider, error) {
 // Channel is email.
 func (p *Provider) Channel() message.Channel { return message.ChannelEmail }
 
-// Capabilities: repeats are absorbed for 24 h.
+// Capabilities says that repeats are absorbed for 24 h.
 func (p *Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{Repeats: delivery.RepeatsAbsorbed, RepeatWindow: repeatWindow, MaxBytes: MaxBytes}
 }

@@ -99,7 +99,7 @@ func parseSecret(text string) ([]byte, error) {
 // Channel is Config.Channel.
 func (p *Provider) Channel() message.Channel { return p.cfg.Channel }
 
-// Capabilities: repeats are absorbed if Config.RepeatWindow says so.
+// Capabilities says that repeats are absorbed if Config.RepeatWindow says so.
 func (p *Provider) Capabilities() delivery.Capabilities {
 	if p.cfg.RepeatWindow == 0 {
 		return delivery.Capabilities{}

@@ -233,7 +233,7 @@ func (a *amazon) sign(t *testing.T, fields map[string]string) string {
 		all[k] = v
 	}
 	m := snsMessage{
-		Type: all["Type"], MessageId: all["MessageId"], TopicArn: all["TopicArn"], Message: all["Message"], Timestamp: all["Timestamp"],
+		Type: all["Type"], MessageID: all["MessageId"], TopicArn: all["TopicArn"], Message: all["Message"], Timestamp: all["Timestamp"],
 		Token: all["Token"], SubscribeURL: all["SubscribeURL"], Subject: all["Subject"],
 	}
 	_, m.hasSubject = all["Subject"]
@@ -252,11 +252,11 @@ func (a *amazon) sign(t *testing.T, fields map[string]string) string {
 
 // What Amazon signs, by the example in its documentation of the order of names.
 func TestSNSSignedText(t *testing.T) {
-	m := snsMessage{Type: "Notification", MessageId: "M", TopicArn: "T", Subject: "S", Message: "B", Timestamp: "D", hasSubject: true}
+	m := snsMessage{Type: "Notification", MessageID: "M", TopicArn: "T", Subject: "S", Message: "B", Timestamp: "D", hasSubject: true}
 	if got, want := m.signed(), "Message\nB\nMessageId\nM\nSubject\nS\nTimestamp\nD\nTopicArn\nT\nType\nNotification\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
-	m = snsMessage{Type: "SubscriptionConfirmation", MessageId: "M", TopicArn: "T", Message: "B", Timestamp: "D", Token: "K", SubscribeURL: "U"}
+	m = snsMessage{Type: "SubscriptionConfirmation", MessageID: "M", TopicArn: "T", Message: "B", Timestamp: "D", Token: "K", SubscribeURL: "U"}
 	if got, want := m.signed(), "Message\nB\nMessageId\nM\nSubscribeURL\nU\nTimestamp\nD\nToken\nK\nTopicArn\nT\nType\nSubscriptionConfirmation\n"; got != want {
 		t.Errorf("%q, want %q", got, want)
 	}

@@ -70,9 +70,10 @@ func NewSNS(topic string, rt http.RoundTripper, now func() time.Time) (*SNS, err
 }
 
 type snsMessage struct {
-	Type, MessageId, TopicArn, Subject, Message, Timestamp, Token, SubscribeURL string
-	SignatureVersion, Signature, SigningCertURL                                 string
-	hasSubject                                                                  bool
+	Type, TopicArn, Subject, Message, Timestamp, Token, SubscribeURL string
+	MessageID                                                        string `json:"MessageId"`
+	SignatureVersion, Signature, SigningCertURL                      string
+	hasSubject                                                       bool
 }
 
 // signed is the text that Amazon signs.
@@ -80,7 +81,7 @@ func (m *snsMessage) signed() string {
 	var b strings.Builder
 	add := func(name, value string) { b.WriteString(name + "\n" + value + "\n") }
 	add("Message", m.Message)
-	add("MessageId", m.MessageId)
+	add("MessageId", m.MessageID)
 	if m.Type == "Notification" {
 		if m.hasSubject {
 			add("Subject", m.Subject)
@@ -216,15 +217,15 @@ func (s *SNS) get(ctx context.Context, u string) ([]byte, error) {
 	}
 	resp, err := s.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("Amazon SNS: %w", err)
+		return nil, fmt.Errorf("asking Amazon SNS: %w", err)
 	}
 	defer resp.Body.Close()
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxCert+1))
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("Amazon SNS: %w", err)
+		return nil, fmt.Errorf("asking Amazon SNS: %w", err)
 	case resp.StatusCode != http.StatusOK || len(raw) > maxCert:
-		return nil, fmt.Errorf("Amazon SNS answers %s", resp.Status)
+		return nil, fmt.Errorf("from Amazon SNS comes %s", resp.Status)
 	}
 	return raw, nil
 }

@@ -7,7 +7,6 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/segmentio/kafka-go"
 
@@ -17,8 +16,6 @@ import (
 // sampled is how many records of a partition Strangers looks at, from its
 // beginning on.
 const sampled = 20
-
-const settleFor = 45 * time.Second
 
 // Strangers names what the cluster holds under our topics' prefix and isn't ours,
 // one line each: topics of other names, and in ours records that can't be read or

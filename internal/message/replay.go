@@ -103,5 +103,5 @@ type ReplayOverlap struct{ ID int64 }
 
 func (e *ReplayOverlap) Error() string { return "another replay is not through" }
 
-// ErrReplayEnded: the replay is done or canceled.
+// ErrReplayEnded means that the replay is done or canceled.
 var ErrReplayEnded = errors.New("replay has ended")

@@ -39,7 +39,7 @@ func checkWebPush(r *http.Request) error {
 		return errors.New("TTL: want seconds")
 	}
 	if u := r.Header.Get("Urgency"); !slices.Contains([]string{"", "very-low", "low", "normal", "high"}, u) {
-		return errors.New("Urgency: want very-low, low, normal or high")
+		return errors.New("want Urgency very-low, low, normal or high")
 	}
 	if topics := r.Header.Values("Topic"); len(topics) > 1 || len(topics) == 1 && !webPushTopic.MatchString(topics[0]) {
 		return errors.New("Topic: want up to 32 characters of base64url")
@@ -54,7 +54,7 @@ func checkWebPush(r *http.Request) error {
 func (s *WebPushServer) authorize(r *http.Request) (subject string, err error) {
 	params, ok := strings.CutPrefix(r.Header.Get("Authorization"), "vapid ")
 	if !ok {
-		return "", errors.New("Authorization: want vapid")
+		return "", errors.New("want Authorization vapid")
 	}
 	var token, key string
 	for _, p := range strings.Split(params, ",") {
@@ -88,7 +88,7 @@ func (s *WebPushServer) authorize(r *http.Request) (subject string, err error) {
 	case left <= 0 || left > webPushTokenLife:
 		return "", errors.New("exp: want at most a day, and not past")
 	case !strings.HasPrefix(claims.Sub, "mailto:") && !strings.HasPrefix(claims.Sub, "https://"):
-		return "", errors.New("sub: want mailto: or https:")
+		return "", errors.New("sub: want a mailto or https URI")
 	}
 	return claims.Sub, nil
 }
