@@ -5,7 +5,6 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -66,7 +65,7 @@ func New(cfg Config) (*Provider, error) {
 	keys := make([][]byte, len(cfg.Secrets))
 	for i, s := range cfg.Secrets {
 		var err error
-		if keys[i], err = parseSecret(s); err != nil {
+		if keys[i], err = overhttp.ParseSecret(s); err != nil {
 			add(fmt.Sprintf("secrets[%d]", i), err.Error())
 		}
 	}
@@ -84,16 +83,6 @@ func New(cfg Config) (*Provider, error) {
 		control = func(string, string, syscall.RawConn) error { return nil }
 	}
 	return &Provider{Service: overhttp.NewService(cfg.Options, base, control), cfg: cfg, keys: keys}, nil
-}
-
-// parseSecret's error doesn't show the secret.
-func parseSecret(text string) ([]byte, error) {
-	coded, ok := strings.CutPrefix(text, "whsec_")
-	key, err := base64.StdEncoding.DecodeString(coded)
-	if !ok || err != nil || len(key) < 24 || len(key) > 64 {
-		return nil, errors.New("want whsec_ and the base64 of 24 to 64 bytes: echo whsec_$(openssl rand -base64 32)")
-	}
-	return key, nil
 }
 
 // Channel is Config.Channel.

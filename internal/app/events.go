@@ -7,7 +7,7 @@ import (
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/ingest/events"
 	"github.com/stormpost/stormpost/internal/config"
-	"github.com/stormpost/stormpost/internal/incident"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 // leastEventsPassword is how long a password is that nobody may guess.
@@ -24,7 +24,7 @@ func eventSources(cfg config.Config) (map[string]ingest.EventSource, error) {
 		all["ses"] = events.SES{SNS: sns}
 	}
 	if secret := cfg.Resend.EventsSecret.Reveal(); secret != "" {
-		key, err := incident.ParseSecret(secret)
+		key, err := overhttp.ParseSecret(secret)
 		if err != nil {
 			return nil, fmt.Errorf("resend.events_secret: %w", err)
 		}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 // Config is every setting. The key of a setting is its path in the YAML file,
@@ -312,7 +313,7 @@ func (i *Incident) validate(bad func(key, format string, args ...any)) {
 	if err := incident.CheckURL(i.Webhook.URL, false); err != nil {
 		bad("incidents.webhook.url", "%v", err)
 	}
-	if _, err := incident.ParseSecret(i.Webhook.Secret.Reveal()); err != nil {
+	if _, err := overhttp.ParseSecret(i.Webhook.Secret.Reveal()); err != nil {
 		bad("incidents.webhook.secret", "%v", err)
 	}
 }

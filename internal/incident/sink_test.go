@@ -16,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 const secret = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=" // 0123456789abcdef twice
@@ -266,7 +268,7 @@ func TestCheckURL(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "whsec_", "whsec_c2hvcnQ=", secret[6:], "whsec_!" + secret[7:]} {
-		if _, err := ParseSecret(bad); err == nil || bad != "" && bad != "whsec_" && strings.Contains(err.Error(), strings.TrimPrefix(bad, "whsec_")) {
+		if _, err := overhttp.ParseSecret(bad); err == nil || bad != "" && bad != "whsec_" && strings.Contains(err.Error(), strings.TrimPrefix(bad, "whsec_")) {
 			t.Errorf("secret %q: %v", bad, err)
 		}
 	}

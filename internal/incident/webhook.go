@@ -6,11 +6,11 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"net/http"
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 // Webhook is the sink that posts signed events, as Standard Webhooks has it
@@ -24,24 +24,13 @@ type Webhook struct {
 
 var _ Sink = (*Webhook)(nil)
 
-// ParseSecret reads whsec_ and the base64 of 24 to 64 bytes. Its error doesn't
-// show the secret.
-func ParseSecret(text string) ([]byte, error) {
-	coded, ok := strings.CutPrefix(text, "whsec_")
-	key, err := base64.StdEncoding.DecodeString(coded)
-	if !ok || err != nil || len(key) < 24 || len(key) > 64 {
-		return nil, errors.New("want whsec_ and the base64 of 24 to 64 bytes: echo whsec_$(openssl rand -base64 32)")
-	}
-	return key, nil
-}
-
 // NewWebhook makes a webhook of a URL and a secret that are good by CheckURL and
-// ParseSecret.
+// overhttp.ParseSecret.
 func NewWebhook(url, secret string) (*Webhook, error) {
 	if err := CheckURL(url, false); err != nil {
 		return nil, err
 	}
-	key, err := ParseSecret(secret)
+	key, err := overhttp.ParseSecret(secret)
 	if err != nil {
 		return nil, err
 	}
