@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,8 +22,11 @@ var errUnsure = errors.New("the commit did not wait for its standby")
 
 type acceptCall struct {
 	s       *message.Submission
-	entry   *entry // what the journal adds; nil at the door
+	entry   *entry    // what the journal adds; nil at the door
+	came    time.Time // to the door
 	stream  int64
+	ends    bool // as soon as it is in, since it repeats another
+	told    bool // it is answered
 	receipt message.Receipt
 	err     error
 	done    chan struct{}
@@ -37,7 +41,7 @@ func noRows(err error) bool { return errors.Is(err, pgx.ErrNoRows) }
 
 // Accept implements ingest.Acceptor.
 func (l *Ledger) Accept(ctx context.Context, s *message.Submission) (message.Receipt, error) {
-	return l.submit(ctx, l.accepts, &acceptCall{s: s, done: make(chan struct{})})
+	return l.submit(ctx, l.accepts, &acceptCall{s: s, came: time.Now(), done: make(chan struct{})})
 }
 
 func (l *Ledger) submit(ctx context.Context, in *batcher[*acceptCall], c *acceptCall) (r message.Receipt, err error) {
@@ -67,17 +71,23 @@ func (l *Ledger) submit(ctx context.Context, in *batcher[*acceptCall], c *accept
 func (l *Ledger) acceptBatch(calls []*acceptCall) {
 	firsts := make([]*acceptCall, 0, len(calls))
 	seen := make(map[message.KeyHash]struct{}, len(calls))
-	var repeats []*acceptCall
+	var repeats, shielded []*acceptCall
 	for _, c := range calls {
 		if _, ok := seen[c.s.Key]; ok {
 			repeats = append(repeats, c)
 			continue
 		}
 		seen[c.s.Key] = struct{}{}
-		firsts = append(firsts, c)
+		if c.shielded() {
+			shielded = append(shielded, c)
+		} else {
+			firsts = append(firsts, c)
+		}
 	}
-	repeats = append(repeats, l.enter(firsts)...)
-	l.answerRepeats(repeats)
+	if len(firsts) > 0 {
+		repeats = append(repeats, l.enter(firsts)...)
+	}
+	l.answerRepeats(append(repeats, l.enterShielded(shielded)...))
 }
 
 // enter puts calls into the ledger and answers those that went in or failed.
@@ -127,7 +137,8 @@ type acceptArrays struct {
 	owners     []int32
 	indexes    []int16
 	recipients []string
-	supersedes [][]byte // nil where no submission has a key
+	supersedes [][]byte     // nil where no submission has a key
+	accepteds  []*time.Time // at the latest; nil, in it or as a whole, is now
 }
 
 func (a *acceptArrays) add(c *acceptCall) {
@@ -159,9 +170,9 @@ func (a *acceptArrays) add(c *acceptCall) {
 }
 
 // supersede notes the supersede key of call i of n; what a person has yet to
-// release comes in under none.
+// release comes in under none, and so does what ends at once.
 func (a *acceptArrays) supersede(i, n int, c *acceptCall) {
-	if c.s.Supersede == "" || c.entry != nil && c.entry.held {
+	if c.s.Supersede == "" || c.ends || c.entry != nil && c.entry.held {
 		return
 	}
 	if a.supersedes == nil {
@@ -171,6 +182,22 @@ func (a *acceptArrays) supersede(i, n int, c *acceptCall) {
 	a.supersedes[i] = h[:]
 }
 
+// late says when call i of n was accepted, should PostgreSQL come to it only much
+// later: when it has been answered out of the journal meanwhile, and others under
+// its supersede key came after it.
+func (a *acceptArrays) late(i, n int, c *acceptCall, clock *serverClock) {
+	if a.supersedes == nil || a.supersedes[i] == nil || c.entry != nil {
+		return
+	}
+	if came, known := clock.at(c.came); known {
+		if a.accepteds == nil {
+			a.accepteds = make([]*time.Time, n)
+		}
+		at := came.Add(message.AcceptSlack)
+		a.accepteds[i] = &at
+	}
+}
+
 func nullable(s string) *string {
 	if s == "" {
 		return nil
@@ -178,64 +205,92 @@ func nullable(s string) *string {
 	return &s
 }
 
+// entered is a call that is answered once its batch is committed.
+type entered struct {
+	call    *acceptCall
+	receipt message.Receipt
+}
+
 func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error) {
-	var a acceptArrays
-	for i, c := range calls {
-		a.add(c)
-		a.supersede(i, len(calls), c)
-	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
 	unsure := l.unsure.Load()
-	rows, err := l.acceptRows(ctx, &a, calls)
+	var fresh []entered
+	if calls[0].shielded() {
+		fresh, err = l.enterOnceShielded(ctx, calls)
+	} else {
+		fresh, err = l.enterRows(ctx, l.pool, calls)
+	}
 	if err != nil {
-		return nil, err
-	}
-	type entered struct {
-		ord   int32
-		first int64
-		sub   int64
-		waits bool
-	}
-	fresh := make([]entered, 0, len(calls))
-	var e entered
-	if _, err := pgx.ForEachRow(rows, []any{&e.ord, &e.sub, &e.first, &e.waits}, func() error {
-		fresh = append(fresh, e)
-		return nil
-	}); err != nil {
 		return nil, err
 	}
 	if l.unsure.Load() != unsure {
 		return nil, errUnsure
 	}
 	// Only now is the commit known.
-	isFresh := make([]bool, len(calls))
+	var replayed []*acceptCall
 	for _, e := range fresh {
-		c := calls[e.ord-1]
-		isFresh[e.ord-1] = true
-		c.receipt = message.Receipt{Submission: e.sub, Sequence: e.first, Waiting: e.waits}
-		l.counts.accepted(c.s.Lane, len(c.s.Recipients))
+		c := e.call
+		c.told = true
+		c.receipt = e.receipt
+		if e.receipt.Replayed && c.entry == nil {
+			replayed = append(replayed, c)
+			continue
+		}
+		if !e.receipt.Replayed {
+			l.counts.accepted(c.s.Lane, len(c.s.Recipients))
+			l.committed(e.receipt.Submission)
+		}
 		if plant.Is(plant.CountNumbers) {
 			_ = l.pool.QueryRow(ctx, `select count(*) from message where stream = $1`, c.stream).Scan(&c.receipt.Sequence)
 		}
-		l.committed(e.sub)
 		close(c.done)
 	}
-	for i, c := range calls {
-		if !isFresh[i] {
+	l.recall(replayed)
+	for _, c := range replayed {
+		close(c.done)
+	}
+	if len(fresh) == len(calls) {
+		return nil, nil
+	}
+	for _, c := range calls {
+		if !c.told {
 			known = append(known, c)
 		}
 	}
 	return known, nil
 }
 
-func (l *Ledger) acceptRows(ctx context.Context, a *acceptArrays, calls []*acceptCall) (pgx.Rows, error) {
+// enterRows enters calls and returns those whose key was not known.
+func (l *Ledger) enterRows(ctx context.Context, in querier, calls []*acceptCall) (fresh []entered, err error) {
+	var a acceptArrays
+	for i, c := range calls {
+		a.add(c)
+		a.supersede(i, len(calls), c)
+		a.late(i, len(calls), c, &l.horizon.clock)
+	}
+	rows, err := acceptRows(ctx, in, &a, calls)
+	if err != nil {
+		return nil, err
+	}
+	fresh = make([]entered, 0, len(calls))
+	var ord int32
+	var r message.Receipt
+	_, err = pgx.ForEachRow(rows, []any{&ord, &r.Submission, &r.Sequence, &r.Waiting}, func() error {
+		fresh = append(fresh, entered{calls[ord-1], r})
+		return nil
+	})
+	return fresh, err
+}
+
+func acceptRows(ctx context.Context, in querier, a *acceptArrays, calls []*acceptCall) (pgx.Rows, error) {
 	args := []any{
 		a.keys, a.prints, a.lanes, a.tenants, a.streams, a.counts, a.bodies, a.traces, a.tests, a.expiries, a.sendAts,
 		a.owners, a.indexes, a.recipients, a.supersedes,
 	}
 	if calls[0].entry == nil { // a batch is the door's or the journal's
-		return l.pool.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15)`, args...)
+		return in.Query(ctx, `select ord, submission, first, waits from accept_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16)`,
+			append(args, a.accepteds)...)
 	}
 	accepteds, ids := make([]time.Time, len(calls)), make([][]byte, len(calls))
 	for i, c := range calls {
@@ -244,7 +299,7 @@ func (l *Ledger) acceptRows(ctx context.Context, a *acceptArrays, calls []*accep
 			ids[i] = c.entry.id[:24]
 		}
 	}
-	return l.pool.Query(ctx, `select ord, submission, first, waits from enter_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17)`,
+	return in.Query(ctx, `select ord, submission, first, waits from enter_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10,$11,$12,$13,$14,$15,$16,$17)`,
 		append(args, accepteds, ids)...)
 }
 
@@ -267,11 +322,7 @@ func (l *Ledger) answerRepeats(calls []*acceptCall) {
 		waits      bool
 	}
 	found := make(map[message.KeyHash]known, len(calls))
-	rows, err := l.pool.Query(ctx, `
-		select i.key, i.submission, i.print, m.seq, exists (select from waiting w where w.n = m.n)
-		from identity i
-		left join message m on m.n = (i.lane::bigint << 57) | (i.submission << 6)
-		where i.key = any ($1::uuid[])`, keys)
+	rows, err := l.pool.Query(ctx, `select key, submission, print, seq, waits from known_keys($1)`, keys)
 	if err == nil {
 		var key [16]byte
 		var k known
@@ -281,6 +332,7 @@ func (l *Ledger) answerRepeats(calls []*acceptCall) {
 			return nil
 		})
 	}
+	replayed := make([]*acceptCall, 0, len(calls))
 	for _, c := range calls {
 		k, ok := found[c.s.Key]
 		switch {
@@ -296,7 +348,57 @@ func (l *Ledger) answerRepeats(calls []*acceptCall) {
 			if k.first != nil {
 				c.receipt.Sequence = *k.first
 			}
+			if c.entry == nil { // the journal's workers don't ask
+				replayed = append(replayed, c)
+			}
 		}
+	}
+	l.recall(replayed)
+	for _, c := range calls {
 		close(c.done)
 	}
+}
+
+const (
+	// mostRecalled is from how many messages on one read tells the states of no more.
+	mostRecalled = 500
+	// recallLimit bounds all reads of a batch: others wait for its flusher.
+	recallLimit = 500 * time.Millisecond
+)
+
+// recall fills in what has become of what calls repeat. Their ids and numbers are
+// right without it, so a ledger that can't tell now changes nothing.
+func (l *Ledger) recall(calls []*acceptCall) {
+	ctx, cancel := context.WithTimeout(l.life, min(recallLimit, l.cfg.Deadline))
+	defer cancel()
+	for len(calls) > 0 {
+		var ns []int64
+		n := 0
+		for ; n < len(calls) && len(ns) < mostRecalled; n++ {
+			for i := range calls[n].s.Recipients {
+				ns = append(ns, int64(calls[n].position(i)))
+			}
+		}
+		views, err := l.views(ctx, ns)
+		if err != nil {
+			return
+		}
+		for _, c := range calls[:n] {
+			states := make([]message.State, len(c.s.Recipients))
+			for i := range states {
+				if v := views[c.position(i)]; v != nil {
+					states[i] = v.State
+				}
+			}
+			if !slices.Contains(states, "") {
+				c.receipt.States = states
+			}
+		}
+		calls = calls[n:]
+	}
+}
+
+// position is that of a message of what c repeats.
+func (c *acceptCall) position(to int) message.Position {
+	return message.PositionOf(c.s.Lane, c.receipt.Submission, to)
 }

@@ -56,7 +56,7 @@ func (l *Ledger) AuditPart(ctx context.Context, tenant int32, stream string, wit
 	})
 	switch {
 	case noRows(err):
-		return nil, message.ErrNotFound
+		return nil, l.absent("audit")
 	case err != nil:
 		return nil, unavailable("audit", err)
 	}

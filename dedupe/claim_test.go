@@ -3,6 +3,7 @@ package dedupe_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -165,7 +166,7 @@ func TestScheduledWaits(t *testing.T) {
 	claim(t, l, it, message.NotDue)
 	exec(t, dsn, `update waiting set due = now()`)
 	claim(t, l, it, message.Claimed)
-	if again := accept(t, l, s); !again.Replayed || again.Sequence != r.Sequence {
+	if again := accept(t, l, s); !again.Replayed || again.Sequence != r.Sequence || !slices.Equal(again.States, []message.State{message.StateSending}) {
 		t.Fatalf("replay: %+v", again)
 	}
 }

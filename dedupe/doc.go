@@ -21,9 +21,9 @@
 //	               └ attempt k: cancel ▶ canceled · expire ▶ expired · supersede ▶ superseded · hold ▶ held
 //
 // A held message that is released has outcome k: returned, and its leave for
-// k+1. A hold of a lane, a tenant or a provider (table hold) stands before the
-// attempts: hold_back refuses the claim, or sets a tenant's aside in waiting,
-// due when it expires or when the hold is released.
+// k+1. A hold of a lane, a tenant, a provider or a tag (table hold) stands before
+// the attempts: hold_back refuses the claim, or sets a tenant's or a tag's aside in
+// waiting, due when it expires or when the hold is released.
 //
 // A message that failed comes back by decision k: resend, too, which a replay
 // makes: by filter only if no attempt of it may have been taken, else by name.

@@ -136,13 +136,19 @@ func (l *Ledger) dropEras(ctx context.Context, age time.Duration, onlyContent bo
 	return l.forgetSuperseded(ctx)
 }
 
-// forgetSuperseded drops what is kept of supersede keys, and events, below the lanes' floors:
+// forgetSuperseded drops what is kept of supersede keys, repeats and events below the lanes' floors:
 // every message there has ended. It waits for no accept under a key; what it
 // leaves, the next call takes.
 func (l *Ledger) forgetSuperseded(ctx context.Context) error {
 	err := l.ddl(ctx, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, `
 			delete from superseded s using lane l where s.n > l.code::bigint << 57 and s.n <= l.floor`); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `delete from repeated r using lane l where r.n > l.code::bigint << 57 and r.n <= l.floor`); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, `delete from told where at < clock_timestamp() - interval '180 days'`); err != nil {
 			return err
 		}
 		if _, err := tx.Exec(ctx, `delete from event e using lane l where e.n > l.code::bigint << 57 and e.n <= l.floor`); err != nil {

@@ -77,3 +77,77 @@ func TestProviderEvents(t *testing.T) {
 	}
 	state(t, l, doubt, message.StateSent)
 }
+
+// A bounce for good and a complaint put the address on its tenant's list, once,
+// however it is written; a soft bounce and a test message don't. The ledger and
+// the door mean the same by an address.
+func TestBouncesSuppress(t *testing.T) {
+	t.Parallel()
+	l := ledgertest.Open(t, "")
+	tenant := ledgertest.Tenant(t, l, "acme")
+	send := func(key, to string, test bool) message.Item {
+		t.Helper()
+		s := ledgertest.Email(t, tenant, key, "s", to)
+		s.Test = test
+		it := ledgertest.Items(s, accept(t, l, s))[0]
+		claim(t, l, it, message.Claimed)
+		record(t, l, it, message.Sent, 0)
+		return it
+	}
+	tell := func(it message.Item, kind message.EventKind) {
+		t.Helper()
+		e := message.ProviderEvent{ID: it.ID, Provider: "ses", Kind: kind, At: time.Now()}
+		if err := l.Tell(t.Context(), []message.ProviderEvent{e}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := func(to string) []message.Suppression {
+		t.Helper()
+		p, err := l.Suppressions(t.Context(), message.SuppressionFilter{Tenant: tenant, Recipient: to, Limit: 10})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p.Items
+	}
+	tell(send("soft", "soft@reader.example", false), message.EventSoftBounce)
+	tell(send("delivered", "well@reader.example", false), message.EventDelivered)
+	tell(send("test", "test@reader.example", true), message.EventBounced)
+	if all := list(""); len(all) != 0 {
+		t.Fatalf("suppressed: %+v", all)
+	}
+	first := send("1", `"Ann <the first>" <Ann@Reader.example>`, false)
+	late := send("2", "ann@reader.example", false)
+	tell(first, message.EventBounced)
+	tell(late, message.EventBounced)
+	tell(send("3", "Ben <ben@reader.example>", false), message.EventComplained)
+	all := list("")
+	if len(all) != 2 || all[1].Recipient != "ann@reader.example" || all[1].Reason != message.RecipientGone || all[1].Provider != "ses" ||
+		all[0].Recipient != "ben@reader.example" || all[0].Reason != "complained" {
+		t.Fatalf("suppressed: %+v", all)
+	}
+	if found := list("Anna <ANN@reader.example>"); len(found) != 1 {
+		t.Errorf("looked for by another spelling: %+v", found)
+	}
+	active, _, _ := changes(t, l, 0)
+	want := map[[16]byte]bool{
+		message.SuppressionDigest(tenant, message.ChannelEmail, "ANN@reader.example"):           true,
+		message.SuppressionDigest(tenant, message.ChannelEmail, "Someone <ben@reader.example>"): true,
+	}
+	for _, d := range active {
+		delete(want, d)
+	}
+	if len(active) != 2 || len(want) != 0 {
+		t.Errorf("the door knows others: %x", active)
+	}
+	if _, err := l.ClearSuppression(t.Context(), tenant, all[1].ID, "acme key x"); err != nil {
+		t.Fatal(err)
+	}
+	tell(late, message.EventComplained) // accepted before it was cleared
+	if all := list(""); len(all) != 1 {
+		t.Errorf("back by an old message: %+v", all)
+	}
+	tell(send("4", "ann@reader.example", false), message.EventComplained)
+	if all := list("ann@reader.example"); len(all) != 1 || all[0].Reason != "complained" {
+		t.Errorf("complained since: %+v", all)
+	}
+}

@@ -1,6 +1,22 @@
 package dedupe
 
-import "time"
+import (
+	"context"
+	"time"
+
+	"github.com/stormpost/stormpost/internal/message"
+)
+
+// AcceptLate is Accept of what came to the door at a time, where the clock is
+// known.
+func (l *Ledger) AcceptLate(ctx context.Context, s *message.Submission, came time.Time) (message.Receipt, error) {
+	for _, known := l.horizon.clock.at(came); !known; _, known = l.horizon.clock.at(came) {
+		if err := l.horizon.probe(ctx, l.pool, time.Second); err != nil {
+			return message.Receipt{}, err
+		}
+	}
+	return l.submit(ctx, l.accepts, &acceptCall{s: s, came: came, done: make(chan struct{})})
+}
 
 // SetPatience changes after how long a stream's audit answers with what it has.
 func (l *Ledger) SetPatience(d time.Duration) { l.patient = d }

@@ -51,12 +51,13 @@ func (l *Ledger) Fair(ctx context.Context, lane message.Lane, limit int) ([]mess
 	rows, err := l.pool.Query(ctx, `
 		with f as materialized (select * from fair($1, $2, $3, $4, $5)),
 		p as materialized (select f.tenant, f.rank, f.n, f.no from f where f.n is not null order by f.rank, array_position($3, f.tenant) limit $6)
-		select f.tenant, f.mark, 0, 0::smallint, ''::bytea, null, '' from f where f.n is null
+		select f.tenant, f.mark, 0, 0::smallint, ''::bytea, null, '', '', 0::smallint, '' from f where f.n is null
 		union all (
-		select p.tenant, 0, p.n, p.no, m.id, c.body, coalesce(m.trace, '')
+		select p.tenant, 0, p.n, p.no, m.id, c.body, coalesce(m.trace, ''), coalesce(o.provider, ''), coalesce(o.kind, 0::smallint), coalesce(d.by, '')
 		from p
 		cross join lateral (select id, trace from message m where m.n = p.n offset 0) m
 		left join lateral (select body from content c where c.n = p.n & ~63::bigint offset 0) c on true
+		`+joinBefore("p")+`
 		order by p.rank, array_position($3, p.tenant))`,
 		int16(lane.Code()), l.horizon.position(lane, 0), ids, marks, fairQuantum, limit)
 	if err != nil {
@@ -82,10 +83,10 @@ func (f *fairState) collect(rows pgx.Rows) (items []message.Item, looked, busy i
 	for rows.Next() {
 		var tenant int32
 		var mark, n int64
-		var no int16
+		var no, kind int16
 		var id []byte
 		var it message.Item
-		if err := rows.Scan(&tenant, &mark, &n, &no, &id, &it.Content, &it.Trace); err != nil {
+		if err := rows.Scan(&tenant, &mark, &n, &no, &id, &it.Content, &it.Trace, &it.Before.Provider, &kind, &it.Before.Basis); err != nil {
 			return nil, 0, 0, err
 		}
 		if n == 0 {
@@ -97,7 +98,7 @@ func (f *fairState) collect(rows pgx.Rows) (items []message.Item, looked, busy i
 		if size += len(it.Content); size > maxFeedBytes && len(items) > 0 {
 			continue
 		}
-		it.Position, it.Attempt = message.Position(n), int(no)
+		it.Position, it.Attempt, it.Tenant, it.Before.Outcome = message.Position(n), int(no), tenant, message.Outcome(kind)
 		copy(it.ID[:24], id)
 		it.ID = it.ID.Message(it.Position.Index())
 		items = append(items, it)

@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -21,8 +22,9 @@ func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Dura
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `
 		with u as materialized (select * from unclaimed($1, $2, $3))
-		select u.n, 1, u.id, c.body, coalesce(u.trace, '')
-		from u left join lateral (select body from content c where c.n = u.n & ~63::bigint offset 0) c on true
+		select u.n, 1, u.id, c.body, coalesce(u.trace, ''), m.tenant, '', 0::smallint, ''
+		from u cross join lateral (select tenant from message m where m.n = u.n offset 0) m
+		left join lateral (select body from content c where c.n = u.n & ~63::bigint offset 0) c on true
 		where u.accepted_at <= clock_timestamp() - $4::interval
 		order by u.n`, int16(lane.Code()), l.horizon.position(lane, age), limit, age)
 	if err != nil {
@@ -40,15 +42,23 @@ func (l *Ledger) Due(ctx context.Context, lane message.Lane, limit int) ([]messa
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `
 		with w as materialized (select n, no, due from waiting where lane = $1 and due <= clock_timestamp() order by due limit $2)
-		select w.n, w.no, m.id, c.body, coalesce(m.trace, '')
+		select w.n, w.no, m.id, c.body, coalesce(m.trace, ''), m.tenant, coalesce(o.provider, ''), coalesce(o.kind, 0::smallint), coalesce(d.by, '')
 		from w
-		cross join lateral (select id, trace from message m where m.n = w.n offset 0) m
+		cross join lateral (select id, trace, tenant from message m where m.n = w.n offset 0) m
 		left join lateral (select body from content c where c.n = w.n & ~63::bigint offset 0) c on true
+		`+joinBefore("w")+`
 		order by w.due`, int16(lane.Code()), limit)
 	if err != nil {
 		return nil, unavailable("due", err)
 	}
 	return collectItems("due", rows)
+}
+
+// joinBefore is the outcome o before the attempt that from names, and the last
+// decision d before it.
+func joinBefore(from string) string {
+	return strings.ReplaceAll(`left join lateral (select o.provider, o.kind from outcome o where f.no > 1 and o.n = f.n and o.no = f.no - 1 offset 0) o on true
+		left join lateral (select d.by from decision d where f.no > 1 and d.n = f.n and d.no < f.no order by d.no desc limit 1) d on true`, "f.", from+".")
 }
 
 func collectItems(op string, rows pgx.Rows) ([]message.Item, error) {
@@ -59,14 +69,15 @@ func collectItems(op string, rows pgx.Rows) ([]message.Item, error) {
 		var n int64
 		var no int16
 		var id []byte
+		var kind int16
 		var it message.Item
-		if err := rows.Scan(&n, &no, &id, &it.Content, &it.Trace); err != nil {
+		if err := rows.Scan(&n, &no, &id, &it.Content, &it.Trace, &it.Tenant, &it.Before.Provider, &kind, &it.Before.Basis); err != nil {
 			return nil, unavailable(op, err)
 		}
 		if size += len(it.Content); size > maxFeedBytes && len(items) > 0 {
 			return items, nil
 		}
-		it.Position, it.Attempt = message.Position(n), int(no)
+		it.Position, it.Attempt, it.Before.Outcome = message.Position(n), int(no), message.Outcome(kind)
 		copy(it.ID[:24], id)
 		it.ID = it.ID.Message(it.Position.Index())
 		items = append(items, it)

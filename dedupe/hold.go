@@ -98,13 +98,13 @@ func (l *Ledger) askHolds(ctx context.Context, calls []*claimCall, verdicts map[
 	return err
 }
 
-// Hold kinds are columns; exactly one is set.
-const holdColumns = `h.id, coalesce(h.lane, 0), coalesce(h.tenant, 0), coalesce(h.provider, ''), h.reason, h.by, h.at, coalesce(h.released_by, ''), h.released_at`
+// What is held are columns: one is set, or a tag and a tenant.
+const holdColumns = `h.id, coalesce(h.lane, 0), coalesce(h.tenant, 0), coalesce(h.provider, ''), coalesce(h.tag, ''), h.reason, h.by, h.at, coalesce(h.released_by, ''), h.released_at`
 
 func scanHold(row pgx.CollectableRow) (h message.Hold, err error) {
 	var lane int16
 	var released *time.Time
-	err = row.Scan(&h.ID, &lane, &h.Tenant, &h.Provider, &h.Reason, &h.By, &h.At, &h.ReleasedBy, &released, &h.Aside)
+	err = row.Scan(&h.ID, &lane, &h.Tenant, &h.Provider, &h.Tag, &h.Reason, &h.By, &h.At, &h.ReleasedBy, &released, &h.Aside)
 	if lane != 0 {
 		h.Lane = message.LaneOf(int64(lane))
 	}
@@ -119,9 +119,9 @@ func (l *Ledger) AddHold(ctx context.Context, h message.Hold) (message.Hold, err
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `
-		insert into hold as h (lane, tenant, provider, reason, by) values (nullif($1::smallint, 0), nullif($2::int, 0), nullif($3, ''), $4, $5)
+		insert into hold as h (lane, tenant, provider, tag, reason, by) values (nullif($1::smallint, 0), nullif($2::int, 0), nullif($3, ''), nullif($4, ''), $5, $6)
 		on conflict do nothing returning `+holdColumns+`, 0::bigint`,
-		int16(h.Lane.Code()), h.Tenant, h.Provider, bounded(h.Reason, 2000), h.By)
+		int16(h.Lane.Code()), h.Tenant, h.Provider, h.Tag, bounded(h.Reason, 2000), h.By)
 	if err != nil {
 		return h, unavailable("hold", err)
 	}

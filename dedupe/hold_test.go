@@ -3,6 +3,7 @@ package dedupe_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -66,7 +67,7 @@ func due(t *testing.T, l *dedupe.Ledger, lane message.Lane) message.Item {
 func TestNothingHeldIsClaimed(t *testing.T) {
 	t.Parallel()
 	for name, hold := range map[string]message.Hold{
-		"lane": {Lane: message.Lanes()[0]}, "tenant": {Tenant: 1}, "provider": {Provider: "smtp"},
+		"lane": {Lane: message.Lanes()[0]}, "tenant": {Tenant: 1}, "provider": {Provider: "smtp"}, "tag": {Tag: "sale"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -89,7 +90,7 @@ func TestNothingHeldIsClaimed(t *testing.T) {
 						default:
 						}
 						key := ledgertest.Keys(1)[0] + time.Now().String() + string(rune('a'+i))
-						s := ledgertest.Email(t, acme, key, "s", "a@example.com")
+						s := submission(t, acme, key, message.Options{Tags: []string{"a:1", "sale"}}, "a@example.com")
 						it := ledgertest.Items(s, accept(t, ledger, s))[0]
 						it.Provider = "smtp"
 						if _, err := ledger.Claim(t.Context(), it); err != nil {
@@ -99,7 +100,7 @@ func TestNothingHeldIsClaimed(t *testing.T) {
 						if name == "lane" { // what else the lane has is held, too
 							continue
 						}
-						s = ledgertest.Email(t, free, key, "s", "a@example.com")
+						s = submission(t, free, key, message.Options{Tags: []string{"sales"}}, "a@example.com")
 						it = ledgertest.Items(s, accept(t, ledger, s))[0]
 						it.Provider = "relay"
 						if c, err := ledger.Claim(t.Context(), it); err != nil || c.Verdict != message.Claimed {
@@ -135,7 +136,7 @@ func TestNothingHeldIsClaimed(t *testing.T) {
 				t.Errorf("while held: %+v, %d held", a, without)
 			}
 			list, err := l.Holds(t.Context())
-			if err != nil || len(list) != 1 || list[0].ID != h.ID || (list[0].Aside == without) != (name == "tenant") {
+			if err != nil || len(list) != 1 || list[0].ID != h.ID || (list[0].Aside == without) != (name == "tenant" || name == "tag") {
 				t.Errorf("holds: %+v %v", list, err)
 			}
 
@@ -165,19 +166,89 @@ func TestNothingHeldIsClaimed(t *testing.T) {
 	}
 }
 
+// Of those with a tag all are held, by whatever name and place they have it, or
+// those of one tenant; not what merely looks like it. One that two holds stop
+// waits for both.
+func TestHoldOfATag(t *testing.T) {
+	t.Parallel()
+	l := ledgertest.Open(t, "")
+	acme, other := ledgertest.Tenant(t, l, "acme"), ledgertest.Tenant(t, l, "other")
+	put := func(tenant int32, c *message.Content) message.Item {
+		t.Helper()
+		s, err := message.Submit(tenant, ledgertest.Keys(1)[0]+time.Now().String(), c, time.Now(), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		items := ledgertest.Items(s, accept(t, l, s))
+		return items[len(items)-1]
+	}
+	email := func(text string, tags ...string) *message.Content {
+		return &message.Content{Email: &message.Email{From: "app@example.com", To: []string{"a@example.com", "b@example.com"}, Subject: "Hello", Text: text,
+			Headers: map[string]string{"tags": `"tags":["sale"]`}, Options: message.Options{Tags: tags, BypassSuppression: true}}}
+	}
+	push := func(tags ...string) *message.Content {
+		return &message.Content{Push: &message.Push{Platform: "fcm", To: message.Target{Token: "t"}, Data: map[string]string{"tags": "sale"}, Options: message.Options{Tags: tags}}}
+	}
+	first, last := put(acme, email("Hi", "sale", "x")), put(acme, email("Hi ]\"", "x", "sale"))
+	large, pushed := put(acme, email(strings.Repeat("long, ", 1<<17), "a:b=c", "sale", "z")), put(acme, push("sale"))
+	others := put(other, email("Hi", "sale"))
+	free := []message.Item{put(acme, email(`"tags":["sale"]`)), put(acme, email(`,"tags":["sale"],`, "sal", "sale.x", "x:sale")), put(acme, push()), put(acme, push("Sale"))}
+	both := addHold(t, l, message.Hold{Tenant: acme})
+	h := addHold(t, l, message.Hold{Tag: "sale", Tenant: acme})
+	settled()
+	claim(t, l, others, message.Claimed)
+	claim(t, l, first, message.NotDue)
+	releaseHold(t, l, both)
+	for _, it := range free {
+		claim(t, l, it, message.Claimed)
+	}
+	for _, it := range []message.Item{last, large, pushed} {
+		claim(t, l, it, message.NotDue)
+		if v := state(t, l, it, message.StateWaiting); v.Reason != "its tag sale is held" || !v.DueAt.IsZero() {
+			t.Errorf("shown as %q, due %s", v.Reason, v.DueAt)
+		}
+	}
+	claim(t, l, due(t, l, first.Position.Lane()), message.NotDue) // by the other hold
+	releaseHold(t, l, h)
+	for n := range 3 {
+		it := due(t, l, first.Position.Lane())
+		if it.ID != first.ID && it.ID != last.ID && it.ID != large.ID {
+			t.Fatalf("the %d. that is due: %+v", n, it)
+		}
+		claim(t, l, it, message.Claimed)
+	}
+	claim(t, l, due(t, l, pushed.Position.Lane()), message.Claimed)
+}
+
+// A claim reads no content unless a tag is held that may be its message's.
+func TestWhoHasNoTagHeldPaysNothing(t *testing.T) {
+	t.Parallel()
+	l, dsn, it := one(t)
+	other := ledgertest.Tenant(t, l, "other")
+	exec(t, dsn, `create or replace function tags_of(body bytea) returns text[] language plpgsql as $$ begin raise exception 'read' using errcode = '22000'; end $$`)
+	for _, h := range []message.Hold{{Lane: message.Lanes()[3]}, {Tenant: other}, {Provider: "ses"}, {Tag: "sale", Tenant: other}} {
+		addHold(t, l, h)
+	}
+	settled()
+	claim(t, l, it, message.Claimed)
+}
+
 // A message that expires while it is held ends as expired.
 func TestHeldMessagesExpire(t *testing.T) {
 	t.Parallel()
-	for name, hold := range map[string]message.Hold{"lane": {Lane: message.Lanes()[0]}, "tenant": {Tenant: 1}} {
+	for name, hold := range map[string]message.Hold{"lane": {Lane: message.Lanes()[0]}, "tenant": {Tenant: 1}, "tag": {Tag: "sale"}} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			l, dsn, it := one(t)
+			dsn := ledgertest.DSN(t)
+			l := ledgertest.Open(t, dsn)
+			s := submission(t, ledgertest.Tenant(t, l, "acme"), "k", message.Options{Tags: []string{"sale"}}, "a@example.com")
+			it := ledgertest.Items(s, accept(t, l, s))[0]
 			addHold(t, l, hold)
 			settled()
-			if name == "tenant" {
+			if name != "lane" {
 				exec(t, dsn, `update message set expires_at = clock_timestamp() + interval '2 seconds'`)
 				claim(t, l, it, message.NotDue)
-				if v := state(t, l, it, message.StateWaiting); v.Reason != "its tenant is held" || !v.DueAt.IsZero() {
+				if v := state(t, l, it, message.StateWaiting); v.Reason != map[string]string{"tenant": "its tenant is held", "tag": "its tag sale is held"}[name] || !v.DueAt.IsZero() {
 					t.Errorf("shown as %q, due %s", v.Reason, v.DueAt)
 				}
 				it = due(t, l, it.Position.Lane()) // when it expires
@@ -282,9 +353,9 @@ func TestHoldsAreOnceAndNamed(t *testing.T) {
 	t.Parallel()
 	l := ledgertest.Open(t, "")
 	tenant := ledgertest.Tenant(t, l, "acme")
-	for _, hold := range []message.Hold{{Lane: message.Lanes()[3]}, {Tenant: tenant}, {Provider: "smtp"}} {
+	for _, hold := range []message.Hold{{Lane: message.Lanes()[3]}, {Tenant: tenant}, {Provider: "smtp"}, {Tag: "a"}, {Tag: "b"}, {Tag: "a", Tenant: tenant}} {
 		h := addHold(t, l, hold)
-		if h.ID == 0 || h.Lane != hold.Lane || h.Tenant != hold.Tenant || h.Provider != hold.Provider || h.By != "k" || h.Reason != "r" || h.At.IsZero() {
+		if h.ID == 0 || h.Lane != hold.Lane || h.Tenant != hold.Tenant || h.Provider != hold.Provider || h.Tag != hold.Tag || h.By != "k" || h.Reason != "r" || h.At.IsZero() {
 			t.Errorf("hold %+v", h)
 		}
 		if _, err := l.AddHold(t.Context(), hold); !errors.Is(err, message.ErrHeld) {

@@ -24,6 +24,7 @@ type horizon struct {
 	mu      sync.Mutex
 	pending []probe
 	passed  []probe // safe ones of the last seconds, oldest first
+	clock   serverClock
 }
 
 type probe struct {
@@ -47,9 +48,13 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 	}
 	p.taken = time.Now()
 	var oldest int64
-	if err := pool.QueryRow(ctx, `select pg_snapshot_xmax(s)::text::bigint, pg_snapshot_xmin(s)::text::bigint from pg_current_snapshot() s`).Scan(&p.xid, &oldest); err != nil {
+	var server time.Time
+	if err := pool.QueryRow(ctx, `
+		select pg_snapshot_xmax(s)::text::bigint, pg_snapshot_xmin(s)::text::bigint, clock_timestamp() from pg_current_snapshot() s`,
+	).Scan(&p.xid, &oldest, &server); err != nil {
 		return unavailable("probe", err)
 	}
+	h.clock.told(p.taken, time.Now(), server)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.pending = append(h.pending, p)
@@ -78,6 +83,7 @@ func (h *horizon) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.pending, h.passed = nil, nil
+	h.clock.forget()
 }
 
 // position is up to where a lane's messages are all visible, of those that were

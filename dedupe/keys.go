@@ -55,6 +55,25 @@ func (l *Ledger) SetTenant(ctx context.Context, name string, domains []string) (
 	return id, nil
 }
 
+// TenantName implements delivery.Ledger. Names never change.
+func (l *Ledger) TenantName(ctx context.Context, id int32) (string, error) {
+	if name, ok := l.tenants.Load(id); ok {
+		return name.(string), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	var name string
+	err := l.pool.QueryRow(ctx, `select name from tenant where id = $1`, id).Scan(&name)
+	switch {
+	case noRows(err):
+		return "", nil
+	case err != nil:
+		return "", unavailable("tenant", err)
+	}
+	l.tenants.Store(id, name)
+	return name, nil
+}
+
 // AddKey keeps a minted key of a tenant.
 func (l *Ledger) AddKey(ctx context.Context, r keyring.Record) (int64, error) {
 	scopes := make([]string, len(r.Scopes))

@@ -116,6 +116,7 @@ type Ledger struct {
 	reads    chan struct{} // one for each read that may take long
 	audits   chan struct{} // one for the audit of lanes
 	holds    holdCache
+	tenants  sync.Map // names by number
 	rollback rollbackState
 	patient  time.Duration // after it a stream's audit answers with what it has
 }
@@ -134,6 +135,8 @@ func Open(cfg Config) (*Ledger, error) {
 	pc.ConnConfig.ConnectTimeout = cfg.Deadline / 2
 	server := cfg.Deadline * 4 / 5
 	setDefault(pc.ConnConfig.RuntimeParams, "application_name", "stormpost")
+	// Nothing here reads so much that helpers, which take long to start, would pay.
+	setDefault(pc.ConnConfig.RuntimeParams, "max_parallel_workers_per_gather", "0")
 	setDefault(pc.ConnConfig.RuntimeParams, "statement_timeout", millis(server))
 	setDefault(pc.ConnConfig.RuntimeParams, "lock_timeout", millis(server*3/4))
 	setDefault(pc.ConnConfig.RuntimeParams, "idle_in_transaction_session_timeout", millis(4*server))

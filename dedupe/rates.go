@@ -97,8 +97,8 @@ func (r *laneReader) rates(code int) (in, out float64) {
 		for first > 0 && b.samples[first].out[code] > b.samples[first-1].out[code] {
 			first--
 		}
-		if first > 0 && last-first >= 2 {
-			first++ // attempts began somewhere within this step
+		if last-first >= 2 {
+			first++ // attempts began, or this process to look, somewhere within this step
 		}
 		out += perSecond(b.samples, first, func(s *laneSample) int64 { return s.out[code] })
 		if first == last {

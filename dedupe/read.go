@@ -50,7 +50,7 @@ func (l *Ledger) byKey(ctx context.Context, key message.KeyHash) (lane message.L
 		Scan(&code, &submission, &count, &b)
 	switch {
 	case noRows(err):
-		return lane, 0, 0, print, message.ErrNotFound
+		return lane, 0, 0, print, l.absent("find")
 	case err != nil:
 		return lane, 0, 0, print, unavailable("find", err)
 	}
@@ -73,7 +73,10 @@ func (l *Ledger) Message(ctx context.Context, tenant int32, id message.ID) (*mes
 		return nil, err
 	}
 	v, ok := views[n]
-	if !ok || tenant != 0 && v.Tenant != tenant {
+	if !ok {
+		return nil, l.absent("message")
+	}
+	if tenant != 0 && v.Tenant != tenant {
 		return nil, message.ErrNotFound
 	}
 	if v.Content, err = l.Content(ctx, n); err != nil && err != message.ErrNotFound {
@@ -89,16 +92,12 @@ func (l *Ledger) views(ctx context.Context, ns []int64) (map[message.Position]*m
 	}
 	b := &pgx.Batch{}
 	b.Queue(`
-		select m.n, m.id, m.tenant, s.name, m.seq, m.recipient, m.accepted_at, m.expires_at, coalesce(m.trace, ''), m.entered_at, w.due,
-		       exists (select from doubt d where d.n = m.n), w.held is not null
-		from message m join stream s on s.id = m.stream left join waiting w on w.n = m.n
-		where m.n = any ($1)`, ns)
+		select x.n, x.id, x.tenant, x.stream, x.seq, x.recipient, x.accepted_at, x.expires_at, x.trace, x.entered_at, x.due, x.repeats, x.doubted,
+		       coalesce((select coalesce('its tag ' || h.tag, 'its tenant') || ' is held' from hold h where h.id = x.held), '')
+		from read_messages($1) x`, ns)
 	b.Queue(`
-		select a.n, a.no, a.kind, a.worker, a.at, coalesce(a.note, ''), coalesce(o.kind, 0), o.at,
-		       coalesce(o.provider, ''), coalesce(o.code, ''), coalesce(o.reply, ''), coalesce(o.reference, ''),
-		       coalesce(d.kind, ''), coalesce(d.by, ''), coalesce(d.reason, ''), d.at
-		from attempt a left join outcome o on o.n = a.n and o.no = a.no left join decision d on d.n = a.n and d.no = a.no
-		where a.n = any ($1) order by a.n, a.no`, ns)
+		select n, no, kind, worker, at, note, outcome, outcome_at, provider, code, reply, reference, decision, by, reason, decided_at
+		from read_attempts($1)`, ns)
 	b.Queue(`select n, kind, provider, at, detail from event where n = any ($1) order by n, at limit 10000`, ns)
 	r := l.pool.SendBatch(ctx, b)
 	defer r.Close()
@@ -114,8 +113,8 @@ func (l *Ledger) views(ctx context.Context, ns []int64) (map[message.Position]*m
 	}
 	for p, v := range views {
 		v.State, v.Reason = stateOf(v, doubted[p])
-		if v.Aside && v.State == message.StateWaiting {
-			v.Reason, v.DueAt = "its tenant is held", time.Time{}
+		if v.Aside != "" && v.State == message.StateWaiting {
+			v.Reason, v.DueAt = v.Aside, time.Time{}
 		}
 	}
 	return views, nil
@@ -134,8 +133,9 @@ func scanMessages(r pgx.BatchResults, count int) (map[message.Position]*message.
 		var n int64
 		var id []byte
 		var due, entered *time.Time
+		var first []byte
 		var doubt bool
-		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &entered, &due, &doubt, &v.Aside); err != nil {
+		if err := rows.Scan(&n, &id, &v.Tenant, &v.Stream, &v.Sequence, &v.Recipient, &v.AcceptedAt, &v.ExpiresAt, &v.Trace, &entered, &due, &first, &doubt, &v.Aside); err != nil {
 			return nil, nil, err
 		}
 		v.Position = message.Position(n)
@@ -144,6 +144,10 @@ func scanMessages(r pgx.BatchResults, count int) (map[message.Position]*message.
 		v.Lane = v.Position.Lane()
 		if entered != nil {
 			v.EnteredAt = *entered
+		}
+		if first != nil {
+			copy(v.RepeatOf[:24], first)
+			v.RepeatOf = v.RepeatOf.Submission()
 		}
 		if due != nil {
 			v.DueAt = *due
@@ -233,6 +237,9 @@ func stateOf(v *message.View, doubted bool) (message.State, string) {
 	last := v.Attempts[len(v.Attempts)-1]
 	switch last.Kind {
 	case "cancel":
+		if v.RepeatOf != (message.ID{}) {
+			return message.StateCanceled, last.Because
+		}
 		return message.StateCanceled, ""
 	case "expire":
 		return message.StateExpired, ""

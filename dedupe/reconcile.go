@@ -230,6 +230,24 @@ func (r *Reconciliation) Retrace(ctx context.Context, steps []message.Step) (int
 	return changed, nil
 }
 
+// Remember keeps what is told of messages that the ledger doesn't have, in case
+// they are submitted again. What was certainly not taken is no reason to.
+func (r *Reconciliation) Remember(ctx context.Context, steps []message.Step) error {
+	b := &pgx.Batch{}
+	for _, s := range steps {
+		switch s.Kind {
+		case message.StepKind(message.Deferred), message.StepKind(message.Returned):
+			continue
+		}
+		b.Queue(`insert into told (id, no, kind, at, provider, code) values ($1, $2, $3, $4, $5, $6) on conflict (id) do nothing`,
+			s.ID[:], int16(s.Attempt), int16(s.Kind), s.At, nullable(s.Provider), nullable(s.Code))
+	}
+	if err := r.conn.SendBatch(ctx, b).Close(); err != nil {
+		return unavailable("reconcile", err)
+	}
+	return nil
+}
+
 // Find is where the ledger has each message, by id; those that it doesn't have
 // are left out.
 func (r *Reconciliation) Find(ctx context.Context, ids []message.ID) (map[message.ID]message.Position, error) {

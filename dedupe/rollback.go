@@ -82,6 +82,15 @@ func (l *Ledger) stands(op string) error {
 	return nil
 }
 
+// absent is the error for what was looked for and isn't there: a rollback may
+// have been noticed by the very connection that looked.
+func (l *Ledger) absent(op string) error {
+	if err := l.stands(op); err != nil {
+		return err
+	}
+	return message.ErrNotFound
+}
+
 // committed notes a submission that is known to be committed.
 func (l *Ledger) committed(submission int64) {
 	s := &l.rollback
@@ -111,6 +120,7 @@ func (s *rollbackState) begin(l *Ledger) {
 }
 
 func (l *Ledger) afterConnect(ctx context.Context, c *pgx.Conn) error {
+	fastBytes(c.TypeMap())
 	err := l.checkDescent(ctx, c)
 	var pe *pgconn.PgError
 	if errors.As(err, &pe) { // a schema in pieces is the guard's to tell of

@@ -92,10 +92,20 @@ func TestRollbackStopsEverybody(t *testing.T) {
 		t.Fatal(err)
 	}
 	sentOnce(t, saw, old)
-	sentOnce(t, saw, firstItem(t, saw, tenant, "lost"))
+	lost := firstItem(t, saw, tenant, "lost")
+	sentOnce(t, saw, lost)
 	if err := pg.Restore(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	// Whoever asks first, by the connection that finds it out, is not told that
+	// there is none.
+	eventually(t, func() (any, bool) {
+		_, err := saw.Message(t.Context(), 0, lost.ID)
+		if !errors.Is(err, message.ErrUnavailable) {
+			t.Fatalf("what became of a message that it has forgotten: %v", err)
+		}
+		return nil, errors.Is(err, dedupe.ErrRolledBack)
+	})
 	if cause := stopped(t, saw, tenant, old); !strings.Contains(cause, "its log ends") && !strings.Contains(cause, "its highest submission") {
 		t.Errorf("cause: %q", cause)
 	}
@@ -305,4 +315,66 @@ func TestAnotherLedgerIsLeftAlone(t *testing.T) {
 	}
 	l2 := ledgertest.Open(t, other)
 	firstItem(t, l2, ledgertest.Tenant(t, l2, "acme"), "k")
+}
+
+// What a rolled-back ledger lost for good, and the trail tells of, is not sent
+// again when it is submitted again: each recipient has what was told of it.
+func TestToldButLost(t *testing.T) {
+	t.Parallel()
+	pg := server(t)
+	l := ledgertest.OpenWith(t, dedupe.Config{DSN: pg.DSN(), MaxConns: 6})
+	tenant := ledgertest.Tenant(t, l, "acme")
+	firstItem(t, l, tenant, "old")
+	if err := pg.Backup(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	submit := func(key string) []message.Item {
+		s := ledgertest.Email(t, tenant, key, "s", "a@example.com", "b@example.com")
+		return ledgertest.Items(s, accept(t, l, s))
+	}
+	sent, claimed, deferred := submit("sent"), submit("claimed"), submit("deferred")
+	if err := pg.Restore(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	by, err := dedupe.Open(dedupe.Config{DSN: pg.DSN(), MaxConns: 4, Reconciling: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer by.Close()
+	r, err := by.BeginReconcile(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Raise(t.Context(), deferred[0].Position.Submission(), nil); err != nil {
+		t.Fatal(err)
+	}
+	step := func(it message.Item, no int, k message.StepKind) message.Step {
+		return message.Step{Position: it.Position, ID: it.ID, Attempt: no, Kind: k, At: time.Now(), Provider: "test"}
+	}
+	for range 2 { // as after one that broke off
+		if err := r.Remember(t.Context(), []message.Step{
+			step(sent[0], 2, message.StepKind(message.Sent)), step(claimed[0], 1, message.StepClaimed), step(deferred[0], 1, message.StepKind(message.Deferred)),
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.End(t.Context(), "test"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() (bool, bool) { c, _ := l.RolledBack(); return true, c == "" })
+	stranger := sent[0]
+	claim(t, l, stranger, message.Stranger)
+	sent, claimed, deferred = submit("sent"), submit("claimed"), submit("deferred")
+	claim(t, l, sent[0], message.Taken)
+	claim(t, l, claimed[0], message.Taken)
+	for _, it := range []message.Item{sent[1], claimed[1], deferred[0], deferred[1]} {
+		claim(t, l, it, message.Claimed)
+	}
+	state(t, l, sent[0], message.StateSent)
+	state(t, l, claimed[0], message.StateInDoubt)
+	if n := count(t, pg.DSN(), `select count(*) from told`); n != 0 {
+		t.Errorf("%d are still told of", n)
+	}
 }

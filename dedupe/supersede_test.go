@@ -144,6 +144,41 @@ func TestALateOlderOneIsSupersededAtOnce(t *testing.T) {
 	state(t, l, old, message.StateSuperseded)
 }
 
+// A ledger that hung takes a request long after it was given up, answered out of
+// the journal, and followed by a newer one.
+func TestWhatIsTakenLateIsNotNewer(t *testing.T) {
+	t.Parallel()
+	l := ledgertest.Open(t, "")
+	tenant := ledgertest.Tenant(t, l, "acme")
+	came := time.Now().Add(-10 * time.Second)
+	newer := keyed(t, tenant, "newer", "code")
+	it := ledgertest.Items(newer, enter(t, l, newer, came.Add(message.AcceptSlack*3/2)))[0]
+	old := keyed(t, tenant, "old", "code")
+	r, err := l.AcceptLate(t.Context(), old, came)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again := enter(t, l, old, came); !again.Replayed || again.Submission != r.Submission {
+		t.Errorf("its journal's: %+v, want that of %d", again, r.Submission)
+	}
+	state(t, l, ledgertest.Items(old, r)[0], message.StateSuperseded)
+	claim(t, l, it, message.Claimed)
+
+	// At once, PostgreSQL's own time counts.
+	before := time.Now()
+	next := keyed(t, tenant, "next", "code")
+	if r, err = l.AcceptLate(t.Context(), next, before); err != nil {
+		t.Fatal(err)
+	}
+	v := state(t, l, ledgertest.Items(next, r)[0], message.StateQueued)
+	if at := v.AcceptedAt.Sub(before); at < -mostSkew || at > message.AcceptSlack+mostSkew {
+		t.Errorf("accepted %v after it came", at)
+	}
+}
+
+// mostSkew is how far the test's clock and PostgreSQL's, on one machine, are apart.
+const mostSkew = 100 * time.Millisecond
+
 func TestWhatIsHandedOverKeepsItsCourse(t *testing.T) {
 	t.Parallel()
 	l := ledgertest.Open(t, "")
@@ -283,10 +318,9 @@ type racer struct {
 func TestSupersedeRacesClaims(t *testing.T) {
 	t.Parallel()
 	dsn := ledgertest.DSN(t)
-	ledgers := []*dedupe.Ledger{
-		ledgertest.OpenWith(t, dedupe.Config{DSN: dsn, Batch: 7, Flushers: 3}),
-		ledgertest.OpenWith(t, dedupe.Config{DSN: dsn, Batch: 7, Flushers: 3}),
-	}
+	// All wait for one key's lock, on a machine that may be busy.
+	cfg := dedupe.Config{DSN: dsn, Batch: 7, Flushers: 3, Deadline: time.Minute}
+	ledgers := []*dedupe.Ledger{ledgertest.OpenWith(t, cfg), ledgertest.OpenWith(t, cfg)}
 	tenant := ledgertest.Tenant(t, ledgers[0], "acme")
 	var moment atomic.Int64
 	racers := make([]*racer, 200)

@@ -38,7 +38,7 @@ func (l *Ledger) Suppressions(ctx context.Context, f message.SuppressionFilter) 
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `
 		select `+suppressionColumns+` from suppression s
-		where s.cleared_at is null and s.id < $1 and ($2 = 0 or s.tenant = $2) and ($3 = 0 or s.channel = $3) and ($4 = '' or s.recipient = $4)
+		where s.cleared_at is null and s.id < $1 and ($2 = 0 or s.tenant = $2) and ($3 = 0 or s.channel = $3) and ($4 = '' or s.recipient = suppression_recipient(s.channel, $4))
 		order by s.id desc limit $5`, below, f.Tenant, int16(f.Channel), f.Recipient, f.Limit+1)
 	if err != nil {
 		return page, unavailable("suppressions", err)

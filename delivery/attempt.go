@@ -39,6 +39,7 @@ type attempt struct {
 	begun    Instant       // before the claim was asked for
 	life     time.Duration // of the message, from then on
 	offered  time.Duration // when the worker got it, monotonic
+	domain   string        // of the recipient, as its offer has it
 	test     bool          // for the sandbox
 	basis    string        // as in message.Claim
 	firstAge time.Duration // likewise, when begun

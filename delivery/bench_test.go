@@ -17,7 +17,11 @@ func (instantLedger) Claim(context.Context, message.Item) (message.Claim, error)
 }
 func (instantLedger) Record(context.Context, message.Report) error           { return nil }
 func (instantLedger) Hold(context.Context, message.AttemptKey, string) error { return nil }
-func (instantLedger) Park(context.Context, string, []byte, string) error     { return nil }
+func (instantLedger) Postpone(context.Context, message.Item, time.Duration) (bool, error) {
+	return false, nil
+}
+func (instantLedger) TenantName(context.Context, int32) (string, error)  { return "", nil }
+func (instantLedger) Park(context.Context, string, []byte, string) error { return nil }
 func (instantLedger) Fair(context.Context, message.Lane, int) ([]message.Item, error) {
 	return nil, nil
 }

@@ -18,8 +18,11 @@ type Config struct {
 	// Routes lists each channel's providers in order of preference. The first
 	// one that takes its platform gets a message; messages that none takes wait.
 	Routes map[message.Channel][]Route
-	// Senders is how many attempts a lane may have open: 64 for transactional,
-	// 32 for the others by default.
+	// Orders say to which of them what of a channel goes instead, and where it
+	// goes on to when one defers it. The first that fits holds.
+	Orders []Order
+	// Senders is how many attempts a lane may have open at each provider: 64 for
+	// transactional, 32 for the others by default.
 	Senders map[message.Lane]int
 	// Doubts says what becomes of messages whose provider's answer was lost.
 	Doubts map[message.Lane]DoubtPolicy

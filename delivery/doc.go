@@ -6,9 +6,13 @@
 //
 //	         Offer ─▶ queue ┐                  ┌─ feed ◀─ Ledger.Due, Ledger.Unclaimed
 //	                        ▼                  ▼
-//	                     a sender of the lane takes it
+//	                     a router of the lane takes it
 //	                        │
 //	    not ours ◀──────────┤ read the content          (park, finish)
+//	                        │
+//	   set aside ◀──────────┤ give it to a sender of    (waiting row, finish)
+//	                        │ the lane and its provider,
+//	                        │ with room for its domain
 //	                        │
 //	    provider down ◀────▶┤ reserve a slot            (wait, with the item in hand)
 //	                        │
@@ -46,14 +50,26 @@
 //  5. Every attempt that this process may have open is in each heartbeat, until
 //     its end is durable.
 //  6. Lanes share no queue, no sender and no feed. Of a provider that they share,
-//     each keeps a part that the others can't take (see Route).
-//  7. Memory is bounded: a lane has in hand at most its senders, its queue, its
-//     feed's queue and that of its tenants' turns (half its senders), of which 16
-//     may have content above 64 KiB.
+//     each keeps a part that the others can't take (see Route). Of a lane's
+//     providers each has senders of its own, and what finds none of them for
+//     0.1 s, while another provider has some and uses them, is set aside (see track): so one
+//     that hangs, or can't be used, costs the others nothing.
+//  7. Memory is bounded: a lane has in hand at most its senders (so many for each
+//     provider), 8 items that are on their way to one, its queue, its feed's queue and that of its
+//     tenants' turns (half its senders), of which 16 may have content above 64 KiB.
 //  8. Of a lane in which more waits than it has in hand, each tenant's oldest is
 //     brought in turn, and goes first three times of four.
-//  9. A provider that defers more than a tenth gets less, until it takes what it
-//     gets (see pace).
+//  9. Only after a deferral, or unseen, does a message go to another provider than
+//     before (see Order).
+//  10. A provider that defers more than a tenth gets less, until it takes what it
+//     gets (see pace). It never gets more than its route's rate.
+//  11. A provider that fails most of what it gets by its own fault (message.Result's
+//     Fault, or an answer lost) is one that can't be used: its messages wait, or go
+//     to the next of their order, with no attempt spent, but for one at a time that
+//     tries. So is one that asks for a pause, while it lasts (see breaker).
+//  12. A recipient's domain that hangs or defers, while others do well, leaves them
+//     senders, and slows neither pace nor breaker. What finds no room for its
+//     domain is set aside, with no attempt spent (see domains).
 //
 // # Where a failure lands
 //
@@ -69,7 +85,7 @@
 //
 // When it lives, and something else fails:
 //
-//	the provider can't be used      items wait in hand and in Kafka; no attempt is made
+//	the provider can't be used      items wait in hand, in Kafka and set aside; no attempt is made
 //	the ledger is away              claims wait, then give back what has become too old;
 //	                                ends wait to be recorded, their attempts in each heartbeat
 //	the process was stopped (STOP)  the last check gives the message back

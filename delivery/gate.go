@@ -11,19 +11,28 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"github.com/sony/gobreaker/v2"
 
 	"github.com/stormpost/stormpost/internal/message"
 )
+
+// errShut is what waiting at a gate ends with when the message can go elsewhere.
+var errShut = errors.New("the provider can't be used, another can")
+
+// shutTick is how often those who wait look for another provider.
+const shutTick = 250 * time.Millisecond
 
 // errPastLife is what waiting at a gate ends with when the message's life does.
 var errPastLife = errors.New("the message has expired")
 
 // gate stands before one provider. It shares the provider's slots between the
-// classes (see Route), and closes when the provider can't be used: then those
-// who wait keep their items, and one at a time tries again, after pauses that
-// grow to some seconds.
+// classes (see Route), and closes when the provider can't be used, or most
+// hand-overs fail by its fault (see breaker): then those who wait keep their
+// items, and one at a time tries again, after pauses that grow to some seconds.
+// What closed it opens it: a slot that was had, or a hand-over that was answered.
 type gate struct {
 	provider Provider
+	takes    func(*message.Content) bool // as Route has it
 	slots    int
 	log      *slog.Logger
 
@@ -37,9 +46,13 @@ type gate struct {
 	probing bool                                  // when ajar: somebody is trying
 	pause   *backoff.ExponentialBackOff
 	timer   *time.Timer // of closed
+	until   time.Time   // when it fires
 	trouble error       // what closed it last
 	shut    time.Time   // when it closed
+	passed  time.Time   // when a message looked whether it could be used, and it was shut
+	breaker atomic.Pointer[breaker]
 	rate    pace
+	recent  recent
 	tick    *time.Timer // calls when the pace lets in the next
 
 	ended [message.Returned + 1]atomic.Int64 // hand-overs by outcome
@@ -52,7 +65,7 @@ const (
 )
 
 func newGate(r Route, log *slog.Logger) *gate {
-	g := &gate{provider: r.Provider, slots: r.Slots, log: log.With("provider", r.Provider.Name())}
+	g := &gate{provider: r.Provider, takes: r.takes, slots: r.Slots, log: log.With("provider", r.Provider.Name())}
 	if r.Slots >= int(message.Campaign) {
 		g.keep[message.Transactional] = max(1, r.Slots/4)
 		g.keep[message.Trigger] = max(1, r.Slots/8)
@@ -61,17 +74,35 @@ func newGate(r Route, log *slog.Logger) *gate {
 	g.pause = backoff.NewExponentialBackOff()
 	g.pause.InitialInterval, g.pause.MaxInterval, g.pause.MaxElapsedTime = 250*time.Millisecond, 10*time.Second, 0
 	g.pause.Reset()
+	g.rate.most = r.Rate
+	g.breaker.Store(newBreaker())
 	return g
+}
+
+// most is how many slots class can have, with what is kept for the others; 0 is
+// without a bound.
+func (g *gate) most(class message.Class) int {
+	n := g.slots
+	for c := message.Transactional; c <= message.Campaign; c++ {
+		if c != class {
+			n -= g.keep[c]
+		}
+	}
+	return n
 }
 
 // lease is a slot together with its place at the gate. The zero lease is none.
 type lease struct {
-	slot  Slot
-	gate  *gate
-	class message.Class
+	slot    Slot
+	gate    *gate
+	class   message.Class
+	breaker *breaker  // that it counts for; nil: it tries whether the provider is mended
+	until   time.Time // of the gate's pause, if it tries
+	judged  bool      // the provider was asked, and learn knows what it said
 }
 
-// release gives both back.
+// release gives both back. Without a verdict of the provider's it is as if it had
+// never been had.
 func (l lease) release() {
 	if l.gate == nil {
 		return
@@ -79,14 +110,19 @@ func (l lease) release() {
 	if err := guarded(l.slot.Release); err != nil {
 		l.gate.log.Error("provider failed to release a slot", "error", err)
 	}
+	if !l.judged {
+		l.gate.unasked(l)
+	}
 	l.gate.leave(l.class)
 }
 
 // reserve waits for a slot until ctx ends, or until the wall clock says that
-// expires has passed, unless that is zero; then it returns errPastLife.
-func (g *gate) reserve(ctx context.Context, class message.Class, expires time.Time) (lease, error) {
+// expires has passed, unless that is zero; then it returns errPastLife. While
+// the provider can't be used and elsewhere, if there is one, says that another
+// can, it returns errShut.
+func (g *gate) reserve(ctx context.Context, class message.Class, expires time.Time, elsewhere func() bool) (lease, error) {
 	for {
-		if err := g.enter(ctx, class, expires); err != nil {
+		if err := g.enter(ctx, class, expires, elsewhere); err != nil {
 			return lease{}, err
 		}
 		var slot Slot
@@ -98,10 +134,9 @@ func (g *gate) reserve(ctx context.Context, class message.Class, expires time.Ti
 		case err == nil && slot == nil:
 			err = errors.New("provider reserved no slot")
 		case err == nil:
-			if g.state.Load() != gateOpen {
-				g.open()
-			}
-			return lease{slot, g, class}, nil
+			l := lease{slot: slot, gate: g, class: class}
+			l.breaker, l.until = g.tried()
+			return l, nil
 		case ctx.Err() != nil:
 			g.forgo(class)
 			return lease{}, ctx.Err()
@@ -112,7 +147,7 @@ func (g *gate) reserve(ctx context.Context, class message.Class, expires time.Ti
 }
 
 // enter waits for a place. Whoever gets one leaves it again.
-func (g *gate) enter(ctx context.Context, class message.Class, expires time.Time) error {
+func (g *gate) enter(ctx context.Context, class message.Class, expires time.Time, elsewhere func() bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -133,14 +168,27 @@ func (g *gate) enter(ctx context.Context, class message.Class, expires time.Time
 		defer timer.Stop()
 		past = timer.C
 	}
+	var look <-chan time.Time
+	if elsewhere != nil {
+		ticker := time.NewTicker(shutTick)
+		defer ticker.Stop()
+		look = ticker.C
+	}
 	var err error
-	select {
-	case <-turn:
-		return nil
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-past:
-		err = errPastLife
+	for err == nil {
+		if elsewhere != nil && g.state.Load() != gateOpen && elsewhere() {
+			err = errShut
+			break
+		}
+		select {
+		case <-turn:
+			return nil
+		case <-ctx.Done():
+			err = ctx.Err()
+		case <-past:
+			err = errPastLife
+		case <-look:
+		}
 	}
 	g.mu.Lock()
 	i := slices.Index(g.waiting[class], turn)
@@ -152,6 +200,19 @@ func (g *gate) enter(ctx context.Context, class message.Class, expires time.Time
 		g.forgo(class)
 	}
 	return err
+}
+
+// usable says whether a message had better go here than wait: slots can be had,
+// or it is time to try.
+func (g *gate) usable() bool {
+	state := g.state.Load()
+	if state == gateOpen {
+		return true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.passed = time.Now()
+	return state == gateAjar && !g.probing
 }
 
 // admits says whether one of class may enter. A class may always have what is
@@ -215,25 +276,6 @@ func (g *gate) wind() {
 	g.tick.Reset(wait)
 }
 
-// learn lets the pace know how a hand-over ended.
-func (g *gate) learn(o message.Outcome) {
-	g.ended[o].Add(1)
-	if o == message.Returned {
-		return
-	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.rate.ended(time.Now(), o == message.Sent || o == message.Rejected) {
-		return
-	}
-	if g.rate.rate == 0 {
-		g.log.Info("provider takes everything again; its pace is free")
-	} else {
-		g.log.Warn("provider takes less than it gets; its pace follows", "rate", g.rate.rate)
-	}
-	g.call()
-}
-
 func (g *gate) leave(class message.Class) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -250,10 +292,52 @@ func (g *gate) forgo(class message.Class) {
 	g.leave(class)
 }
 
-// open lets everybody in again: a slot was had.
-func (g *gate) open() {
+// tried is called with a slot that was had, and returns the breaker that its
+// hand-over counts for. That opens an ajar gate, unless the breaker closed it: then
+// only the hand-over's end does, and meanwhile, after a pause, another one tries.
+func (g *gate) tried() (b *breaker, until time.Time) {
+	if g.state.Load() == gateOpen {
+		return g.breaker.Load(), until
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	switch b = g.breaker.Load(); {
+	case g.state.Load() != gateAjar: // let in before it closed
+		return b, until
+	case b.State() == gobreaker.StateClosed:
+		g.open()
+		return b, until
+	}
+	g.wait(g.pause.NextBackOff())
+	return nil, g.until
+}
+
+// unasked takes l's turn at the pace back; and if it was to try whether the
+// provider is mended, the next may at once.
+func (g *gate) unasked(l lease) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.rate.back(time.Now())
+	if l.breaker == nil && g.state.Load() == gateClosed && g.until.Equal(l.until) {
+		g.timer.Stop()
+		g.state.Store(gateAjar)
+		g.probing = false
+	}
+}
+
+// mend opens a gate that the breaker closed: a hand-over was answered.
+func (g *gate) mend() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.breaker.Load().State() != gobreaker.StateClosed {
+		g.breaker.Store(newBreaker())
+		g.rate.rested(time.Now())
+		g.open()
+	}
+}
+
+// open lets everybody in again. The caller holds mu.
+func (g *gate) open() {
 	if g.state.Load() == gateOpen {
 		return
 	}
@@ -269,25 +353,50 @@ func (g *gate) open() {
 func (g *gate) close(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	switch g.state.Load() {
-	case gateClosed:
+	if g.state.Load() == gateClosed {
 		return
-	case gateOpen:
+	}
+	g.closeFor(g.pause.NextBackOff(), err)
+}
+
+// closeFor closes for a pause. The caller holds mu.
+func (g *gate) closeFor(pause time.Duration, err error) {
+	if g.state.Load() == gateOpen {
 		g.log.Warn("provider can't be used; its messages wait", "error", err)
 		g.shut = time.Now()
 	}
 	g.trouble = err
+	g.wait(pause)
+}
+
+// wait keeps everybody out until pause is over. The caller holds mu.
+func (g *gate) wait(pause time.Duration) {
 	g.state.Store(gateClosed)
+	g.until = time.Now().Add(pause)
+	if g.timer != nil {
+		g.timer.Stop()
+	}
 	// The next to try is who waited for longest in the most urgent class.
-	g.timer = time.AfterFunc(g.pause.NextBackOff(), func() {
+	g.timer = time.AfterFunc(pause, func() {
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if g.state.Load() == gateClosed {
+		if g.state.Load() == gateClosed && !time.Now().Before(g.until) {
 			g.state.Store(gateAjar)
 			g.probing = false
 			g.call()
 		}
 	})
+}
+
+// rest grants the pause that the provider asks for. The caller holds mu.
+func (g *gate) rest(now time.Time, pause time.Duration, why error) {
+	if pause < restShut {
+		g.rate.hold(now.Add(pause))
+		return
+	}
+	if g.state.Load() != gateClosed || g.until.Before(now.Add(pause)) {
+		g.closeFor(pause, why)
+	}
 }
 
 // stop ends the timer. Nobody may wait any more.

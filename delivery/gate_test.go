@@ -28,7 +28,7 @@ func TestGateShares(t *testing.T) {
 			enter := func(c message.Class) bool {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 				defer cancel()
-				l, err := g.reserve(ctx, c, time.Time{})
+				l, err := g.reserve(ctx, c, time.Time{}, nil)
 				if err == nil {
 					held = append(held, l)
 				}
@@ -75,7 +75,7 @@ func TestGateShares(t *testing.T) {
 func TestGateOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := testGate(&fakeProvider{channel: message.ChannelEmail}, 1)
-		first, err := g.reserve(t.Context(), message.Campaign, time.Time{})
+		first, err := g.reserve(t.Context(), message.Campaign, time.Time{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -83,7 +83,7 @@ func TestGateOrder(t *testing.T) {
 		var wg sync.WaitGroup
 		for i, c := range []message.Class{message.Campaign, message.Trigger, message.Transactional, message.Campaign, message.Transactional} {
 			wg.Go(func() {
-				l, err := g.reserve(t.Context(), c, time.Time{})
+				l, err := g.reserve(t.Context(), c, time.Time{}, nil)
 				if err != nil {
 					t.Error(err)
 					return
@@ -142,7 +142,7 @@ func TestGateProbes(t *testing.T) {
 				if i > 0 {
 					time.Sleep(time.Millisecond) // after the first has found it down
 				}
-				l, err := g.reserve(ctx, message.Trigger, expires)
+				l, err := g.reserve(ctx, message.Trigger, expires, nil)
 				l.release()
 				results <- err
 			}()
@@ -174,13 +174,13 @@ func TestGateGivesUp(t *testing.T) {
 		p := &fakeProvider{channel: message.ChannelEmail}
 		g := testGate(p, 1)
 		for range 100 {
-			first, err := g.reserve(t.Context(), message.Trigger, time.Time{})
+			first, err := g.reserve(t.Context(), message.Trigger, time.Time{}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
 			ctx, cancel := context.WithCancel(t.Context())
 			go func() {
-				l, _ := g.reserve(ctx, message.Trigger, time.Time{})
+				l, _ := g.reserve(ctx, message.Trigger, time.Time{}, nil)
 				l.release()
 			}()
 			synctest.Wait()
@@ -194,7 +194,7 @@ func TestGateGivesUp(t *testing.T) {
 		p.reserve = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if _, err := g.reserve(ctx, message.Trigger, time.Time{}); !errors.Is(err, context.DeadlineExceeded) || g.total != 0 || g.state.Load() != gateOpen {
+		if _, err := g.reserve(ctx, message.Trigger, time.Time{}, nil); !errors.Is(err, context.DeadlineExceeded) || g.total != 0 || g.state.Load() != gateOpen {
 			t.Errorf("%v, %d places are still held, state %d", err, g.total, g.state.Load())
 		}
 	})
@@ -212,7 +212,7 @@ func TestGateGuards(t *testing.T) {
 		}
 		g := testGate(p, 1)
 		defer g.stop()
-		l, err := g.reserve(t.Context(), message.Trigger, time.Time{})
+		l, err := g.reserve(t.Context(), message.Trigger, time.Time{}, nil)
 		if err != nil || p.reserved.Load() != 3 {
 			t.Fatalf("after %d tries: %v", p.reserved.Load(), err)
 		}
@@ -226,7 +226,7 @@ func TestGateGuards(t *testing.T) {
 		defer empty.stop()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if _, err := empty.reserve(ctx, message.Trigger, time.Time{}); !errors.Is(err, context.DeadlineExceeded) {
+		if _, err := empty.reserve(ctx, message.Trigger, time.Time{}, nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("no slot at all: %v", err)
 		}
 	})

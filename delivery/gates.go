@@ -17,14 +17,18 @@ type gates struct {
 	rest      *gate            // for everything else
 }
 
-// newGates makes a gate for each route that is the first for something.
-func newGates(channel message.Channel, routes []Route, log *slog.Logger) (*gates, error) {
+// newGates makes a gate for each route that is the first for something, or named
+// in an order.
+func newGates(channel message.Channel, routes []Route, orders []Order, log *slog.Logger) (*gates, error) {
 	g := &gates{platforms: make(map[string]*gate)}
 	for _, r := range append(slices.Clone(routes), Route{Provider: nowhere{channel}}) {
-		if r.Provider.Channel() != channel || r.Slots < 0 {
-			return nil, fmt.Errorf("delivery: provider %s can't serve %s with %d slots", r.Provider.Name(), channel, r.Slots)
+		if r.Provider.Channel() != channel || r.Slots < 0 || !(r.Rate >= 0) {
+			return nil, fmt.Errorf("delivery: provider %s can't serve %s with %d slots, %v a second", r.Provider.Name(), channel, r.Slots, r.Rate)
 		}
 		var made *gate
+		if slices.ContainsFunc(orders, func(o Order) bool { return o.Channel == channel && slices.Contains(o.Providers, r.Provider.Name()) }) {
+			made = newGate(r, log)
+		}
 		for _, platform := range r.Platforms {
 			if g.platforms[platform] == nil && g.rest == nil {
 				if made == nil {
@@ -34,7 +38,9 @@ func newGates(channel message.Channel, routes []Route, log *slog.Logger) (*gates
 			}
 		}
 		if len(r.Platforms) == 0 && g.rest == nil {
-			made = newGate(r, log)
+			if made == nil {
+				made = newGate(r, log)
+			}
 			g.rest = made
 		}
 		if made != nil {
@@ -53,16 +59,6 @@ func (g *gates) of(content *message.Content) *gate {
 		}
 	}
 	return g.rest
-}
-
-// named is the gate of a provider, or nil.
-func (g *gates) named(provider string) *gate {
-	for _, gate := range g.all {
-		if gate.provider.Name() == provider {
-			return gate
-		}
-	}
-	return nil
 }
 
 func (g *gates) names() (all []string) {

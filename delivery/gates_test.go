@@ -3,6 +3,7 @@ package delivery
 import (
 	"bytes"
 	"log/slog"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,18 +66,18 @@ func TestNewGates(t *testing.T) {
 		"the first":        {[]Route{route("a", "apns"), route("b", "apns", "fcm")}, map[string]string{"fcm": "b", "apns": "a", "webpush": "none"}},
 		"all before it":    {[]Route{route("hook"), route("a", "apns")}, map[string]string{"fcm": "hook", "apns": "hook"}},
 	} {
-		g, err := newGates(message.ChannelPush, c.routes, slog.New(slog.DiscardHandler))
+		g, err := newGates(message.ChannelPush, c.routes, nil, slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}
 		for platform, want := range c.want {
 			got := g.of(&message.Content{Push: &message.Push{Platform: platform}}).provider.Name()
-			if got != want || g.named(want) == nil {
+			if got != want || !slices.Contains(g.names(), want) {
 				t.Errorf("%s: %s goes to %s, want %s", name, platform, got, want)
 			}
 		}
 	}
-	if _, err := newGates(message.ChannelEmail, []Route{route("a")}, nil); err == nil {
+	if _, err := newGates(message.ChannelEmail, []Route{route("a")}, nil, nil); err == nil {
 		t.Error("a push provider for email")
 	}
 }

@@ -9,7 +9,7 @@ import (
 )
 
 func (s *sender) newAttempt(o *offer, c claimed, content *message.Content) *attempt {
-	a := &attempt{sender: s, begun: c.begun, life: c.Life, offered: o.at, test: c.Test, basis: c.Basis, firstAge: c.FirstAge}
+	a := &attempt{sender: s, begun: c.begun, life: c.Life, offered: o.at, domain: o.domain, test: c.Test, basis: c.Basis, firstAge: c.FirstAge}
 	a.env = message.Envelope{
 		Position: o.item.Position, ID: o.item.ID, Attempt: o.item.Attempt,
 		Tenant: c.Tenant, Recipient: c.Recipient, Content: content, ExpiresAt: c.ExpiresAt,
@@ -46,12 +46,23 @@ func (a *attempt) handOver(held lease) {
 			"an earlier answer was lost, and this is another provider or account, or too late, for the repeat to be absorbed"})
 		return
 	}
+	if !a.test {
+		a.track.domains.begin(a.domain)
+	}
+	begun := time.Now()
 	ctx, span := a.watch.send(a.leash.hold(), a.span, provider.Name())
 	r := a.send(ctx, slot, provider.Name())
 	span.End()
 	a.leash.loose()
 	if a.lane.policy != ResendDoubts {
 		a.again = a.repeat(provider, slot, r, a.retryIn(r))
+	}
+	if !a.test {
+		var good, own bool
+		if !r.Poison {
+			good, own = held.learn(r, a.domain, time.Since(begun))
+		}
+		a.track.domains.ended(a.domain, time.Since(begun), good, own)
 	}
 	held.release()
 	if handed := time.Duration(a.checked.Load()); a.verdict == granted {

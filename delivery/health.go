@@ -15,6 +15,10 @@ func (w *Worker) Providers() []message.ProviderHealth {
 	return all
 }
 
+// passedLately is for how long a provider that a message could not go to counts
+// as one that somebody needs.
+const passedLately = 30 * time.Second
+
 // health tells of trouble only while somebody needs the provider: without, a
 // gate stays closed that nobody tries.
 func (g *gate) health() message.ProviderHealth {
@@ -28,7 +32,7 @@ func (g *gate) health() message.ProviderHealth {
 	for _, turns := range g.waiting {
 		h.Waiting += len(turns)
 	}
-	if g.state.Load() != gateOpen && h.Waiting+g.total > 0 {
+	if g.state.Load() != gateOpen && (h.Waiting+g.total > 0 || time.Since(g.passed) < passedLately) {
 		h.Waiting += g.total // those that are let in to try
 		h.Trouble, h.Since = g.trouble.Error(), time.Since(g.shut)
 	}

@@ -30,7 +30,7 @@ func TestGateHealth(t *testing.T) {
 		done := make(chan struct{}, 3)
 		for range 3 {
 			go func() {
-				_, _ = g.reserve(ctx, message.Transactional, time.Time{})
+				_, _ = g.reserve(ctx, message.Transactional, time.Time{}, nil)
 				done <- struct{}{}
 			}()
 		}
@@ -47,7 +47,7 @@ func TestGateHealth(t *testing.T) {
 		}
 		down.Store(false)
 		time.Sleep(20 * time.Second)
-		l, err := g.reserve(t.Context(), message.Transactional, time.Time{})
+		l, err := g.reserve(t.Context(), message.Transactional, time.Time{}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

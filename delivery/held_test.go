@@ -2,6 +2,8 @@ package delivery
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,15 +29,19 @@ func (h holding) Claim(ctx context.Context, it message.Item) (message.Claim, err
 func TestHeldBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLedger(t)
-		held := true
+		var held atomic.Bool
+		held.Store(true)
+		var mu sync.Mutex
 		var names []string
 		r := start(t, l, func(_ *running, c *Config) {
 			c.Ledger = holding{c.Ledger, func(it message.Item) bool {
 				if it.Position.Lane() != transactional {
 					return false
 				}
+				mu.Lock()
+				defer mu.Unlock()
 				names = append(names, it.Provider)
-				return held
+				return held.Load()
 			}}
 		})
 		it, other := l.accept(transactional, time.Hour), l.accept(campaign, time.Hour)
@@ -48,14 +54,16 @@ func TestHeldBack(t *testing.T) {
 		if r.finished.Load() != 1 {
 			t.Errorf("%d finished, want the other lane's alone", r.finished.Load())
 		}
+		mu.Lock()
 		if n := len(names); n < 5 || n > 30 || names[0] != "fake" {
 			t.Errorf("asked %d times in 10 s, for %q", n, names)
 		}
-		held = false
+		mu.Unlock()
+		held.Store(false)
 		idle(2 * time.Second)
 		synctest.Wait()
 		r.want(it, "sent", 1, 1)
-		held = true
+		held.Store(true)
 		stuck := l.accept(transactional, time.Hour)
 		r.mustOffer(stuck)
 		idle(time.Second)

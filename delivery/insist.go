@@ -14,6 +14,7 @@ const (
 	opClaim operation = iota
 	opRecord
 	opHold
+	opPostpone
 	opPark
 	opContent
 	opFeed
@@ -22,7 +23,7 @@ const (
 )
 
 func (o operation) String() string {
-	return [...]string{"claim", "record", "hold", "park", "content", "feed", "beat"}[o]
+	return [...]string{"claim", "record", "hold", "postpone", "park", "content", "feed", "beat"}[o]
 }
 
 // insist repeats do, with growing pauses, until it succeeds or ctx ends; then

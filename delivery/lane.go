@@ -30,6 +30,11 @@ type offer struct {
 	item   message.Item
 	finish func() // nil for the feed's
 	at     time.Duration
+
+	content *message.Content // once it is read
+	flaw    string           // why it can't be sent
+	rest    []*track         // to whom it may go as well
+	domain  string           // of its recipient, if it is an email
 }
 
 func (o *offer) key() message.AttemptKey {
@@ -44,8 +49,11 @@ func (o *offer) great() bool { return len(o.item.Content) > great }
 type lane struct {
 	lane    message.Lane
 	name    string
-	senders int
+	senders int    // for each provider
 	gates   *gates // of the channel's providers, shared with the channel's lanes
+	tracks  []*track
+	orders  []order
+	tenants bool // orders name some
 	policy  DoubtPolicy
 	meter   *laneMeter
 
@@ -66,7 +74,7 @@ type lane struct {
 func newLane(l message.Lane, senders int, gates *gates, policy DoubtPolicy) *lane {
 	queue := max(64, senders)
 	return &lane{
-		lane: l, name: l.String(), senders: senders, gates: gates, policy: policy,
+		lane: l, name: l.String(), senders: senders, gates: gates, tracks: newTracks(gates, senders, l.Class), policy: policy,
 		kafka: make(chan offer, queue), great: make(chan struct{}, maxGreat), feed: make(chan offer, queue),
 		fair: make(chan offer, max(8, senders/2)),
 		hand: newHand(), hungry: make(chan struct{}, 1),

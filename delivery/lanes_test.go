@@ -62,6 +62,7 @@ func TestProviderDown(t *testing.T) {
 		})
 		dying := []message.Item{l.accept(transactional, time.Minute), l.accept(transactional, time.Minute)}
 		r.mustOffer(dying...)
+		synctest.Wait()
 		waiting, cancel := context.WithTimeout(t.Context(), 50*time.Second)
 		defer cancel()
 		n := 2
@@ -73,11 +74,11 @@ func TestProviderDown(t *testing.T) {
 				break
 			}
 		}
-		if most := 8 + 64; n != most { // senders and the queue
+		if most := 8 + routers + 64; n != most { // senders, routers and the queue
 			t.Errorf("%d items taken, want %d", n, most)
 		}
 		ready, open := r.lanes[message.Transactional][message.ChannelEmail].hand.counts()
-		if ready > 8+64+64 || open != 0 || r.process.claims.Load() != 0 || r.finished.Load() != 0 {
+		if ready > 8+routers+64+64 || open != 0 || r.process.claims.Load() != 0 || r.finished.Load() != 0 {
 			t.Errorf("%d in hand, %d open, %d claims, %d finished", ready, open, r.process.claims.Load(), r.finished.Load())
 		}
 		idle(9 * time.Minute)
@@ -107,7 +108,7 @@ func TestOfferWaits(t *testing.T) {
 			c.FeedAge = time.Hour
 			r.provider.reserve = func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
 		})
-		for range 8 + 64 {
+		for range 8 + routers + 64 {
 			r.mustOffer(l.accept(trigger, time.Hour))
 			synctest.Wait()
 		}
@@ -117,7 +118,7 @@ func TestOfferWaits(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := r.Offer(ctx, trigger, l.accept(trigger, time.Hour), nil); !errors.Is(err, context.DeadlineExceeded) || ready() != 72 {
+		if err := r.Offer(ctx, trigger, l.accept(trigger, time.Hour), nil); !errors.Is(err, context.DeadlineExceeded) || ready() != 72+routers {
 			t.Errorf("%v, %d in hand", err, ready())
 		}
 		result := make(chan error)

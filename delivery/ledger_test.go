@@ -36,6 +36,7 @@ type fakeMessage struct {
 	attempts []*fakeAttempt
 	waiting  int // the attempt that may be made from due on
 	due      time.Time
+	aside    int    // how often it was postponed
 	handed   []int  // attempts that a provider took over, in order
 	basis    string // of the last decision to resend
 }
@@ -258,6 +259,27 @@ func (p *fakeProcess) Hold(ctx context.Context, k message.AttemptKey, reason str
 	return nil
 }
 
+func (p *fakeProcess) Postpone(ctx context.Context, it message.Item, wait time.Duration) (bool, error) {
+	if err := cmp.Or(ctx.Err(), p.begin("postpone")); err != nil {
+		return false, err
+	}
+	p.ledger.mu.Lock()
+	defer p.ledger.mu.Unlock()
+	m, now := p.ledger.messages[it.Position], time.Now()
+	switch {
+	case m == nil || m.item.ID != it.ID || it.Attempt <= len(m.attempts) || !now.Before(m.expires):
+		return false, nil
+	case m.waiting == 0 && it.Attempt != 1, m.waiting > 0 && (m.waiting != it.Attempt || now.Before(m.due)):
+		return false, nil
+	}
+	m.waiting, m.due = it.Attempt, now.Add(wait)
+	if m.due.After(m.expires) {
+		m.due = m.expires
+	}
+	m.aside++
+	return true, nil
+}
+
 func (p *fakeProcess) Park(ctx context.Context, source string, raw []byte, reason string) error {
 	if err := cmp.Or(ctx.Err(), p.begin("park")); err != nil {
 		return err
@@ -276,6 +298,10 @@ func (l *fakeLedger) sorted(lane message.Lane, limit int, ok func(*fakeMessage) 
 		if p.Lane() == lane && ok(m) {
 			it := m.item
 			it.Attempt = max(1, m.waiting)
+			if n := len(m.attempts); n > 0 {
+				last := m.attempts[n-1]
+				it.Before = message.Before{Provider: last.report.Provider, Outcome: last.outcome, Basis: m.basis}
+			}
 			if m.lost {
 				it.Content = nil
 			}
@@ -305,6 +331,10 @@ func (p *fakeProcess) Due(ctx context.Context, lane message.Lane, limit int) ([]
 // Fair brings nothing: all messages here are one tenant's.
 func (p *fakeProcess) Fair(context.Context, message.Lane, int) ([]message.Item, error) {
 	return nil, nil
+}
+
+func (p *fakeProcess) TenantName(_ context.Context, id int32) (string, error) {
+	return fmt.Sprint("tenant-", id), nil
 }
 
 func (p *fakeProcess) Content(ctx context.Context, pos message.Position) ([]byte, error) {

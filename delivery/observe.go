@@ -31,10 +31,12 @@ type laneMeter struct {
 	attempts  metric.Int64Counter
 	handovers metric.Float64Histogram
 	waits     metric.Float64Histogram
+	aside     metric.Int64Counter
 
 	verdicts  [message.TooEarly + 1][]metric.RecordOption
 	outcomes  map[string]*[heldOutcome + 1][]metric.AddOption
 	providers map[string][]metric.RecordOption
+	asides    map[string]*[2][]metric.AddOption // by provider; for the domain's sake the second
 	lane      []metric.RecordOption
 }
 
@@ -63,13 +65,14 @@ func newObserver(w *Worker) (*observer, error) {
 	attempts, err2 := m.Int64Counter("stormpost.delivery.attempts", metric.WithUnit("{attempt}"), metric.WithDescription("Claimed attempts by how they ended."))
 	handovers, err3 := m.Float64Histogram("stormpost.delivery.handover.duration", metric.WithUnit("s"), seconds, metric.WithDescription("From the last check to the provider's answer."))
 	waits, err4 := m.Float64Histogram("stormpost.delivery.wait.duration", metric.WithUnit("s"), seconds, metric.WithDescription("From a worker being offered a message to the last check before its hand-over."))
-	if err := errors.Join(err1, err2, err3, err4, o.observe(w, m)); err != nil {
+	aside, err5 := m.Int64Counter("stormpost.delivery.set_aside", metric.WithUnit("{message}"), metric.WithDescription("Messages set aside in the ledger, without an attempt, because their provider had no sender to spare, or none for their recipient's domain."))
+	if err := errors.Join(err1, err2, err3, err4, err5, o.observe(w, m)); err != nil {
 		return nil, err
 	}
 	for _, l := range w.all {
 		lane := attribute.String("lane", l.name)
 		l.meter = &laneMeter{
-			claims: claims, attempts: attempts, handovers: handovers, waits: waits,
+			claims: claims, attempts: attempts, handovers: handovers, waits: waits, aside: aside, asides: make(map[string]*[2][]metric.AddOption),
 			outcomes: make(map[string]*[heldOutcome + 1][]metric.AddOption), providers: make(map[string][]metric.RecordOption),
 			lane: recordOptions(lane),
 		}
@@ -79,6 +82,10 @@ func newObserver(w *Worker) (*observer, error) {
 		for _, name := range append(l.gates.names(), "", sandbox{}.Name()) {
 			provider := attribute.String("provider", name)
 			l.meter.providers[name] = recordOptions(lane, provider)
+			l.meter.asides[name] = new([2][]metric.AddOption)
+			for i, cause := range []string{"provider", "domain"} {
+				l.meter.asides[name][i] = []metric.AddOption{metric.WithAttributeSet(attribute.NewSet(lane, provider, attribute.String("cause", cause)))}
+			}
 			var byOutcome [heldOutcome + 1][]metric.AddOption
 			for out := message.Sent; out <= heldOutcome; out++ {
 				text := out.String()
@@ -101,7 +108,7 @@ func recordOptions(kv ...attribute.KeyValue) []metric.RecordOption {
 func (o *observer) observe(w *Worker, m metric.Meter) error {
 	queued, err1 := m.Int64ObservableGauge("stormpost.delivery.queued", metric.WithUnit("{message}"), metric.WithDescription("Items in a lane's queue, by where they came from."))
 	open, err2 := m.Int64ObservableGauge("stormpost.delivery.open", metric.WithUnit("{attempt}"), metric.WithDescription("Attempts whose end is not durable yet."))
-	usable, err3 := m.Int64ObservableGauge("stormpost.delivery.provider.usable", metric.WithDescription("1 while slots of the provider can be had, else 0."))
+	usable, err3 := m.Int64ObservableGauge("stormpost.delivery.provider.usable", metric.WithDescription("1 while the provider can be used: slots can be had, and its breaker is closed; else 0."))
 	if err := errors.Join(err1, err2, err3); err != nil {
 		return err
 	}
@@ -138,6 +145,14 @@ func (m *laneMeter) claimed(v message.ClaimVerdict, took time.Duration) {
 func (m *laneMeter) handedOver(provider string, waited, took time.Duration) {
 	m.waits.Record(context.Background(), waited.Seconds(), m.lane...)
 	m.handovers.Record(context.Background(), took.Seconds(), m.providers[provider]...)
+}
+
+func (m *laneMeter) setAside(provider string, domain bool) {
+	cause := 0
+	if domain {
+		cause = 1
+	}
+	m.aside.Add(context.Background(), 1, m.asides[provider][cause]...)
 }
 
 func (m *laneMeter) ended(provider string, r message.Result) {

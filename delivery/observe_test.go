@@ -123,3 +123,44 @@ func TestTelemetry(t *testing.T) {
 		}
 	})
 }
+
+// What is set aside is counted, by provider and by what it lacked.
+func TestSetAsideIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		reader := metric.NewManualReader()
+		l := newLedger(t)
+		hang := func(_ context.Context, env *message.Envelope, last func() error) message.Result {
+			_ = last()
+			time.Sleep(5 * time.Minute)
+			return message.Result{Outcome: message.Unknown}
+		}
+		r, fcm, _ := twoPlatforms(t, l, func(c *Config) { c.Meters = metric.NewMeterProvider(metric.WithReader(reader)) })
+		fcm.send, r.provider.send = hang, hang
+		for range 30 {
+			r.mustOffer(l.platform("fcm", time.Hour))
+		}
+		r.mustOffer(l.mailTo("well.example", time.Hour))
+		idle(10 * time.Millisecond) // it is seen before the other domain has all senders
+		for range 30 {
+			r.mustOffer(l.mailTo("sick.example", time.Hour))
+		}
+		idle(3 * time.Second)
+		var data metricdata.ResourceMetrics
+		if err := reader.Collect(t.Context(), &data); err != nil {
+			t.Fatal(err)
+		}
+		counts := make(map[string]int64)
+		for _, m := range data.ScopeMetrics[0].Metrics {
+			if sum, ok := m.Data.(metricdata.Sum[int64]); ok && m.Name == "stormpost.delivery.set_aside" {
+				for _, p := range sum.DataPoints {
+					provider, _ := p.Attributes.Value("provider")
+					cause, _ := p.Attributes.Value("cause")
+					counts[provider.AsString()+" "+cause.AsString()] += p.Value
+				}
+			}
+		}
+		if len(counts) != 2 || counts["fcm provider"] == 0 || counts["fake domain"] == 0 {
+			t.Errorf("set aside: %v", counts)
+		}
+	})
+}

@@ -21,9 +21,15 @@ const (
 	// paceStep is how much faster each good window in a row makes the pace there:
 	// by one step, then two, then three.
 	paceStep = 0.005
+	// paceSame is up to how many times, or what part of, the rate that was too much
+	// before another one counts as the same; paceFails is how often it is counted.
+	paceSame  = 2
+	paceFails = 8
 	// paceLift is how many times that rate a provider has to take for its pace to
 	// be free: by then the steps are large.
 	paceLift = 4
+	// paceLag is what is caught up with when a timer fires late.
+	paceLag = 2 * time.Millisecond
 )
 
 // pace follows what a provider takes: hand-overs a second of one process. There
@@ -34,7 +40,10 @@ const (
 //
 // So a provider that breaks down above some rate gets less, not more, when it
 // does. What is rejected counts as taken: it was the message's own fault.
+//
+// most bounds it in any case, as the settings say.
 type pace struct {
+	most float64 // 0: none
 	rate float64 // 0: none
 	next time.Time
 
@@ -43,26 +52,55 @@ type pace struct {
 
 	fine  float64 // the best of the good windows since the last bad one
 	knee  float64 // the rate that was too much
-	fails int     // how often, without having got beyond it
+	fails int     // how often it or about the same was, without having got beyond it
 	calm  int     // good windows in a row above paceKnee of it
 	low   bool    // the last window was bad
 }
 
 // wait is how long until one more may begin.
 func (p *pace) wait(now time.Time) time.Duration {
-	if p.rate == 0 {
+	if p.next.IsZero() {
 		return 0
 	}
 	return max(0, p.next.Sub(now))
 }
 
+// hold lets none begin before until.
+func (p *pace) hold(until time.Time) {
+	if p.next.Before(until) {
+		p.next = until
+	}
+}
+
+// rested begins a new window, after a time in which nothing could begin.
+func (p *pace) rested(now time.Time) { p.began, p.good, p.bad = now, 0, 0 }
+
+// gap is the time from one to the next; 0: none.
+func (p *pace) gap() time.Duration {
+	rate := p.rate
+	if p.most > 0 && (rate == 0 || rate > p.most) {
+		rate = p.most
+	}
+	if rate == 0 {
+		return 0
+	}
+	return time.Duration(float64(time.Second) / rate)
+}
+
 // begin counts one that begins now.
 func (p *pace) begin(now time.Time) {
-	if p.rate > 0 {
-		if p.next.Before(now) {
-			p.next = now
+	if gap := p.gap(); gap > 0 {
+		if late := now.Add(-paceLag); p.next.Before(late) {
+			p.next = late
 		}
-		p.next = p.next.Add(time.Duration(float64(time.Second) / p.rate))
+		p.next = p.next.Add(gap)
+	}
+}
+
+// back takes back one that began and came to nothing.
+func (p *pace) back(now time.Time) {
+	if gap := p.gap(); gap > 0 && p.next.After(now) {
+		p.next = p.next.Add(-gap)
 	}
 }
 
@@ -120,7 +158,10 @@ func (p *pace) cut(most bool, speed float64) {
 		at = min(speed, p.rate)
 	}
 	if !p.low { // else it is still the same trouble
-		p.fails++
+		if at < p.knee/paceSame || at > p.knee*paceSame {
+			p.fails = 0 // it breaks down at any rate: this one is not the cause
+		}
+		p.fails = min(p.fails+1, paceFails)
 		p.knee = at
 		if p.fine > at/4 && p.fine < at { // the truth is in between
 			p.knee = math.Sqrt(p.fine * at)

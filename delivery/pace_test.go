@@ -64,7 +64,7 @@ func TestPaceFollowsAFrailProvider(t *testing.T) {
 			r.provider.send = func(_ context.Context, env *message.Envelope, last func() error) message.Result {
 				if f.arrive() {
 					time.Sleep(200 * time.Millisecond)
-					return message.Result{Outcome: message.Deferred, Code: "421"}
+					return message.Result{Outcome: message.Deferred, Code: "421", Fault: true}
 				}
 				time.Sleep(20 * time.Millisecond)
 				return r.provider.take(env, last)
@@ -128,4 +128,74 @@ func TestPaceIsLifted(t *testing.T) {
 			t.Errorf("a minute later the pace is still %.1f", p.rate)
 		}
 	})
+}
+
+// A provider that refused 40 % now and then for an hour, of the little that it got,
+// takes a backlog afterwards: within two minutes it gets several times as much.
+func TestPaceIsNotTheCause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p pace
+		n := 0
+		run := func(lasts time.Duration, speed float64, bad int) {
+			for end := time.Now().Add(lasts); time.Now().Before(end); n++ {
+				rate := speed
+				if p.rate > 0 {
+					rate = min(p.rate, speed)
+				}
+				time.Sleep(time.Duration(float64(time.Second) / rate))
+				p.ended(time.Now(), n%10 >= bad)
+			}
+		}
+		for range 100 {
+			run(8*time.Second, 25, 4)
+			run(28*time.Second, 25, 0)
+		}
+		run(2*time.Minute, 1000, 0)
+		if p.rate > 0 && p.rate < 100 {
+			t.Errorf("two minutes later the pace is %.1f; %.1f was too much %d times", p.rate, p.knee, p.fails)
+		}
+	})
+}
+
+// A provider with a rate gets no more than that in any second, and not much less,
+// whatever waits for it.
+func TestRate(t *testing.T) {
+	for _, rate := range []float64{2, 10, 500, 5000} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLedger(t)
+			var mu sync.Mutex
+			var came []time.Time
+			r := start(t, l, func(r *running, c *Config) {
+				c.Routes[message.ChannelEmail][0].Rate = rate
+				r.provider.send = func(_ context.Context, env *message.Envelope, last func() error) message.Result {
+					mu.Lock()
+					came = append(came, time.Now())
+					mu.Unlock()
+					return r.provider.take(env, last)
+				}
+			})
+			n := int(4 * rate)
+			idle(time.Minute) // which gives no credit
+			for range n {
+				go func() { r.mustOffer(l.accept(transactional, time.Hour)) }()
+			}
+			idle(time.Minute)
+			if len(came) != n {
+				t.Fatalf("%d of %d came", len(came), n)
+			}
+			for i := range came {
+				if j := i + int(rate*1.005) + 1; j < n && came[j].Sub(came[i]) < time.Second {
+					t.Fatalf("at %v a second, %d came within %s", rate, j-i+1, came[j].Sub(came[i]))
+				}
+			}
+			if took := came[n-1].Sub(came[0]); took > 4200*time.Millisecond {
+				t.Errorf("at %v a second, %d took %s", rate, n, took)
+			}
+		})
+	}
+	if _, err := New(Config{Ledger: newLedger(t).process(), Routes: map[message.Channel][]Route{
+		message.ChannelEmail: {{Provider: &fakeProvider{channel: message.ChannelEmail}, Rate: -1}},
+	}}); err == nil {
+		t.Error("a rate below 0 was taken")
+	}
 }

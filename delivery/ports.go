@@ -24,6 +24,10 @@ type Ledger interface {
 	Record(ctx context.Context, r message.Report) error
 	// Hold sets a message that was not handed over aside, with a reason.
 	Hold(ctx context.Context, k message.AttemptKey, reason string) error
+	// Postpone sets aside what was not attempted: it is due again wait from now,
+	// or when its life ends. It is false, and nothing was done, if an attempt was
+	// made, its life is over, or there is no such message or leave.
+	Postpone(ctx context.Context, it message.Item, wait time.Duration) (bool, error)
 	// Park keeps a record that is no message of ours, with its bytes and why.
 	Park(ctx context.Context, source string, raw []byte, reason string) error
 
@@ -38,6 +42,8 @@ type Ledger interface {
 	// Of more tenants than one call looks at, the next goes on with the others.
 	// It brings nothing while only one tenant has something to go.
 	Fair(ctx context.Context, l message.Lane, limit int) ([]message.Item, error)
+	// TenantName is the name of a tenant, by its number; empty if there is none.
+	TenantName(ctx context.Context, id int32) (string, error)
 	// Content is the canonical content of a message whose record didn't carry it.
 	Content(ctx context.Context, p message.Position) ([]byte, error)
 	// Beat tells that this worker lives, and which attempts it has open. giveUp

@@ -3,6 +3,7 @@ package delivery
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -13,6 +14,9 @@ type Route struct {
 	Provider Provider
 	// Platforms are the push platforms that the provider takes; empty: all.
 	Platforms []string
+	// Takes says whether the provider can take content at all; nil: it can. What
+	// it can't is not failed over to it.
+	Takes func(*message.Content) bool
 	// Slots is how many hand-overs the provider takes at once: its connections,
 	// its concurrency. The classes of the channel share them, so that neither a
 	// campaign nor a provider that hangs can take them all: a quarter is kept
@@ -22,6 +26,17 @@ type Route struct {
 	// With fewer than 3 slots nothing can be kept for anybody, and the most
 	// urgent goes first. With 0 the provider's own Reserve is the only limit.
 	Slots int
+	// Rate is how many hand-overs a second the provider gets at most, from this
+	// process; 0: no bound.
+	Rate float64
+}
+
+// takes says whether content can go to the provider.
+func (r *Route) takes(content *message.Content) bool {
+	if content.Push != nil && len(r.Platforms) > 0 && !slices.Contains(r.Platforms, content.Push.Platform) {
+		return false
+	}
+	return r.Takes == nil || r.Takes(content)
 }
 
 // sandbox takes the messages of test-mode keys. They are claimed, checked and

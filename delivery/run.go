@@ -23,9 +23,13 @@ func (w *Worker) Run(ctx context.Context) error {
 		return errors.New("delivery: the worker has run already")
 	}
 	for _, l := range w.all {
-		for i := range l.senders {
-			s := newSender(w, l, i)
-			w.senders.Go(s.run)
+		for _, t := range l.tracks {
+			for range l.senders {
+				w.senders.Go(newSender(w, l, t).run)
+			}
+		}
+		for i := range routers {
+			w.senders.Go(func() { newSender(w, l, nil).route(i) })
 		}
 		w.helpers.Go((&feeder{Worker: w, lane: l, share: feedShare}).run)
 	}

@@ -16,30 +16,53 @@ const heldPause = time.Second
 type sender struct {
 	*Worker
 	lane  *lane
-	turn  int
+	track *track // nil for a router
 	leash leash
 }
 
-func newSender(w *Worker, l *lane, turn int) *sender {
-	s := &sender{Worker: w, lane: l, turn: turn}
+func newSender(w *Worker, l *lane, t *track) *sender {
+	s := &sender{Worker: w, lane: l, track: t}
 	s.leash = leash{parent: w.hard, limit: w.cfg.ClaimValid + l.gates.replyLimit() + leashSlack, log: w.log.With("lane", l.name)}
 	return s
 }
 
+// run makes the attempts that routers bring.
 func (s *sender) run() {
 	defer s.leash.end()
 	o := new(offer)
-	for ; ; s.turn++ {
-		if !s.lane.next(o, s.soft.Done(), s.turn) {
-			return
-		}
-		s.deliver(o)
+	for s.track.next(o, s.soft.Done()) {
+		s.attempt(o)
+		s.track.domains.leave(o.domain)
 		*o = offer{}
 	}
 }
 
-// deliver takes an item as far as it goes.
-func (s *sender) deliver(o *offer) {
+// attempt claims an item and hands it over. What is claimed without content ends
+// without a hand-over.
+func (s *sender) attempt(o *offer) {
+	c, ok := s.claim(o, o.content)
+	switch {
+	case !ok:
+	case o.flaw != "":
+		a := s.newAttempt(o, c, nil)
+		a.settle("", message.Result{Outcome: message.Returned, Code: "unreadable", Reply: o.flaw, Poison: true})
+	default:
+		s.newAttempt(o, c, o.content).handOver(c.lease)
+	}
+}
+
+// route gives a lane's items, in their turn, to senders of the providers that
+// they go to.
+func (s *sender) route(turn int) {
+	o := new(offer)
+	for ; s.lane.next(o, s.soft.Done(), turn); turn++ {
+		s.direct(o)
+		*o = offer{}
+	}
+}
+
+// direct finds out where one item goes.
+func (s *sender) direct(o *offer) {
 	if why := s.lane.misfit(&o.item); why != "" {
 		s.lane.hand.drop(o.key())
 		s.park(o, why)
@@ -53,14 +76,12 @@ func (s *sender) deliver(o *offer) {
 		s.lane.hand.drop(o.key())
 		s.park(o, found.stray)
 	case found.flaw != "":
-		if c, ok := s.claim(o, nil); ok {
-			a := s.newAttempt(o, c, nil)
-			a.settle("", message.Result{Outcome: message.Returned, Code: "unreadable", Reply: found.flaw, Poison: true})
-		}
+		o.flaw = found.flaw
+		s.attempt(o)
 	default:
-		if c, ok := s.claim(o, found.content); ok {
-			s.newAttempt(o, c, found.content).handOver(c.lease)
-		}
+		o.content = found.content
+		o.domain = domainOf(o.content, o.item.Position.Index())
+		s.assign(o)
 	}
 }
 
@@ -73,16 +94,28 @@ type claimed struct {
 
 // claim asks for the attempt, until the ledger answers or the worker stops. What
 // is held back stays with the sender, as with a provider that can't be used.
-// Content that is to be sent has a slot reserved before, unless its life ends
+// Content that is to be sent has a slot reserved before: of another provider, by
+// another sender, if this one's can't be used and that one's can. Unless its life ends
 // while it waits for one: then the claim will end it as expired. Unless the
 // attempt is ours, nothing is left to do for the item.
 func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) {
 	var pauses *backoff.ExponentialBackOff
-	gate := s.lane.gates.of(content)
+	gate := s.lane.gates.rest
+	if s.track != nil {
+		gate = s.track.gate
+	}
+	var elsewhere func() bool
+	if len(o.rest) > 0 {
+		elsewhere = o.elsewhere
+	}
 	for {
 		if content != nil {
 			var err error
-			c.lease, err = gate.reserve(s.soft, s.lane.lane.Class, content.Options().ExpiresAt)
+			c.lease, err = gate.reserve(s.soft, s.lane.lane.Class, content.Options().ExpiresAt, elsewhere)
+			if errors.Is(err, errShut) {
+				s.assign(o)
+				return claimed{}, false
+			}
 			if err != nil && !errors.Is(err, errPastLife) {
 				s.lane.giveBack(o)
 				return claimed{}, false
@@ -100,6 +133,9 @@ func (s *sender) claim(o *offer, content *message.Content) (c claimed, ok bool) 
 		c.lease.release()
 		if err == nil {
 			s.note(opClaim, nil)
+			if s.track != nil {
+				s.track.held.Store(int64(s.clock().Mono))
+			}
 			if pause(s.soft, heldPause) != nil {
 				s.lane.giveBack(o)
 				return claimed{}, false

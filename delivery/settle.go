@@ -39,9 +39,6 @@ func (a *attempt) settle(provider string, r message.Result) {
 		}
 	}
 	a.lane.meter.ended(provider, r)
-	if g := a.lane.gates.named(provider); g != nil && !r.Poison {
-		g.learn(r.Outcome)
-	}
 	a.watch.ended(a.span, provider, r)
 	if err == nil {
 		a.lane.hand.end(key)

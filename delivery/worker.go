@@ -50,7 +50,7 @@ func New(cfg Config) (*Worker, error) {
 	w.final, w.endFinal = context.WithCancel(context.Background())
 	var reply time.Duration
 	for channel := message.ChannelEmail; channel <= message.ChannelPush; channel++ {
-		gates, err := newGates(channel, cfg.Routes[channel], w.log)
+		gates, err := newGates(channel, cfg.Routes[channel], cfg.Orders, w.log)
 		if err != nil {
 			return nil, err
 		}
@@ -58,7 +58,11 @@ func New(cfg Config) (*Worker, error) {
 		w.gates = append(w.gates, gates.all...)
 		for class := message.Transactional; class <= message.Campaign; class++ {
 			l := message.Lane{Class: class, Channel: channel}
-			w.lanes[class][channel] = newLane(l, cfg.sendersOf(l), gates, cfg.Doubts[l])
+			lane := newLane(l, cfg.sendersOf(l), gates, cfg.Doubts[l])
+			if err := lane.setOrders(cfg.Orders); err != nil {
+				return nil, err
+			}
+			w.lanes[class][channel] = lane
 		}
 	}
 	for l, policy := range cfg.Doubts {

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # deps.sh [race]: see to what the tests need beside Go: PostgreSQL's server
-# programs, Java 17 and Apache Kafka's jars, fetched by Maven, Alertmanager, and
-# Python's http-ece, in a virtual environment of its own, which decrypts what Web
-# Push sends; for `race` a C compiler, too. As root on Debian it installs what is missing,
+# programs, Java 17 and Apache Kafka's jars, fetched by Maven, Alertmanager, Postfix
+# and Dovecot's submission service, as relays to hand email to, and Python's
+# http-ece, in a virtual environment of its own, which decrypts what Web Push sends;
+# for `race` a C compiler, too. As root on Debian it installs what is missing,
 # elsewhere it says what to install. With nothing missing it is done at once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -41,12 +42,26 @@ have_ece() { "$ece/bin/python3" -c 'import http_ece, cryptography' 2>/dev/null; 
 
 have_venv() { have python3 && python3 -c 'import venv, ensurepip' 2>/dev/null; }
 
+# Both are found in sbin, too, which isn't on everybody's PATH.
+have_postfix() { PATH=$PATH:/usr/sbin:/sbin have postconf; }
+
+have_dovecot() {
+	local bin lib
+	bin=$(PATH=$PATH:/usr/sbin:/opt/homebrew/sbin:/usr/local/sbin command -v dovecot) || return 1
+	for lib in /usr/lib/dovecot /usr/libexec/dovecot "${bin%/sbin/*}"/libexec/dovecot; do
+		[[ -x $lib/submission-login ]] && return 0
+	done
+	return 1
+}
+
 # The packages that lack, by Debian's names.
 missing() {
 	have_postgres || echo postgresql
 	have_java || echo default-jre-headless
 	bin/teststack -fetched || have mvn || echo maven
 	have prometheus-alertmanager || have alertmanager || echo prometheus-alertmanager
+	have_postfix || echo postfix
+	have_dovecot || echo dovecot-core dovecot-submissiond
 	have_ece || have_venv || echo python3-venv
 	if [[ ${1:-} == race ]]; then
 		have gcc || have clang || echo gcc libc6-dev
@@ -71,7 +86,20 @@ install() {
 	trap 'rm -f "'"$quiet"'" "'"$policy"'"' EXIT
 	{
 		apt-get update -q
-		apt-get install -q -y --no-install-recommends "$@"
+		if [[ " $* " == *" postfix "* ]]; then
+			echo "postfix postfix/main_mailer_type select No configuration" | debconf-set-selections
+		fi
+		if ! apt-get install -q -y --no-install-recommends --no-remove "$@"; then
+			echo "deps: if another mail server is in Postfix's place, whether to replace it is yours to say: apt-get install $*"
+			exit 1
+		fi
+		# Nor do these listen from the next boot on.
+		local service
+		for service in postfix dovecot; do
+			if [[ " $* " == *" $service"* ]]; then
+				update-rc.d "$service" disable || echo "deps: keep the service $service from starting at boot"
+			fi
+		done
 	} >&2
 }
 
@@ -92,8 +120,8 @@ if [[ -n $lacking ]]; then
 	{
 		echo "deps: missing: $lacking (PostgreSQL must be 15 or newer, Java 17 or newer)."
 		echo "deps: on Debian or Ubuntu: sudo apt-get install $lacking"
-		echo "deps: on Fedora: sudo dnf install postgresql-server java-21-openjdk-headless maven gcc python3; alertmanager by hand"
-		echo "deps: on macOS: brew install postgresql@17 openjdk maven alertmanager python"
+		echo "deps: on Fedora: sudo dnf install postgresql-server java-21-openjdk-headless maven gcc python3 postfix dovecot; alertmanager by hand"
+		echo "deps: on macOS: brew install postgresql@17 openjdk maven alertmanager python dovecot"
 	} >&2
 	exit 1
 fi

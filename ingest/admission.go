@@ -241,7 +241,7 @@ func (s *Service) admit(ctx context.Context, r Request, sub *message.Submission)
 		select {
 		case s.lookups <- struct{}{}:
 			defer func() { <-s.lookups }()
-			if a, err := s.repeatOr(ctx, r, sub, busy); err == nil || errors.Is(err, message.ErrKeyReused) {
+			if a, err := s.repeatOr(ctx, r, sub, time.Time{}, busy); err == nil || errors.Is(err, message.ErrKeyReused) {
 				return a, err
 			}
 		default:

@@ -33,8 +33,8 @@ type Config struct {
 	EmailCheck func(*message.Email) error
 	// Suppressions are whom nothing is taken for. Nil: nobody.
 	Suppressions *Suppressions
-	// Finder answers for submissions that were made before. Nil leaves their
-	// states as they were when they were new.
+	// Finder answers for submissions that were made before, when the same would be
+	// refused by now. Nil: nobody does.
 	Finder Finder
 	// Journal keeps what the ledger can't. Nil: what the ledger can't take is
 	// answered with message.ErrUnavailable.
@@ -44,11 +44,20 @@ type Config struct {
 	// Patience is how long the ledger may take to accept before the journal does
 	// instead, at most half of what is left of the request: 2 s.
 	Patience time.Duration
+	// RepeatsSince is from when on a request without a key counts as a repeat of
+	// what was accepted; zero, or nil: never. It is up to the ledger what becomes of one.
+	RepeatsSince func() time.Time
 	// Admission refuses what is too much. Nil takes everything.
 	Admission *Admission
 	Log       *slog.Logger // nil: none
 	// Now is the clock; time.Now when nil.
 	Now func() time.Time
+	// LedgerTime is what the ledger's clock shows at a moment of this process's, if it
+	// is known: the order of requests under one supersede key must not hang on whose
+	// clock was read. Nil: it never is.
+	LedgerTime func(time.Time) (time.Time, bool)
+	// Timeout is how long a request may take: 10 s.
+	Timeout time.Duration
 }
 
 // Service accepts requests. It is safe for concurrent use.
@@ -76,6 +85,7 @@ func New(acceptor Acceptor, publisher Publisher, cfg Config) *Service {
 		cfg.Now = time.Now
 	}
 	orDefault(&cfg.Patience, 2*time.Second)
+	orDefault(&cfg.Timeout, 10*time.Second)
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}

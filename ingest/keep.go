@@ -24,19 +24,62 @@ func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Ti
 		go func() { _, _ = s.acceptor.Accept(context.WithoutCancel(ctx), sub) }()
 		return message.Receipt{}, errJournaled
 	}
+	if first, ok := s.waits(ctx, sub); ok {
+		if err := s.journal(ctx, sub, first); errors.Is(err, errJournaled) {
+			return message.Receipt{}, err
+		}
+	}
 	pass := s.breaker.enter()
 	err := errLedgerAway
 	if pass != nil {
 		var receipt message.Receipt
+		began := time.Now()
 		receipt, err = s.offer(ctx, sub, pass)
 		if !errors.Is(err, message.ErrUnavailable) {
 			return receipt, err
 		}
+		outlast(ctx, sub, began)
 	}
-	if jerr := s.cfg.Journal.Append(ctx, message.Journaled{Submission: sub, AcceptedAt: now}); jerr != nil {
+	// An incident may be seen only in a moment: what comes out of the journal later
+	// and was accepted from now on repeats this one, or this one it.
+	if sub.RepeatsSince.IsZero() && s.cfg.RepeatsSince != nil && sub.Keyless() {
+		its := *sub
+		its.RepeatsSince = now
+		sub = &its
+	}
+	if jerr := s.journal(ctx, sub, s.accepted(sub, now)); !errors.Is(jerr, errJournaled) {
 		return message.Receipt{}, errors.Join(err, jerr)
 	}
 	return message.Receipt{}, errJournaled
+}
+
+// journal has the journal take sub, which is errJournaled.
+func (s *Service) journal(ctx context.Context, sub *message.Submission, accepted time.Time) error {
+	if err := s.cfg.Journal.Append(ctx, message.Journaled{Submission: sub, AcceptedAt: accepted}); err != nil {
+		return err
+	}
+	return errJournaled
+}
+
+// waitsLimit bounds the look whether the ledger has it by now.
+const waitsLimit = 500 * time.Millisecond
+
+// waits says since when a journal has had sub, while the ledger hasn't, where that
+// matters: of the messages with one supersede key the newest goes, and the ledger
+// would take what is submitted again for newer than what came in between. In the
+// journal once more, with its first time, it keeps its place.
+func (s *Service) waits(ctx context.Context, sub *message.Submission) (since time.Time, yes bool) {
+	if sub.Supersede == "" {
+		return since, false
+	}
+	j, _ := s.cfg.Journal.Find(sub.ID())
+	if j == nil {
+		return since, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, waitsLimit)
+	defer cancel()
+	views, _ := s.find(ctx, sub) // a ledger that can't tell hasn't got it
+	return j.AcceptedAt, len(views) == 0
 }
 
 // offer has the ledger accept sub within the patience that pass has.
@@ -47,6 +90,30 @@ func (s *Service) offer(ctx context.Context, sub *message.Submission, pass *pass
 	receipt, err := s.acceptor.Accept(limit, sub)
 	pass.leave(err)
 	return receipt, err
+}
+
+// accepted is the time of sub for the journal.
+func (s *Service) accepted(sub *message.Submission, now time.Time) time.Time {
+	if sub.Supersede != "" && s.cfg.LedgerTime != nil {
+		if at, known := s.cfg.LedgerTime(now); known {
+			return at
+		}
+	}
+	return now
+}
+
+// outlast waits until the ledger, which was asked for sub at began and given up,
+// can no longer take it for newer than what comes after its answer.
+func outlast(ctx context.Context, sub *message.Submission, began time.Time) {
+	if sub.Supersede == "" {
+		return
+	}
+	timer := time.NewTimer(time.Until(began.Add(2 * message.AcceptSlack)))
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }
 
 // patience is how long the ledger may take. While there is no journal to go to,

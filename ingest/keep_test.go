@@ -14,6 +14,9 @@ import (
 // kafka is a journal that answers as it is told.
 type kafka struct {
 	err   error
+	late  []message.Journaled // that others wrote, and that it will have read when it is current
+	stuck bool                // it never is
+	at    time.Time           // for which it was asked to be
 	got   []message.Journaled
 	blind bool
 }
@@ -25,6 +28,17 @@ func (k *kafka) Find(id message.ID) (*message.Journaled, bool) {
 		}
 	}
 	return nil, !k.blind
+}
+
+func (k *kafka) Current(ctx context.Context, at time.Time) error {
+	k.at = at
+	if k.stuck {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	k.got = append(k.got, k.late...)
+	k.late = nil
+	return nil
 }
 
 func (k *kafka) Append(_ context.Context, j message.Journaled) error {
@@ -48,6 +62,42 @@ func submit(s *Service, key string) (*Accepted, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	return s.Submit(ctx, Request{Principal: owner, Key: key, Content: email(), Trace: "trace"})
+}
+
+// What a journal has, and the ledger hasn't yet, keeps its place among those of its
+// supersede key when it is submitted again: the journal gets it with its first
+// time. Once the ledger has it, or with Kafka away, the ledger answers.
+func TestSupersedingKeepsItsPlace(t *testing.T) {
+	l, k := &ledger{err: message.ErrUnavailable}, &kafka{}
+	at := now
+	s := l.service(func(c *Config) { c.Journal, c.Now = k, func() time.Time { return at } })
+	content := email()
+	content.Email.SupersedeKey = "code"
+	submit := func() *Accepted {
+		t.Helper()
+		a, err := s.Submit(t.Context(), Request{Principal: owner, Key: "k", Content: content})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	submit()
+	l.err, l.got = nil, nil // the ledger is back
+	at = at.Add(time.Minute)
+	if a := submit(); a.Messages[0].State != message.StateJournaled || len(l.got) > 0 {
+		t.Errorf("again: %s, and the ledger was asked %d times", a.Messages[0].State, len(l.got))
+	}
+	if len(k.got) != 2 || !k.got[1].AcceptedAt.Equal(now) {
+		t.Errorf("journaled: %+v", k.got)
+	}
+	k.err = message.ErrUnavailable
+	submit()
+	k.err = nil
+	l.found.Items = make([]message.View, 2) // and has entered it
+	submit()
+	if len(l.got) != 2 {
+		t.Errorf("the ledger was asked %d times, want twice", len(l.got))
+	}
 }
 
 func TestJournaled(t *testing.T) {
@@ -180,6 +230,33 @@ func TestHungLedger(t *testing.T) {
 	})
 }
 
+// A ledger that was given up may take a request late: for newer than what comes
+// after the answer, unless that waits. Only supersede keys need it.
+func TestSupersedingOutlastsTheLedger(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, k := &ledger{err: message.ErrUnavailable}, &kafka{}
+		s := l.service(func(c *Config) {
+			c.Journal, c.LedgerTime = k, func(t time.Time) (time.Time, bool) { return t.Add(time.Hour), true }
+		})
+		for key, least := range map[string]time.Duration{"": 0, "code": 2 * message.AcceptSlack} {
+			content := email()
+			content.Email.SupersedeKey = key
+			began := time.Now()
+			a, err := s.Submit(t.Context(), Request{Principal: owner, Key: "k" + key, Content: content})
+			if took := time.Since(began); err != nil || a.Messages[0].State != message.StateJournaled || took < least || took > least+100*time.Millisecond {
+				t.Errorf("%q: after %v: %+v %v", key, took, a, err)
+			}
+			want := now // the order under a key is by the ledger's clock
+			if key != "" {
+				want = now.Add(time.Hour)
+			}
+			if at := k.got[len(k.got)-1].AcceptedAt; !at.Equal(want) {
+				t.Errorf("%q: journaled as accepted at %v, want %v", key, at, want)
+			}
+		}
+	})
+}
+
 // Those who wait when the breaker opens wait no longer.
 func TestBreakerEndsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -215,6 +292,22 @@ func TestRepeatOfAJournaledOneThatExpired(t *testing.T) {
 			t.Errorf("again: %+v %v", again, err)
 		}
 	}
+	// Another process journaled it, and this one has yet to read that.
+	k.got, k.late, l.findErr = nil, k.got, nil
+	if again, err := s.Submit(context.Background(), r); err != nil || !again.Replayed || again.ID != first.ID {
+		t.Errorf("while another's journal is read: %+v %v", again, err)
+	}
+	if want := content.Email.ExpiresAt.Add(15 * time.Second); !k.at.Equal(want) {
+		t.Errorf("all until %v was asked for, want %v: a request that was under way at its end", k.at, want)
+	}
+	k.stuck, k.got = true, nil
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		if _, err := s.Submit(context.Background(), r); !errors.Is(err, message.ErrUnavailable) || time.Since(began) != currentLimit {
+			t.Errorf("while the journal can't be read: after %v: %v", time.Since(began), err)
+		}
+	})
+	k.stuck = false
 	r.Key, l.findErr = "another", nil
 	var wrong message.FieldErrors
 	if _, err := s.Submit(context.Background(), r); !errors.As(err, &wrong) {

@@ -2,6 +2,7 @@ package ingest
 
 import (
 	"context"
+	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
 )
@@ -34,6 +35,9 @@ type Journal interface {
 	// recipients are it need not know. known is false while it may hold it without
 	// that it can tell.
 	Find(id message.ID) (j *message.Journaled, known bool)
+	// Current waits until Find knows of all that any process had the journal keep
+	// before a time. Its error is ctx's.
+	Current(ctx context.Context, at time.Time) error
 }
 
 // Finder tells what became of a submission that was made before: the ledger.

@@ -2,10 +2,10 @@ package ingest
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
@@ -24,6 +24,7 @@ type Request struct {
 type Accepted struct {
 	ID       message.ID // of the submission
 	Replayed bool       // the same request was kept before, and this is its answer
+	RepeatOf message.ID // of the submission that this one has the whole content of, while the shield is up; else zero
 	Messages []Message  // in the order of to, cc, bcc
 }
 
@@ -64,28 +65,15 @@ func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
 	if len(problems) > 0 {
 		return nil, problems
 	}
-	key := r.Key
-	if key == "" {
-		key = rand.Text()
-	}
-	if plant.Is(plant.ProcessKeys) {
-		key = fmt.Sprint(key, "-", os.Getpid())
-	}
-	life := s.cfg.EmailLife
-	if r.Content.Push != nil {
-		life = s.cfg.PushLife
-	}
-	sub, err := message.Submit(r.Principal.Tenant, scopedKey(r.Principal, key), r.Content, now, life)
+	sub, err := s.submission(r, now)
 	if err != nil {
 		return nil, fmt.Errorf("submit: %w", err)
 	}
-	sub.Trace = r.Trace
-	sub.Test = r.Principal.Test
-	if stale == nil {
-		stale = s.cfg.Suppressions.problems(r)
-	}
 	if stale != nil {
-		return s.repeatOr(ctx, r, sub, stale)
+		return s.repeatOr(ctx, r, sub, s.until(sub.ExpiresAt, now), stale)
+	}
+	if suppressed := s.cfg.Suppressions.problems(r); suppressed != nil {
+		return s.repeatOr(ctx, r, sub, time.Time{}, suppressed)
 	}
 	if a, err := s.admit(ctx, r, sub); a != nil || err != nil {
 		return a, err
@@ -97,15 +85,40 @@ func (s *Service) Submit(ctx context.Context, r Request) (*Accepted, error) {
 	case err != nil:
 		return nil, fmt.Errorf("accept: %w", err)
 	}
-	accepted := answer(sub, receipt)
-	if receipt.Replayed {
-		s.recall(ctx, sub, accepted)
-		return accepted, nil
+	if receipt.Replayed && receipt.RepeatOf != (message.ID{}) {
+		sub.Key = receipt.RepeatOf.KeyHash() // it is answered as the first one
 	}
-	if !receipt.Waiting {
+	if !receipt.Replayed && !receipt.Waiting {
 		s.publisher.Publish(sub.Items(receipt))
 	}
-	return accepted, nil
+	return answer(sub, receipt), nil
+}
+
+// submission makes what r asks for.
+func (s *Service) submission(r Request, now time.Time) (*message.Submission, error) {
+	life := s.cfg.EmailLife
+	if r.Content.Push != nil {
+		life = s.cfg.PushLife
+	}
+	p, key := r.Principal, r.Key
+	if key != "" && plant.Is(plant.ProcessKeys) {
+		key = fmt.Sprint(key, "-", os.Getpid())
+	}
+	var sub *message.Submission
+	var err error
+	if key == "" {
+		sub, err = message.SubmitKeyless(p.Tenant, p.Test, r.Content, now, life)
+	} else {
+		sub, err = message.Submit(p.Tenant, scopedKey(p, key), r.Content, now, life)
+	}
+	if err != nil {
+		return nil, err
+	}
+	sub.Trace, sub.Test = r.Trace, p.Test
+	if key == "" && s.cfg.RepeatsSince != nil {
+		sub.RepeatsSince = s.cfg.RepeatsSince()
+	}
+	return sub, nil
 }
 
 func answer(sub *message.Submission, receipt message.Receipt) *Accepted {
@@ -114,8 +127,11 @@ func answer(sub *message.Submission, receipt message.Receipt) *Accepted {
 	if receipt.Waiting {
 		state = message.StateWaiting
 	}
-	out := &Accepted{ID: id, Replayed: receipt.Replayed, Messages: make([]Message, len(sub.Recipients))}
+	out := &Accepted{ID: id, Replayed: receipt.Replayed, RepeatOf: receipt.RepeatOf, Messages: make([]Message, len(sub.Recipients))}
 	for i, to := range sub.Recipients {
+		if receipt.States != nil {
+			state = receipt.States[i]
+		}
 		out.Messages[i] = Message{
 			ID: id.Message(i), To: to, State: state, Stream: sub.Stream, Sequence: receipt.Sequence + int64(i),
 		}
@@ -123,29 +139,27 @@ func answer(sub *message.Submission, receipt message.Receipt) *Accepted {
 	return out
 }
 
-// recall fills in what became of a replayed submission's messages. Ids and
-// numbers are right without it, so a ledger that can't tell now changes nothing.
-func (s *Service) recall(ctx context.Context, sub *message.Submission, a *Accepted) {
-	views, err := s.find(ctx, sub)
-	if err != nil {
-		return
-	}
-	for _, v := range views {
-		if i := v.ID.Index(); i < len(a.Messages) && a.Messages[i].ID == v.ID {
-			a.Messages[i].State = v.State
-		}
-	}
-}
-
 // repeatOr answers a request that is refused with no only for when it came, or
-// since its recipient is gone by now. If it was kept before, its sender deserves to
-// hear that: an application that retries after an outage would else take a sent message for a refused one.
-func (s *Service) repeatOr(ctx context.Context, r Request, sub *message.Submission, no error) (*Accepted, error) {
+// since its recipient is gone by now. If it was kept before, at some time until
+// last, its sender deserves to hear that: an application that retries after an
+// outage would else take a sent message for a refused one.
+func (s *Service) repeatOr(ctx context.Context, r Request, sub *message.Submission, last time.Time, no error) (*Accepted, error) {
 	if r.Key == "" {
 		return nil, no
 	}
 	kept, known := s.inJournal(sub)
 	views, err := s.find(ctx, sub)
+	if !kept && known && len(views) == 0 && s.cfg.Journal != nil && !last.IsZero() {
+		// Another process's may have come to the journal a moment ago.
+		limit, cancel := context.WithTimeout(ctx, currentLimit)
+		defer cancel()
+		if s.cfg.Journal.Current(limit, last) != nil {
+			known = false
+		} else {
+			kept, known = s.inJournal(sub)
+		}
+		views, err = s.find(ctx, sub) // where it goes from the journal
+	}
 	switch {
 	case kept && len(views) == 0:
 		a := journaled(sub)
@@ -167,6 +181,18 @@ func (s *Service) repeatOr(ctx context.Context, r Request, sub *message.Submissi
 		a.Messages[v.ID.Index()] = Message{ID: v.ID, To: v.Recipient, State: v.State, Stream: v.Stream, Sequence: v.Sequence}
 	}
 	return a, nil
+}
+
+// currentLimit bounds the wait for what other processes had journaled.
+const currentLimit = 4 * time.Second
+
+// until is when a request that was right until its end may have been kept at the
+// latest, by a process whose clock is a little behind.
+func (s *Service) until(end, now time.Time) time.Time {
+	if end = end.Add(s.cfg.Timeout + 5*time.Second); end.Before(now) {
+		return end
+	}
+	return now
 }
 
 func (s *Service) find(ctx context.Context, sub *message.Submission) ([]message.View, error) {

@@ -338,3 +338,35 @@ func TestAttachmentLimits(t *testing.T) {
 		t.Errorf("%v", got)
 	}
 }
+
+// TestKeyless: only a request without a key may be a repeat, and as one it is
+// answered with the first one's ids.
+func TestKeyless(t *testing.T) {
+	since := now.Add(-time.Hour)
+	l := &ledger{receipt: message.Receipt{Submission: 5, Sequence: 10}}
+	s := l.service(func(c *Config) { c.RepeatsSince = func() time.Time { return since } })
+	submit := func(r Request) *Accepted {
+		t.Helper()
+		r.Principal, r.Content = owner, email()
+		a, err := s.Submit(context.Background(), r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	}
+	submit(Request{Key: "k"})
+	first := submit(Request{})
+	if keyed, without := l.got[0], l.got[1]; keyed.Keyless() || !keyed.RepeatsSince.IsZero() || !without.Keyless() || !without.RepeatsSince.Equal(since) {
+		t.Errorf("keyed: %v since %s; without: %v since %s", keyed.Keyless(), keyed.RepeatsSince, without.Keyless(), without.RepeatsSince)
+	}
+	published := len(l.items)
+	l.receipt.Replayed, l.receipt.RepeatOf = true, first.ID
+	again := submit(Request{})
+	if again.ID != first.ID || again.Messages[1].ID != first.Messages[1].ID || !again.Replayed || l.got[2].Print != l.got[1].Print || len(l.items) != published {
+		t.Errorf("%+v, want %+v", again, first)
+	}
+	l.receipt.Replayed = false
+	if flagged := submit(Request{}); flagged.ID == first.ID || flagged.RepeatOf != first.ID || len(l.items) == published {
+		t.Errorf("flagged: %+v", flagged)
+	}
+}

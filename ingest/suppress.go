@@ -116,7 +116,7 @@ func (s *Suppressions) problems(r Request) message.FieldErrors {
 	for i, to := range r.Content.Recipients() {
 		if _, is := s.set[message.SuppressionDigest(r.Principal.Tenant, r.Content.Channel(), to)]; is {
 			errs = append(errs, message.FieldError{
-				Field: recipientField(r.Content, i), Problem: "is suppressed, since its provider said that it is gone: see GET /v1/suppressions, or set bypass_suppression",
+				Field: recipientField(r.Content, i), Problem: "is suppressed, since a provider said that it is gone, or its reader complained: see GET /v1/suppressions, or set bypass_suppression",
 			})
 		}
 	}

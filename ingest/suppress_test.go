@@ -60,7 +60,7 @@ func TestSuppressedIsRefused(t *testing.T) {
 		t.Errorf("a request that insists: %v", err)
 	}
 	mail := email()
-	mail.Email.To, mail.Email.Cc = []string{"a@example.net"}, []string{"b@example.net", "gone@example.net"}
+	mail.Email.To, mail.Email.Cc = []string{"a@example.net"}, []string{"b@example.net", "Gone Away <Gone@example.net>"}
 	refresh(message.SuppressionChange{Digest: message.SuppressionDigest(owner.Tenant, message.ChannelEmail, "gone@example.net"), Active: true})
 	if err := submit("mail", mail); !errors.As(err, &fields) || len(fields) != 1 || fields[0].Field != "cc[1]" {
 		t.Errorf("mail: %v", err)

@@ -250,6 +250,7 @@ func (d *Drain) try(ctx context.Context, j message.Journaled, source string, raw
 	case r.Held:
 		d.conflicts.Add(ctx, 1, class)
 		d.cfg.Log.WarnContext(ctx, "another request came first under the key of a journaled one, which is held", "submission", j.ID())
+	case r.Ended: // it repeats another
 	case !r.Waiting:
 		d.cfg.Publisher.Publish(j.Items(r))
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +40,9 @@ const (
 	slowest = 30 * time.Second
 	// mostTold bounds the log lines of one check.
 	mostTold = 20
+	// lately is for how long a fault that is over is still told of: what is repaired
+	// within a moment was lost all the same.
+	lately = 10 * time.Second
 	// mostRounds bounds repairs without a pause between.
 	mostRounds = 100
 )
@@ -48,12 +53,18 @@ type Guard struct {
 
 	mu   sync.Mutex
 	open map[string]message.Fault // by name
+	over map[string]ended         // likewise, for a while
 	down bool                     // the ledger could not be asked
+}
+
+type ended struct {
+	fault message.Fault
+	at    time.Time
 }
 
 // NewGuard makes a Guard and registers its metric.
 func NewGuard(cfg GuardConfig) (*Guard, error) {
-	g := &Guard{cfg: cfg, open: make(map[string]message.Fault)}
+	g := &Guard{cfg: cfg, open: make(map[string]message.Fault), over: make(map[string]ended)}
 	_, err := cfg.Meters.Meter("github.com/stormpost/stormpost/recovery").Int64ObservableGauge("stormpost.numbering.broken",
 		metric.WithUnit("{fault}"), metric.WithDescription("Faults of the numbering that are open, as this process saw them last."),
 		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
@@ -67,11 +78,24 @@ func NewGuard(cfg GuardConfig) (*Guard, error) {
 func (g *Guard) Open() []message.Fault {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	all := make([]message.Fault, 0, len(g.open))
-	for _, f := range g.open {
-		all = append(all, f)
+	return slices.Collect(maps.Values(g.open))
+}
+
+// Lately is the faults of Open, and behind them those that were over within the
+// last seconds.
+func (g *Guard) Lately() (faults []message.Fault, open int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	faults = slices.Collect(maps.Values(g.open))
+	open = len(faults)
+	for name, e := range g.over {
+		if time.Since(e.at) >= lately {
+			delete(g.over, name)
+		} else if _, again := g.open[name]; !again {
+			faults = append(faults, e.fault)
+		}
 	}
-	return all
+	return faults, open
 }
 
 // Err is nil while the numbering is sound, as far as the last check knows.
@@ -139,6 +163,9 @@ func (g *Guard) check(ctx context.Context) (faults []message.Fault, ok bool) {
 		for name, f := range g.open {
 			if _, still := now[name]; !still {
 				closed = append(closed, f)
+				if len(g.over) < mostTold {
+					g.over[name] = ended{f, time.Now()}
+				}
 			}
 		}
 		g.open = now

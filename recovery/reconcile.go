@@ -20,6 +20,8 @@ type Books interface {
 	Reenter(ctx context.Context, lost []message.Lost) (map[message.KeyHash]message.Reentered, error)
 	// Retrace enters what is known to have happened, and says how much of it was new.
 	Retrace(ctx context.Context, steps []message.Step) (int, error)
+	// Remember keeps what is known of messages that nobody can enter.
+	Remember(ctx context.Context, steps []message.Step) error
 	// Find is where messages are, by id.
 	Find(ctx context.Context, ids []message.ID) (map[message.ID]message.Position, error)
 	Enter(ctx context.Context, j message.Journaled) (message.Receipt, error)
@@ -331,13 +333,27 @@ func (r *reconcile) journals(ctx context.Context) error {
 		if r.DryRun {
 			return nil
 		}
+		if r.tells(j) { // it was sent, or is over: it doesn't make way for a repeat
+			j.RepeatsSince = time.Time{}
+		}
 		_, err = r.Books.Enter(ctx, j) // its own key may be another request's
 		return err
 	})
 }
 
+// tells says whether the trail tells of a submission.
+func (r *reconcile) tells(j message.Journaled) bool {
+	for i := range j.Recipients {
+		if _, ok := r.told[j.ID().Message(i)]; ok {
+			return true
+		}
+	}
+	return false
+}
+
 // retraceRest enters what is told of messages wherever they are: their records
-// may be older than what was read, or they came out of a journal.
+// may be older than what was read, or they came out of a journal. Some are nowhere:
+// they were in the ledger alone, and whoever has them may submit them again.
 func (r *reconcile) retraceRest(ctx context.Context) error {
 	var ids []message.ID
 	var n int64
@@ -350,12 +366,21 @@ func (r *reconcile) retraceRest(ctx context.Context) error {
 			return err
 		}
 		steps := make([]message.Step, 0, len(found))
-		for id, at := range found {
+		var gone []message.Step
+		for _, id := range ids {
 			s := r.told[id]
+			at, ok := found[id]
+			if !ok {
+				gone = append(gone, s)
+				continue
+			}
 			s.Position = at
 			steps = append(steps, s)
 		}
 		ids = ids[:0]
+		if err := r.Books.Remember(ctx, gone); err != nil {
+			return err
+		}
 		return r.retrace(ctx, steps)
 	}
 	if r.DryRun {

@@ -36,9 +36,14 @@ var outcomes = map[int]map[string]message.Outcome{
 	http.StatusServiceUnavailable:  {"ServiceUnavailable": message.Deferred, "Shutdown": message.Deferred},
 }
 
+// unrelatedKey is the reason for a token that is of another key than those that
+// its connection began with: it is good on another one
+// (https://developer.apple.com/documentation/usernotifications/establishing-a-token-based-connection-to-apns).
+const unrelatedKey = "UnrelatedKeyIdInToken"
+
 // tokenReasons are those of a 403 that are about the provider token.
 var tokenReasons = []string{
-	"ExpiredProviderToken", "InvalidProviderToken", "MissingProviderToken", "UnrelatedKeyIdInToken", "BadEnvironmentKeyIdInToken",
+	"ExpiredProviderToken", "InvalidProviderToken", "MissingProviderToken", unrelatedKey, "BadEnvironmentKeyIdInToken",
 }
 
 // judge says what an answer means, as the package comment's table has it;
@@ -74,6 +79,9 @@ func judge(a overhttp.Answer, secrets ...string) (res message.Result, refused bo
 		res.Code = message.RecipientGone
 	case a.Status == http.StatusServiceUnavailable && res.Outcome == message.Deferred && res.RetryAfter == 0:
 		res.RetryAfter = busyPause
+	}
+	if b.Reason == "TooManyRequests" || b.Reason == "Shutdown" { // one device's, one connection's
+		res.Fault = false
 	}
 	return res, a.Status == http.StatusForbidden && slices.Contains(tokenReasons, b.Reason)
 }

@@ -301,6 +301,83 @@ func TestTokenIsRefused(t *testing.T) {
 	}
 }
 
+// Whatever is documented to be wrong with a provider token is the message's fault
+// in no case.
+func TestTokenReasons(t *testing.T) {
+	for _, reason := range []string{
+		"ExpiredProviderToken", "InvalidProviderToken", "MissingProviderToken", "UnrelatedKeyIdInToken", "BadEnvironmentKeyIdInToken",
+	} {
+		s := providertest.ServeHTTP2(t, func(w http.ResponseWriter, _ *http.Request, _ []byte) {
+			w.WriteHeader(403)
+			fmt.Fprintf(w, `{"reason":%q}`, reason)
+		})
+		cfg := config(s)
+		cfg.Token = token(t, time.Now)
+		p := newProvider(t, cfg)
+		slot, err := p.Reserve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if res := slot.Send(t.Context(), envelope(1), func() error { return nil }); res.Outcome != message.Returned || res.Code != reason {
+			t.Errorf("%s: %+v", reason, res)
+		}
+		slot.Release()
+		p.Close()
+	}
+}
+
+// A token of another key than the connection began with is as good as ever: it
+// takes another connection, and the old ones take no more requests.
+func TestTokenOfAnotherKey(t *testing.T) {
+	var mu sync.Mutex
+	first := ""
+	var seen []string // connection and token
+	s := providertest.ServeHTTP2(t, func(w http.ResponseWriter, r *http.Request, _ []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r.RemoteAddr+" "+r.Header.Get("Authorization"))
+		if first == "" {
+			first = r.RemoteAddr
+		}
+		switch {
+		case r.RemoteAddr == first:
+			w.WriteHeader(403)
+			fmt.Fprint(w, `{"reason":"UnrelatedKeyIdInToken"}`)
+		case strings.HasSuffix(r.URL.Path, "/00"):
+			w.WriteHeader(400)
+			fmt.Fprint(w, `{"reason":"BadDeviceToken"}`)
+		}
+	})
+	cfg := config(s)
+	cfg.Token = token(t, time.Now)
+	p := newProvider(t, cfg)
+	defer p.Close()
+	send := func() message.Result {
+		slot, err := p.Reserve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer slot.Release()
+		return slot.Send(t.Context(), envelope(1), func() error { return nil })
+	}
+	for range 2 {
+		if res := send(); res.Outcome != message.Sent {
+			t.Errorf("result %+v", res)
+		}
+	}
+	connOf := func(i int) string { c, _, _ := strings.Cut(seen[i], " "); return c }
+	if len(seen) != 3 || connOf(0) == connOf(1) || connOf(1) != connOf(2) {
+		t.Errorf("connections and tokens: %q", seen)
+	}
+	first, seen = "", nil
+	if err := p.Authenticate(t.Context()); err != nil || len(seen) != 2 {
+		t.Errorf("Authenticate: %v, after %q", err, seen)
+	}
+	if st := cfg.Token.Status(); st.Rejections > 0 {
+		t.Errorf("the token counts as refused: %+v", st)
+	}
+}
+
 func TestRequest(t *testing.T) {
 	cfg := config(providertest.HTTPService{Base: "https://127.0.0.1:1"})
 	cfg.Token = token(t, time.Now)

@@ -31,6 +31,11 @@ func (p *Provider) Authenticate(ctx context.Context) error {
 		case status == http.StatusBadRequest && reason == "BadDeviceToken":
 			use.Accepted()
 			return nil
+		case status == http.StatusForbidden && reason == unrelatedKey:
+			if try == 0 {
+				p.client.HTTP().CloseIdleConnections()
+				continue
+			}
 		case status == http.StatusForbidden && slices.Contains(tokenReasons, reason):
 			use.Rejected(reason)
 			if try == 0 {

@@ -10,7 +10,9 @@
 //	400 BadTopic, MissingTopic, TopicDisallowed, BadCertificate…,
 //	    IdleTimeout                Deferred: our settings, or the connection
 //	400 with another reason        Rejected: the message or its device token
-//	403 …ProviderToken, …KeyIdInToken  another token and once more, then Returned
+//	403 …ProviderToken, …KeyIdInToken  another token on another connection, once,
+//	                               then Returned; UnrelatedKeyIdInToken: the same
+//	                               token on another connection
 //	403                            Deferred: our key, not the message
 //	404, 405                       Deferred: a wrong address, not the message
 //	410 Unregistered, ExpiredToken Rejected, recipient_gone

@@ -71,7 +71,7 @@ func New(cfg Config) (*Provider, error) {
 	return &Provider{
 		cfg: cfg, base: base,
 		client: overhttp.New(overhttp.Config{
-			Base: base, Concurrency: cfg.Concurrency, MaxConns: cfg.Connections, HTTP2: true,
+			Base: base, Concurrency: cfg.Concurrency, MaxConns: cfg.Connections, HTTP2: true, Bound: true,
 			ReplyLimit: cfg.ReplyLimit, RootCAs: cfg.RootCAs, Now: cfg.Now,
 		}),
 	}, nil
@@ -102,6 +102,9 @@ func (c *Config) check() (errs message.FieldErrors) {
 
 // Name is Config.Name.
 func (p *Provider) Name() string { return p.cfg.Name }
+
+// Credential is Config.Token.
+func (p *Provider) Credential() *credential.Credential { return p.cfg.Token }
 
 // Channel is push.
 func (p *Provider) Channel() message.Channel { return message.ChannelPush }
@@ -160,18 +163,23 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 		return overhttp.Unfit(err)
 	}
 	device := env.Content.Push.To.Token
+	unrelated := false // the token is of another key than the connection
 	return s.place.Post(ctx, overhttp.Request{
 		URL: overhttp.Join(s.p.base, "3", "device", device), Header: s.p.header(env, s.token.Value()), Body: body,
 		Judge: func(a overhttp.Answer) (message.Result, bool) {
 			res, refused := judge(a, s.token.Value(), device)
-			if refused {
+			switch unrelated = res.Code == unrelatedKey; {
+			case refused && !unrelated:
 				s.token.Rejected(res.Reply)
-			} else if a.Status != http.StatusForbidden {
+			case a.Status != http.StatusForbidden:
 				s.token.Accepted()
 			}
 			return res, refused
 		},
 		Renew: func(ctx context.Context) (http.Header, error) {
+			if unrelated { // the next connection is for its key
+				return s.p.header(env, s.token.Value()), nil
+			}
 			use, err := s.p.cfg.Token.Use(ctx)
 			if err != nil {
 				return nil, err

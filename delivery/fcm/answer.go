@@ -64,6 +64,8 @@ func readAnswer(got overhttp.Answer) answer {
 func (a answer) result(token string) message.Result {
 	res := message.Result{
 		Outcome: a.outcome(), Code: overhttp.Line(a.code, token), Reply: overhttp.Line(a.text, token), RetryAfter: a.retryAfter,
+		// Not 429, which may be for one device alone.
+		Fault: a.status == http.StatusUnauthorized || a.status >= http.StatusInternalServerError,
 	}
 	if res.Code == "" {
 		res.Code = strconv.Itoa(a.status)

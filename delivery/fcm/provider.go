@@ -41,6 +41,9 @@ func New(cfg Config) (*Provider, error) {
 // Name is Config.Name.
 func (p *Provider) Name() string { return p.cfg.Name }
 
+// Credential is Config.Token.
+func (p *Provider) Credential() *credential.Credential { return p.cfg.Token }
+
 // Channel is push.
 func (p *Provider) Channel() message.Channel { return message.ChannelPush }
 

@@ -19,6 +19,7 @@ const (
 // https://postmarkapp.com/developer/api/overview#error-codes
 const (
 	codeMaintenance = 100
+	codeInactive    = 406
 	codeNone        = 0
 	noCode          = -1 // the answer has none
 )
@@ -28,7 +29,7 @@ var faults = map[int]bool{
 	300: true, // invalid email request
 	402: true, // invalid JSON
 	403: true, // incompatible JSON
-	406: true, // inactive recipient
+	406: true, // inactive recipient: it bounced for good, complained or was unsubscribed
 	409: true, // JSON required
 	411: true, // forbidden attachment type
 }
@@ -55,6 +56,8 @@ func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing)
 	switch {
 	case res.Outcome == message.Sent:
 		res.Reference = overhttp.Line(b.MessageID, hide...)
+	case res.Outcome == message.Rejected && code == codeInactive:
+		res.Code = message.RecipientGone
 	case res.RetryAfter > 0:
 	case a.Status == http.StatusTooManyRequests:
 		res.RetryAfter = ratePause
@@ -68,6 +71,17 @@ func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing)
 		return res, overhttp.LetIn
 	}
 	return res, overhttp.Unsaid
+}
+
+// admits judges GET /server: https://postmarkapp.com/developer/api/server-api
+func admits(a overhttp.Answer) overhttp.Standing {
+	switch a.Status {
+	case http.StatusOK:
+		return overhttp.LetIn
+	case http.StatusUnauthorized:
+		return overhttp.Refused
+	}
+	return overhttp.Unsaid
 }
 
 func outcome(status, code int, id string) message.Outcome {

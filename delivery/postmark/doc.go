@@ -14,7 +14,7 @@
 //	413                                              Rejected
 //	422, ErrorCode 300 invalid email                 Rejected
 //	     402, 403, 409 invalid JSON                  Rejected
-//	     406 inactive recipient                      Rejected
+//	     406 inactive recipient                      Rejected, recipient_gone
 //	     411 forbidden attachment type               Rejected
 //	422, others: 400 and 401 sender signature,       Deferred: our account
 //	     405 and 413 may not send, 412 not approved,
@@ -27,4 +27,6 @@
 // The statuses and codes are those of
 // https://postmarkapp.com/developer/api/overview#response-codes and #error-codes.
 // Postmark has no idempotency key.
+//
+// Authenticate is GET /server.
 package postmark

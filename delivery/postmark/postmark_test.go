@@ -25,6 +25,24 @@ func failure(status, code int) providertest.HTTPAnswer {
 	return providertest.HTTPAnswer{Status: status, Body: fmt.Sprintf(`{"ErrorCode":%d,"Message":"no $SECRET"}`, code)}
 }
 
+// start makes a provider of the service that o describes.
+func start(t *testing.T, o providertest.HTTPService) delivery.Provider {
+	k := providertest.FixedKey(key)
+	p, err := New(Config{Key: k, Options: overhttp.Options{
+		Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return providertest.Keyed{Provider: p, Key: k}
+}
+
+func TestAuthenticate(t *testing.T) {
+	providertest.RunSignIn(t, providertest.HTTP{New: start, Secret: key}, "/server", "X-Postmark-Server-Token",
+		providertest.SignedIn(200, `{"ID":1}`, true), providertest.SignedIn(401, `{"ErrorCode":10,"Message":"$SECRET"}`, false),
+		providertest.SignedIn(302, ``, false), providertest.SignedIn(422, `{"ErrorCode":601}`, false), providertest.SignedIn(500, `$SECRET`, false))
+}
+
 func TestProvider(t *testing.T) {
 	const taken = `{"To":"r@reader.example","SubmittedAt":"2026-11-24T12:00:00Z","MessageID":"0a129aee-e1cd","ErrorCode":0,"Message":"OK"}`
 	refusal := func(status, code int, o message.Outcome, wait time.Duration) providertest.HTTPCase {
@@ -51,23 +69,17 @@ func TestProvider(t *testing.T) {
 		providertest.Answered(504, ``, message.Unknown, "504"),
 	}
 	answers[13].Code = "429"
-	for _, code := range []int{300, 402, 403, 406, 409, 411} {
+	for _, code := range []int{300, 402, 403, 409, 411} {
 		answers = append(answers, refusal(422, code, message.Rejected, 0))
 	}
+	gone := refusal(422, 406, message.Rejected, 0)
+	gone.Code = message.RecipientGone
+	answers = append(answers, gone)
 	for _, code := range []int{400, 401, 405, 412, 413, 1235, 99999} {
 		answers = append(answers, refusal(422, code, message.Deferred, 0))
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
-		New: func(t *testing.T, o providertest.HTTPService) delivery.Provider {
-			k := providertest.FixedKey(key)
-			p, err := New(Config{Key: k, Options: overhttp.Options{
-				Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
-			}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return providertest.Keyed{Provider: p, Key: k}
-		},
+		New:      start,
 		Envelope: func(n int) *message.Envelope { return providertest.Email(n, nil) },
 		Number: func(r *http.Request, body []byte) (int, error) {
 			var req sendRequest
@@ -89,19 +101,12 @@ func TestProvider(t *testing.T) {
 }
 
 func TestEncode(t *testing.T) {
-	k := providertest.FixedKey(key)
-	defer k.Close()
-	p, err := New(Config{Key: k, Options: overhttp.Options{Name: "main"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
 	env := providertest.Email(7, func(e *message.Email) {
 		e.Cc, e.ReplyTo, e.HTML = []string{"c@reader.example"}, []string{"\"Help, me\" <help@sender.example>", "h2@sender.example"}, "<p>"
 		e.Headers = map[string]string{"List-Unsubscribe": "<https://s.example/u>"}
 		e.Attachments = []message.Attachment{{Filename: "l.png", ContentType: "image/png", ContentID: "logo", Content: []byte("x")}}
 	})
-	b, err := p.encode(env)
+	b, err := encode(env, "outbound")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +145,7 @@ func TestCheck(t *testing.T) {
 		if (err == nil) != (tc.field == "") || err != nil && (!errors.As(err, &fields) || fields[0].Field != tc.field) {
 			t.Errorf("%s: %v", name, err)
 		}
-		if _, encodeErr := (&Provider{}).encode(env); (encodeErr == nil) != (err == nil) {
+		if _, encodeErr := encode(env, "outbound"); (encodeErr == nil) != (err == nil) {
 			t.Errorf("%s: the door says %v, the hand-over %v", name, err, encodeErr)
 		}
 	}

@@ -2,9 +2,7 @@ package postmark
 
 import (
 	"context"
-	"fmt"
 	"net/http"
-	"net/url"
 	"regexp"
 
 	"github.com/stormpost/stormpost/delivery"
@@ -14,8 +12,8 @@ import (
 )
 
 var (
-	_ delivery.Provider = (*Provider)(nil)
-	_ delivery.Slot     = (*slot)(nil)
+	_ delivery.Provider      = (*Provider)(nil)
+	_ delivery.Authenticator = (*Provider)(nil)
 )
 
 const (
@@ -39,70 +37,53 @@ var streamForm = regexp.MustCompile(`^[a-z0-9-]{1,30}$`)
 
 // Provider is one Postmark server. It is safe for concurrent use.
 type Provider struct {
-	*overhttp.Service
-	cfg  Config
-	send *url.URL
+	*overhttp.Keyed
 }
 
-// New checks cfg, failing with message.FieldErrors, and makes
-// a provider. It connects when it is first used. Close must be called.
+// New checks cfg, failing with message.FieldErrors, and makes a provider. It
+// connects when it is first used. Close must be called.
 func New(cfg Config) (*Provider, error) {
-	if cfg.BaseURL == "" {
-		cfg.BaseURL = DefaultBaseURL
-	}
 	if cfg.Stream == "" {
 		cfg.Stream = "outbound"
 	}
-	base, errs := cfg.Check()
-	if cfg.Key == nil {
-		errs = append(errs, message.FieldError{Field: "key", Problem: "is required"})
-	}
+	var bad message.FieldErrors
 	if !streamForm.MatchString(cfg.Stream) {
-		errs = append(errs, message.FieldError{Field: "stream", Problem: "want up to 30 lower-case letters, digits and hyphens"})
+		bad = message.FieldErrors{{Field: "stream", Problem: "want up to 30 lower-case letters, digits and hyphens"}}
 	}
-	if len(errs) > 0 {
-		return nil, fmt.Errorf("postmark: %w", errs)
+	k, err := overhttp.NewKeyed(&cfg.Options, cfg.Key, overhttp.API{
+		Vendor: "Postmark", BaseURL: DefaultBaseURL, Path: []string{"email"}, SignIn: []string{"server"},
+		Encode: func(env *message.Envelope) ([]byte, error) { return encode(env, cfg.Stream) },
+		Sign:   sign, Judge: judge, Admits: admits,
+	}, bad...)
+	if err != nil {
+		return nil, err
 	}
-	s := overhttp.NewService(cfg.Options, base, nil)
-	return &Provider{Service: s, cfg: cfg, send: s.URL("email")}, nil
+	return &Provider{k}, nil
 }
 
 // Channel is email.
-func (p *Provider) Channel() message.Channel { return message.ChannelEmail }
+func (*Provider) Channel() message.Channel { return message.ChannelEmail }
 
 // Capabilities says that a message can be looked up by its metadata.
-func (p *Provider) Capabilities() delivery.Capabilities {
+func (*Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{LookUp: true, MaxBytes: MaxBytes}
 }
 
 // Reserve waits for a slot, a place on a connection and a key.
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
-	keyed, err := p.Keyed(ctx, p.cfg.Key)
+	s, err := p.Slot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &slot{Keyed: keyed, p: p}, nil
+	return s, nil
 }
 
-// slot is the right to hand over one message.
-type slot struct {
-	*overhttp.Keyed
-	p *Provider
+// Authenticate asks for the server that the token belongs to.
+func (p *Provider) Authenticate(ctx context.Context) error {
+	return p.LogIn(ctx, delivery.ErrUnreachable)
 }
 
-// Send hands env over in one request, or in two where the first was refused for
-// its key alone. The package comment says which answer makes which outcome.
-func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
-	body, err := s.p.encode(env)
-	if err != nil {
-		return overhttp.Unfit(err)
-	}
-	return s.Hand(ctx, overhttp.KeyedRequest{
-		URL: s.p.send, Body: body, Judge: judge,
-		Header: func(key string) (http.Header, error) {
-			return http.Header{
-				"Accept": {"application/json"}, "Content-Type": {"application/json"}, "X-Postmark-Server-Token": {key},
-			}, nil
-		},
-	}, last)
+func sign(r *http.Request, _ []byte, key string) error {
+	r.Header.Set("X-Postmark-Server-Token", key)
+	return nil
 }

@@ -32,7 +32,7 @@ type attachment struct {
 
 // encode is the request for one message. An error is the message's own fault,
 // and a *mail.Unfit.
-func (p *Provider) encode(env *message.Envelope) ([]byte, error) {
+func encode(env *message.Envelope, stream string) ([]byte, error) {
 	l, err := mail.NewLetter(env)
 	if err != nil {
 		return nil, err
@@ -42,7 +42,7 @@ func (p *Provider) encode(env *message.Envelope) ([]byte, error) {
 	}
 	r := sendRequest{
 		From: l.From.Mailbox(), To: l.To.Mailbox(), Subject: l.Subject, TextBody: l.Text, HTMLBody: l.HTML,
-		Metadata: map[string]string{"stormpost_id": env.ID.String()}, MessageStream: p.cfg.Stream,
+		Metadata: map[string]string{"stormpost_id": env.ID.String()}, MessageStream: stream,
 		// Else Postmark makes another Message-ID at each attempt:
 		// https://postmarkapp.com/support/article/1187-setting-a-custom-message-id-header
 		Headers: append(l.Headers, mail.Header{Name: "Message-ID", Value: "<" + l.MessageID + ">"}, mail.Header{Name: "X-PM-KeepID", Value: "true"}),

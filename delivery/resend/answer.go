@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -34,7 +35,10 @@ func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing)
 		b.ID, b.Name, b.Message = "", "", ""
 	}
 	res := a.Result(b.Name, b.Message, hide...)
-	res.Outcome = outcome(a.Status, b.ID, b.Name)
+	badKey := refusesKey(a.Status, b.Name, b.Message)
+	if res.Outcome = outcome(a.Status, b.ID, b.Name); badKey {
+		res.Outcome, res.Fault = message.Deferred, true
+	}
 	res.NoRepeat = b.Name == "invalid_idempotent_request" // other bytes won't become these
 	switch {
 	case res.Outcome == message.Sent:
@@ -45,7 +49,44 @@ func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing)
 	default:
 		res.RetryAfter = ratePause
 	}
-	return res, standing(a.Status, b.Name, res.Outcome)
+	if badKey {
+		return res, overhttp.Refused
+	}
+	return res, standing(res.Outcome, b.Name)
+}
+
+// admits judges GET /domains. A key that may only send is refused it for that
+// reason, which only a good key is.
+func admits(a overhttp.Answer) overhttp.Standing {
+	var b struct {
+		Name    string `json:"name"`
+		Message string `json:"message"`
+	}
+	if json.Unmarshal(a.Body, &b) != nil {
+		b.Name, b.Message = "", ""
+	}
+	switch {
+	case a.Status == http.StatusOK, a.Status == http.StatusUnauthorized && b.Name == "restricted_api_key":
+		return overhttp.LetIn
+	case refusesKey(a.Status, b.Name, b.Message):
+		return overhttp.Refused
+	}
+	return overhttp.Unsaid
+}
+
+// refusesKey says whether an answer is about the key alone. A 400 is told from one
+// about the message by its text alone; it says that the key is none, or, for
+// another endpoint than sending, that there is no such key any more.
+func refusesKey(status int, name, text string) bool {
+	switch status {
+	case http.StatusUnauthorized:
+		return true
+	case http.StatusForbidden:
+		return name == "invalid_api_key"
+	case http.StatusBadRequest:
+		return name == "validation_error" && strings.HasPrefix(text, "API key is invalid")
+	}
+	return false
 }
 
 func outcome(status int, id, name string) message.Outcome {
@@ -72,10 +113,8 @@ func outcome(status int, id, name string) message.Outcome {
 	return message.Unknown
 }
 
-func standing(status int, name string, o message.Outcome) overhttp.Standing {
+func standing(o message.Outcome, name string) overhttp.Standing {
 	switch {
-	case status == http.StatusUnauthorized, status == http.StatusForbidden && name == "invalid_api_key":
-		return overhttp.Refused
 	case o == message.Sent, o == message.Rejected && name != "":
 		return overhttp.LetIn
 	}

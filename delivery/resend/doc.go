@@ -8,6 +8,7 @@
 //	answer (https://resend.com/docs/api-reference/errors)  outcome
 //	200 with an id                                  Sent
 //	400 validation_error, invalid_idempotency_key   Rejected
+//	400 validation_error "API key is invalid",
 //	401, 403 invalid_api_key                        another key and once more, then Returned
 //	403                                             Deferred: our domain, not the message
 //	404, 405                                        Deferred: a wrong address
@@ -24,6 +25,9 @@
 //	anything else                                   Unknown: 500 application_error and
 //	                                                internal_server_error, other statuses, an
 //	                                                answer that is cut off, none at all
+//
+// Authenticate is GET /domains, which a key that may only send is refused with
+// restricted_api_key: that proves it, too.
 //
 // # Repeats
 //

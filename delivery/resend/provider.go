@@ -2,9 +2,6 @@ package resend
 
 import (
 	"context"
-	"fmt"
-	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
@@ -14,9 +11,9 @@ import (
 )
 
 var (
-	_ delivery.Provider  = (*Provider)(nil)
-	_ delivery.Slot      = (*slot)(nil)
-	_ delivery.Accounted = (*slot)(nil)
+	_ delivery.Provider      = (*Provider)(nil)
+	_ delivery.Authenticator = (*Provider)(nil)
+	_ delivery.Accounted     = (*overhttp.Slot)(nil)
 )
 
 const (
@@ -39,64 +36,40 @@ type Config struct {
 
 // Provider is one Resend account. It is safe for concurrent use.
 type Provider struct {
-	*overhttp.Service
-	key  *credential.Credential
-	send *url.URL
+	*overhttp.Keyed
 }
 
-// New checks cfg, failing with message.FieldErrors, and makes
-// a provider. It connects when it is first used. Close must be called.
+// New checks cfg, failing with message.FieldErrors, and makes a provider. It
+// connects when it is first used. Close must be called.
 func New(cfg Config) (*Provider, error) {
-	if cfg.BaseURL == "" {
-		cfg.BaseURL = DefaultBaseURL
+	k, err := overhttp.NewKeyed(&cfg.Options, cfg.Key, overhttp.API{
+		Vendor: "Resend", BaseURL: DefaultBaseURL, Path: []string{"emails"}, SignIn: []string{"domains"}, IDHeader: "Idempotency-Key",
+		Encode: encode, Sign: overhttp.Bearer, Judge: judge, Admits: admits,
+	})
+	if err != nil {
+		return nil, err
 	}
-	base, errs := cfg.Check()
-	if cfg.Key == nil {
-		errs = append(errs, message.FieldError{Field: "key", Problem: "is required"})
-	}
-	if len(errs) > 0 {
-		return nil, fmt.Errorf("resend: %w", errs)
-	}
-	s := overhttp.NewService(cfg.Options, base, nil)
-	return &Provider{Service: s, key: cfg.Key, send: s.URL("emails")}, nil
+	return &Provider{k}, nil
 }
 
 // Channel is email.
-func (p *Provider) Channel() message.Channel { return message.ChannelEmail }
+func (*Provider) Channel() message.Channel { return message.ChannelEmail }
 
 // Capabilities says that repeats are absorbed for 24 h.
-func (p *Provider) Capabilities() delivery.Capabilities {
+func (*Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{Repeats: delivery.RepeatsAbsorbed, RepeatWindow: repeatWindow, MaxBytes: MaxBytes}
 }
 
 // Reserve waits for a slot, a place on a connection and a key.
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
-	keyed, err := p.Keyed(ctx, p.key)
+	s, err := p.Slot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &slot{Keyed: keyed, p: p}, nil
+	return s, nil
 }
 
-// slot is the right to hand over one message.
-type slot struct {
-	*overhttp.Keyed
-	p *Provider
-}
-
-// Send hands env over in one request, or in two where the first was refused for
-// its key alone. The package comment says which answer makes which outcome.
-func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
-	body, err := encode(env)
-	if err != nil {
-		return overhttp.Unfit(err)
-	}
-	return s.Hand(ctx, overhttp.KeyedRequest{
-		URL: s.p.send, Body: body, Judge: judge, Account: env.Account,
-		Header: func(key string) (http.Header, error) {
-			return http.Header{
-				"Authorization": {"Bearer " + key}, "Content-Type": {"application/json"}, "Idempotency-Key": {env.ID.String()},
-			}, nil
-		},
-	}, last)
+// Authenticate asks for the account's domains.
+func (p *Provider) Authenticate(ctx context.Context) error {
+	return p.LogIn(ctx, delivery.ErrUnreachable)
 }

@@ -25,6 +25,27 @@ func failure(status int, name string) providertest.HTTPAnswer {
 	return providertest.HTTPAnswer{Status: status, Body: fmt.Sprintf(`{"statusCode":%d,"message":"no\n$SECRET","name":%q}`, status, name)}
 }
 
+// start makes a provider of the service that o describes.
+func start(t *testing.T, o providertest.HTTPService) delivery.Provider {
+	k := providertest.FixedKey(key)
+	p, err := New(Config{Key: k, Options: overhttp.Options{
+		Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return providertest.Keyed{Provider: p, Key: k}
+}
+
+func TestAuthenticate(t *testing.T) {
+	providertest.RunSignIn(t, providertest.HTTP{New: start, Secret: key}, "/domains", "Authorization",
+		providertest.SignedIn(200, `{"data":[]}`, true), providertest.SignedIn(401, `{"name":"restricted_api_key"}`, true),
+		providertest.SignedIn(401, `{"name":"missing_api_key","message":"$SECRET"}`, false), providertest.SignedIn(403, `{"name":"invalid_api_key"}`, false),
+		providertest.SignedIn(400, `{"name":"validation_error","message":"API key is invalid"}`, false),
+		providertest.SignedIn(401, `<html>`, false), providertest.SignedIn(302, ``, false), providertest.SignedIn(404, ``, false),
+		providertest.SignedIn(429, `{"name":"rate_limit_exceeded"}`, false), providertest.SignedIn(500, `$SECRET`, false))
+}
+
 func TestProvider(t *testing.T) {
 	answer := func(status int, body string, o message.Outcome, code string) providertest.HTTPCase {
 		return providertest.HTTPCase{HTTPAnswer: providertest.HTTPAnswer{Status: status, Body: body}, Outcome: o, Code: code}
@@ -38,16 +59,7 @@ func TestProvider(t *testing.T) {
 		return c
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
-		New: func(t *testing.T, o providertest.HTTPService) delivery.Provider {
-			k := providertest.FixedKey(key)
-			p, err := New(Config{Key: k, Options: overhttp.Options{
-				Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
-			}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return providertest.Keyed{Provider: p, Key: k}
-		},
+		New:      start,
 		Envelope: func(n int) *message.Envelope { return providertest.Email(n, nil) },
 		Number: func(r *http.Request, body []byte) (int, error) {
 			var req sendRequest
@@ -74,6 +86,8 @@ func TestProvider(t *testing.T) {
 			refusal(400, "validation_error", message.Rejected),
 			refusal(400, "invalid_idempotency_key", message.Rejected),
 			answer(400, `bad request`, message.Unknown, "400"),
+			answer(400, `{"name":"validation_error","message":"API key is invalid"}`, message.Returned, "validation_error"),
+			answer(401, `{"name":"validation_error","message":"API key is invalid"}`, message.Returned, "validation_error"),
 			refusal(401, "missing_api_key", message.Returned),
 			refusal(401, "restricted_api_key", message.Returned),
 			refusal(403, "invalid_api_key", message.Returned),

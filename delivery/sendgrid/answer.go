@@ -3,6 +3,7 @@ package sendgrid
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,7 +20,7 @@ const (
 )
 
 // judge follows the table in the package comment.
-func (s *slot) judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing) {
+func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing) {
 	var b struct {
 		Errors []struct {
 			Message string `json:"message"`
@@ -43,7 +44,7 @@ func (s *slot) judge(a overhttp.Answer, hide []string) (message.Result, overhttp
 	case res.Outcome == message.Sent:
 		res.Reference = overhttp.Line(a.Header.Get("X-Message-Id"), hide...)
 	case a.Status == http.StatusTooManyRequests && res.RetryAfter == 0:
-		res.RetryAfter = resetIn(a.Header.Get("X-RateLimit-Reset"), s.p.Now())
+		res.RetryAfter = resetIn(a.Header.Get("X-RateLimit-Reset"), a.At)
 	}
 	switch {
 	case a.Status == http.StatusUnauthorized && !strings.Contains(text, "credits exceeded"):
@@ -52,6 +53,26 @@ func (s *slot) judge(a overhttp.Answer, hide []string) (message.Result, overhttp
 		return res, overhttp.LetIn
 	}
 	return res, overhttp.Unsaid
+}
+
+// sendScope is what a key must be allowed.
+const sendScope = "mail.send"
+
+// admits judges GET /v3/scopes, which every key may ask. One that may not send is
+// no good, although it is a key.
+func admits(a overhttp.Answer) overhttp.Standing {
+	var b struct {
+		Scopes []string `json:"scopes"`
+	}
+	switch {
+	case a.Status == http.StatusUnauthorized:
+		return overhttp.Refused
+	case a.Status != http.StatusOK || json.Unmarshal(a.Body, &b) != nil:
+		return overhttp.Unsaid
+	case !slices.Contains(b.Scopes, sendScope):
+		return overhttp.Refused
+	}
+	return overhttp.LetIn
 }
 
 // resetIn reads the Unix time at which the limit's window ends.

@@ -24,4 +24,6 @@
 // and .../mail-send/errors. SendGrid has no idempotency key; its activity feed,
 // by which a message could be looked up, is an extra and takes a few requests a
 // minute, so no look-up is declared.
+//
+// Authenticate is GET /v3/scopes: a key without mail.send is refused.
 package sendgrid

@@ -2,10 +2,6 @@ package sendgrid
 
 import (
 	"context"
-	"fmt"
-	"net/http"
-	"net/url"
-
 	"github.com/stormpost/stormpost/delivery"
 	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
@@ -13,8 +9,8 @@ import (
 )
 
 var (
-	_ delivery.Provider = (*Provider)(nil)
-	_ delivery.Slot     = (*slot)(nil)
+	_ delivery.Provider      = (*Provider)(nil)
+	_ delivery.Authenticator = (*Provider)(nil)
 )
 
 const (
@@ -35,64 +31,40 @@ type Config struct {
 
 // Provider is one SendGrid account. It is safe for concurrent use.
 type Provider struct {
-	*overhttp.Service
-	key  *credential.Credential
-	send *url.URL
+	*overhttp.Keyed
 }
 
-// New checks cfg, failing with message.FieldErrors, and makes
-// a provider. It connects when it is first used. Close must be called.
+// New checks cfg, failing with message.FieldErrors, and makes a provider. It
+// connects when it is first used. Close must be called.
 func New(cfg Config) (*Provider, error) {
-	if cfg.BaseURL == "" {
-		cfg.BaseURL = DefaultBaseURL
+	k, err := overhttp.NewKeyed(&cfg.Options, cfg.Key, overhttp.API{
+		Vendor: "SendGrid", BaseURL: DefaultBaseURL, Path: []string{"v3", "mail", "send"}, SignIn: []string{"v3", "scopes"},
+		Encode: encode, Sign: overhttp.Bearer, Judge: judge, Admits: admits,
+	})
+	if err != nil {
+		return nil, err
 	}
-	base, errs := cfg.Check()
-	if cfg.Key == nil {
-		errs = append(errs, message.FieldError{Field: "key", Problem: "is required"})
-	}
-	if len(errs) > 0 {
-		return nil, fmt.Errorf("sendgrid: %w", errs)
-	}
-	s := overhttp.NewService(cfg.Options, base, nil)
-	return &Provider{Service: s, key: cfg.Key, send: s.URL("v3", "mail", "send")}, nil
+	return &Provider{k}, nil
 }
 
 // Channel is email.
-func (p *Provider) Channel() message.Channel { return message.ChannelEmail }
+func (*Provider) Channel() message.Channel { return message.ChannelEmail }
 
 // Capabilities promises nothing but the size.
-func (p *Provider) Capabilities() delivery.Capabilities {
+func (*Provider) Capabilities() delivery.Capabilities {
 	return delivery.Capabilities{MaxBytes: MaxBytes}
 }
 
 // Reserve waits for a slot, a place on a connection and a key.
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
-	keyed, err := p.Keyed(ctx, p.key)
+	s, err := p.Slot(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &slot{Keyed: keyed, p: p}, nil
+	return s, nil
 }
 
-// slot is the right to hand over one message.
-type slot struct {
-	*overhttp.Keyed
-	p *Provider
-}
-
-// Send hands env over in one request, or in two where the first was refused for
-// its key alone. The package comment says which answer makes which outcome.
-func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() error) message.Result {
-	body, err := encode(env)
-	if err != nil {
-		return overhttp.Unfit(err)
-	}
-	return s.Hand(ctx, overhttp.KeyedRequest{
-		URL: s.p.send, Body: body, Judge: s.judge,
-		Header: func(key string) (http.Header, error) {
-			return http.Header{
-				"Authorization": {"Bearer " + key}, "Content-Type": {"application/json"}, "Accept": {"application/json"},
-			}, nil
-		},
-	}, last)
+// Authenticate asks what the key may be used for.
+func (p *Provider) Authenticate(ctx context.Context) error {
+	return p.LogIn(ctx, delivery.ErrUnreachable)
 }

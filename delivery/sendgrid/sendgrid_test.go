@@ -21,6 +21,26 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const key = "SG.CANARY"
 
+// start makes a provider of the service that o describes.
+func start(t *testing.T, o providertest.HTTPService) delivery.Provider {
+	k := providertest.FixedKey(key)
+	p, err := New(Config{Key: k, Options: overhttp.Options{
+		Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return providertest.Keyed{Provider: p, Key: k}
+}
+
+func TestAuthenticate(t *testing.T) {
+	providertest.RunSignIn(t, providertest.HTTP{New: start, Secret: key}, "/v3/scopes", "Authorization",
+		providertest.SignedIn(200, `{"scopes":["alerts.read","mail.send"]}`, true), providertest.SignedIn(200, `{"scopes":["alerts.read"]}`, false),
+		providertest.SignedIn(200, `<html>`, false), providertest.SignedIn(401, `{"errors":[{"message":"authorization required $SECRET"}]}`, false),
+		providertest.SignedIn(403, `{"errors":[{"message":"access forbidden"}]}`, false), providertest.SignedIn(302, ``, false),
+		providertest.SignedIn(429, ``, false), providertest.SignedIn(500, `$SECRET`, false))
+}
+
 func TestProvider(t *testing.T) {
 	const failure = `{"errors":[{"message":"no $SECRET","field":"from","help":null}]}`
 	limited := func(header http.Header, wait time.Duration) providertest.HTTPCase {
@@ -29,16 +49,7 @@ func TestProvider(t *testing.T) {
 		return c
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
-		New: func(t *testing.T, o providertest.HTTPService) delivery.Provider {
-			k := providertest.FixedKey(key)
-			p, err := New(Config{Key: k, Options: overhttp.Options{
-				Name: "main", BaseURL: o.Base, RootCAs: o.Roots, Concurrency: o.Concurrency, ReplyLimit: o.ReplyLimit,
-			}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return providertest.Keyed{Provider: p, Key: k}
-		},
+		New:      start,
 		Envelope: func(n int) *message.Envelope { return providertest.Email(n, nil) },
 		Number: func(r *http.Request, body []byte) (int, error) {
 			var req sendRequest

@@ -58,6 +58,21 @@ func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing)
 	return res, overhttp.Unsaid
 }
 
+// admits judges GetAccount. Who may send may not be allowed that; but only one
+// whose signature is good is told so.
+// https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_GetAccount.html
+func admits(a overhttp.Answer) overhttp.Standing {
+	kind := errorType(a.Header)
+	denied := a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden
+	switch {
+	case a.Status == http.StatusOK, denied && kind == "AccessDeniedException":
+		return overhttp.LetIn
+	case denied && credentials[kind]:
+		return overhttp.Refused
+	}
+	return overhttp.Unsaid
+}
+
 // errorType is an error's name. The header may hold its namespace, and a URL:
 // "aws.protocoltests.restjson#FooError:http://…".
 func errorType(h http.Header) string {

@@ -43,9 +43,6 @@ func (c *Config) check() (errs message.FieldErrors) {
 	if c.BaseURL == "" && region {
 		c.BaseURL = fmt.Sprintf("https://email.%s.amazonaws.com", c.Region)
 	}
-	if c.Key == nil {
-		add("key", "is required")
-	}
 	if c.ConfigurationSet != "" && !setForm.MatchString(c.ConfigurationSet) {
 		add("configuration_set", "want up to 64 letters, digits, hyphens and underscores")
 	}

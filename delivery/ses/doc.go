@@ -31,4 +31,6 @@
 // The types are those of SendEmail and of
 // https://docs.aws.amazon.com/ses/latest/APIReference-V2/CommonErrors.html
 // SES has no idempotency key, and finds no message by what we chose.
+//
+// Authenticate is GetAccount; AccessDeniedException proves the key, too.
 package ses

@@ -2,7 +2,6 @@ package ses
 
 import (
 	"bytes"
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -43,7 +42,7 @@ type emailTag struct {
 
 // encode is the request for one message. An error is the message's own fault,
 // and a *mail.Unfit.
-func (p *Provider) encode(env *message.Envelope) ([]byte, error) {
+func (c *Config) encode(env *message.Envelope) ([]byte, error) {
 	d, err := mail.NewDraft(env)
 	if err != nil {
 		return nil, err
@@ -52,7 +51,7 @@ func (p *Provider) encode(env *message.Envelope) ([]byte, error) {
 		return nil, &mail.Unfit{Code: "5.6.7", Reason: "an address needs SMTPUTF8 (RFC 6531), which SES doesn't have"}
 	}
 	var msg bytes.Buffer
-	if err := mail.Compose(&msg, env, &d, p.Now(), false); err != nil {
+	if err := mail.Compose(&msg, env, &d, c.Now(), false); err != nil {
 		return nil, err
 	}
 	if msg.Len() > MaxBytes {
@@ -60,20 +59,15 @@ func (p *Provider) encode(env *message.Envelope) ([]byte, error) {
 	}
 	return json.Marshal(sendRequest{
 		FromEmailAddress: d.From.Spec(), Destination: destination{[]string{d.To.Spec()}}, Content: content{raw{msg.Bytes()}},
-		EmailTags: []emailTag{{"stormpost_id", env.ID.String()}}, ConfigurationSetName: p.cfg.ConfigurationSet,
+		EmailTags: []emailTag{{"stormpost_id", env.ID.String()}}, ConfigurationSetName: c.ConfigurationSet,
 	})
 }
 
-// sign is the header of a request with body, valid for minutes:
+// sign makes a header that is valid for minutes:
 // https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv.html
-func (p *Provider) sign(ctx context.Context, body []byte, key string) (http.Header, error) {
-	r := &http.Request{
-		Method: http.MethodPost, URL: p.send, Host: p.send.Host, ContentLength: int64(len(body)),
-		Header: http.Header{"Content-Type": {"application/json"}},
-	}
+func (c *Config) sign(r *http.Request, body []byte, key string) error {
 	hash := sha256.Sum256(body)
-	err := v4.NewSigner().SignHTTP(ctx, splitKey(key), r, hex.EncodeToString(hash[:]), "ses", p.cfg.Region, p.Now())
-	return r.Header, err
+	return v4.NewSigner().SignHTTP(r.Context(), splitKey(key), r, hex.EncodeToString(hash[:]), "ses", c.Region, c.Now())
 }
 
 // Check says which addresses of e SES has no way to send to or from. It fails

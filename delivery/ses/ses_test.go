@@ -35,6 +35,26 @@ func failure(status int, kind, text string) providertest.HTTPAnswer {
 	return providertest.HTTPAnswer{Status: status, Header: http.Header{"X-Amzn-Errortype": {kind}}, Body: fmt.Sprintf(`{"message":%q}`, text)}
 }
 
+// start makes a provider of the service that o describes.
+func start(t *testing.T, o providertest.HTTPService) delivery.Provider {
+	cfg := config()
+	cfg.BaseURL, cfg.RootCAs, cfg.Concurrency, cfg.ReplyLimit = o.Base, o.Roots, o.Concurrency, o.ReplyLimit
+	p, err := New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return providertest.Keyed{Provider: p, Key: cfg.Key}
+}
+
+func TestAuthenticate(t *testing.T) {
+	providertest.RunSignIn(t, providertest.HTTP{New: start, Secret: secret}, "/v2/email/account", "Authorization",
+		providertest.SignedIn(200, `{"SendingEnabled":true}`, true), providertest.SignIn{HTTPAnswer: failure(403, "AccessDeniedException", "not allowed"), In: true},
+		providertest.SignIn{HTTPAnswer: failure(403, "UnrecognizedClientException", "$SECRET")},
+		providertest.SignIn{HTTPAnswer: failure(403, "InvalidSignatureException", "no")}, providertest.SignIn{HTTPAnswer: failure(403, "ExpiredTokenException", "no")},
+		providertest.SignIn{HTTPAnswer: failure(429, "TooManyRequestsException", "slower")}, providertest.SignedIn(403, `<html>`, false),
+		providertest.SignedIn(302, ``, false), providertest.SignedIn(500, `$SECRET`, false))
+}
+
 func TestProvider(t *testing.T) {
 	refusal := func(status int, kind string, o message.Outcome) providertest.HTTPCase {
 		return providertest.HTTPCase{HTTPAnswer: failure(status, kind, "no $SECRET"), Outcome: o, Code: kind}
@@ -58,6 +78,12 @@ func TestProvider(t *testing.T) {
 		refusal(400, "MessageRejected", message.Rejected),
 		refusal(400, "BadRequestException", message.Rejected),
 		refusal(400, "ValidationError", message.Rejected),
+		refusal(400, "ValidationException", message.Rejected),
+		refusal(400, "MalformedHttpRequestException", message.Unknown),
+		refusal(400, "RequestAbortedException", message.Unknown),
+		refusal(400, "RequestTimeoutException", message.Unknown),
+		refusal(404, "UnknownOperationException", message.Deferred),
+		refusal(413, "RequestEntityTooLargeException", message.Rejected),
 		refusal(400, "SomethingNew", message.Unknown),
 		refusal(404, "NotFoundException", message.Deferred),
 		providertest.Answered(413, `<html>`, message.Rejected, "413"),
@@ -73,7 +99,7 @@ func TestProvider(t *testing.T) {
 	}
 	for _, kind := range []string{
 		"ExpiredTokenException", "InvalidClientTokenId", "InvalidSignatureException", "SignatureDoesNotMatch",
-		"UnrecognizedClientException", "MissingAuthenticationToken",
+		"UnrecognizedClientException", "MissingAuthenticationToken", "MissingAuthenticationTokenException", "ExpiredToken",
 	} {
 		answers = append(answers, refusal(403, kind, message.Returned))
 	}
@@ -81,15 +107,7 @@ func TestProvider(t *testing.T) {
 		answers = append(answers, refusal(403, kind, message.Deferred))
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
-		New: func(t *testing.T, o providertest.HTTPService) delivery.Provider {
-			cfg := config()
-			cfg.BaseURL, cfg.RootCAs, cfg.Concurrency, cfg.ReplyLimit = o.Base, o.Roots, o.Concurrency, o.ReplyLimit
-			p, err := New(cfg)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return providertest.Keyed{Provider: p, Key: cfg.Key}
-		},
+		New:      start,
 		Envelope: func(n int) *message.Envelope { return providertest.Email(n, nil) },
 		Number: func(r *http.Request, body []byte) (int, error) {
 			var req sendRequest
@@ -114,15 +132,11 @@ func TestProvider(t *testing.T) {
 func TestEncode(t *testing.T) {
 	cfg := config()
 	defer cfg.Key.Close()
-	p, err := New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer p.Close()
+	cfg.Now = time.Now
 	env := providertest.Email(7, func(e *message.Email) {
 		e.To, e.Cc, e.Bcc, e.Text = []string{"Ann <r7@reader.example>", "b@reader.example"}, []string{"c@reader.example"}, []string{"hidden@reader.example"}, "Grüße"
 	})
-	b, err := p.encode(env)
+	b, err := cfg.encode(env)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -145,7 +159,7 @@ func TestEncode(t *testing.T) {
 	if bytes.ContainsFunc(req.Content.Raw.Data, func(r rune) bool { return r > 0x7f }) {
 		t.Error("8-bit bytes, which SES may refuse")
 	}
-	if _, err := p.encode(providertest.Email(1, func(e *message.Email) { e.To = []string{"zoë@reader.example"} })); err == nil {
+	if _, err := cfg.encode(providertest.Email(1, func(e *message.Email) { e.To = []string{"zoë@reader.example"} })); err == nil {
 		t.Error("an address that needs SMTPUTF8 was let through")
 	}
 }

@@ -2,7 +2,9 @@ package smtp
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -78,6 +80,11 @@ func (s *slot) final(ctx context.Context, tail []byte) message.Result {
 	case 2:
 		return accepted(r)
 	case 4, 5:
+		if aboutConnection(r) {
+			res := s.unknown(errors.New(r.String()))
+			res.Code = strconv.Itoa(r.code)
+			return res
+		}
 		c.stale = true
 		return refused(r)
 	}

@@ -10,7 +10,8 @@
 //	body            Deferred                              Rejected
 //	last fails      Returned: the dot is never sent
 //	final write     from its first byte on: Unknown, unless a whole, well-formed
-//	                reply came: 2xx Sent, 4xx Deferred, 5xx Rejected
+//	                reply came: 2xx Sent, 4xx Deferred, 5xx Rejected. A 4xx about
+//	                a lost or closing connection is no answer: Unknown
 //
 // The final write is the one that holds the dot ending the message. A message
 // of up to 16 KiB is that one write. Of a longer one everything but its end is

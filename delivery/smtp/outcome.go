@@ -17,7 +17,11 @@ func accepted(r reply) message.Result {
 
 // refused is the result of a 4xx or 5xx reply.
 func refused(r reply) message.Result {
-	res := message.Result{Outcome: message.Deferred, Code: strconv.Itoa(r.code), Reply: r.String()}
+	res := message.Result{
+		Outcome: message.Deferred, Code: strconv.Itoa(r.code), Reply: r.String(),
+		// 421 is the whole service's (RFC 5321 §3.8), 4.3.x the mail system's (RFC 3463 §3.4).
+		Fault: r.code == 421 || aboutUs(r) || strings.HasPrefix(r.enhanced(), "4.3."),
+	}
 	switch {
 	case r.class() == 5 && !aboutUs(r):
 		res.Outcome = message.Rejected
@@ -44,6 +48,26 @@ func aboutUs(r reply) bool {
 	}
 	return false
 }
+
+// aboutConnection says whether a 4xx reply to the final dot tells of a connection
+// rather than of the message: of the server's own to the next one (RFC 3463 §3.5,
+// X.4.0 and X.4.2), or of this one, that is being closed. A server that keeps no
+// messages itself, like Dovecot's submission service, says so whatever the next
+// one did with the message, which may have been to take it.
+func aboutConnection(r reply) bool {
+	switch r.enhanced() {
+	case "4.4.0", "4.4.2":
+		return true
+	case "4.3.2":
+		return r.code == 421
+	}
+	return false
+}
+
+// gone are the codes with which a server refuses a recipient that will never be
+// there: unknown, moved, disabled (RFC 3463 §3.2, §3.3), of a domain that takes no
+// mail (RFC 7505). Without one, a 550 may as well be policy.
+var gone = map[string]bool{"5.1.1": true, "5.1.6": true, "5.1.10": true, "5.2.1": true}
 
 // signedOut says whether the server wants to be signed in to, as if nobody had: a
 // token may have ended, or been taken back.

@@ -25,16 +25,33 @@ var outcomeTable = []struct {
 	{beforeDot, "450 4.2.1 later", message.Deferred, "450", true},
 	{beforeDot, "451 4.7.1 greylisted", message.Deferred, "451", true},
 	{beforeDot, "452 4.2.2 full", message.Deferred, "452", true},
+	{beforeDot, "432 4.7.12 change the password", message.Deferred, "432", true},
+	{beforeDot, "454 4.7.0 not now", message.Deferred, "454", true},
+	{beforeDot, "455 4.5.4 unable to accommodate parameters", message.Deferred, "455", true},
 	{beforeDot, "499 who knows", message.Deferred, "499", true},
 	{beforeDot, "500 5.5.2 what", message.Rejected, "500", true},
 	{beforeDot, "501 5.1.3 bad address", message.Rejected, "501", true},
+	{beforeDot, "502 5.5.1 not implemented", message.Rejected, "502", true},
 	{beforeDot, "503 5.5.1 AUTH first", message.Deferred, "503", true},
+	{beforeDot, "504 5.5.4 parameter not implemented", message.Rejected, "504", true},
+	{beforeDot, "534 5.7.9 too weak", message.Deferred, "534", false},
+	{beforeDot, "553 5.1.7 sender not allowed", message.Rejected, "553", true},
+	{beforeDot, "555 5.5.4 unknown parameter", message.Rejected, "555", true},
 	{beforeDot, "530 5.7.0 Authentication required", message.Deferred, "530", false},
 	{beforeDot, "535 5.7.8 signed out", message.Deferred, "535", false},
 	{beforeDot, "538 5.7.11 encrypt", message.Deferred, "538", false},
 	{beforeDot, "521 no mail here", message.Deferred, "521", false},
-	{beforeDot, "550 5.1.1 unknown", message.Rejected, "550", true},
-	{beforeDot, "550-5.1.1 un\r\n550 5.1.1 known", message.Rejected, "550", true},
+	{[]string{"MAIL", "DATA"}, "550 5.1.1 unknown", message.Rejected, "550", true},
+	{[]string{"RCPT"}, "550 5.1.1 unknown", message.Rejected, message.RecipientGone, true},
+	{[]string{"RCPT"}, "551 5.1.6 moved", message.Rejected, message.RecipientGone, true},
+	{[]string{"RCPT"}, "556 5.1.10 takes no mail", message.Rejected, message.RecipientGone, true},
+	{[]string{"RCPT"}, "550 5.2.1 disabled", message.Rejected, message.RecipientGone, true},
+	{[]string{"RCPT"}, "450 4.1.1 unverified", message.Deferred, "450", true},
+	{[]string{"RCPT"}, "550 5.1.3 bad address", message.Rejected, "550", true},
+	{[]string{"RCPT"}, "550 no such user here", message.Rejected, "550", true},
+	{[]string{"RCPT"}, "550 5.7.1 policy", message.Rejected, "550", true},
+	{atDot, "550 5.1.1 unknown", message.Rejected, "550", true},
+	{[]string{"RCPT"}, "550-5.1.1 un\r\n550 5.1.1 known", message.Rejected, message.RecipientGone, true},
 	{beforeDot, "550 5.7.8 signed out", message.Deferred, "550", false},
 	{beforeDot, "552 5.3.4 too big", message.Rejected, "552", true},
 	{beforeDot, "554 5.7.1 spam", message.Rejected, "554", true},
@@ -57,7 +74,14 @@ var outcomeTable = []struct {
 	{atDot, "250", message.Sent, "250", true},
 	{atDot, "250-o\r\n250 k", message.Sent, "250", true},
 	{atDot, "252 so be it", message.Sent, "252", true},
-	{atDot, "421 4.3.2 closing", message.Deferred, "421", false},
+	{atDot, "421 closing", message.Deferred, "421", false},
+	{atDot, "421 4.7.0 too much", message.Deferred, "421", false},
+	// A proxy that lost the next server can't know.
+	{atDot, "421 4.4.0 relay.example Lost connection to relay server", message.Unknown, "421", false},
+	{atDot, "451 4.4.2 lost connection", message.Unknown, "451", false},
+	{atDot, "421 4.3.2 Shutting down", message.Unknown, "421", false},
+	{atDot, "451 4.4.1 no answer from host", message.Deferred, "451", true},
+	{atDot, "451 4.3.2 not now", message.Deferred, "451", true},
 	{atDot, "450 4.2.1 later", message.Deferred, "450", true},
 	{atDot, "451 4.3.0 later", message.Deferred, "451", true},
 	{atDot, "452 4.3.1 full", message.Deferred, "452", true},
@@ -289,6 +313,24 @@ func TestPrintable(t *testing.T) {
 	} {
 		if got := printable(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
+		}
+	}
+}
+
+// What a server says of itself is its own fault, what it says of a recipient or a
+// message isn't. A connection that breaks is.
+func TestFaults(t *testing.T) {
+	for reply, want := range map[string]bool{
+		"421 closing": true, "421 4.7.0 too many": true, "451 4.3.0 later": true, "452 4.3.1 full": true, "521 no mail here": true,
+		"450 4.2.1 later": false, "451 4.7.1 greylisted": false, "450 wait": false, "452 4.2.2 over quota": false, "550 5.1.1 unknown": false,
+		cut: true, "hello": true,
+	} {
+		for _, step := range []string{"MAIL", "RCPT", "dot"} {
+			srv := startServer(t, script{offers: everything, replies: map[string]string{step: reply}})
+			r := send(t, newProvider(t, srv, nil), envelope(1))
+			if got := r.Fault || r.Outcome == message.Unknown; got != want {
+				t.Errorf("%q to %s: fault %v, %v %s", reply, step, got, r.Outcome, r.Reply)
+			}
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -64,6 +65,9 @@ func New(cfg Config) (*Provider, error) {
 
 // Name is Config.Name.
 func (p *Provider) Name() string { return p.cfg.Name }
+
+// Credential is Config.Credential, which may be nil.
+func (p *Provider) Credential() *credential.Credential { return p.cfg.Credential }
 
 // Channel is email.
 func (p *Provider) Channel() message.Channel { return message.ChannelEmail }

@@ -45,7 +45,7 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 	// It was certainly not taken, and why is nothing of the message's: once more,
 	// newly signed in.
 	if err := s.reconnect(ctx); err != nil {
-		return message.Result{Outcome: message.Returned, Code: res.Code, Reply: printable(res.Reply + "; and then: " + err.Error())}
+		return message.Result{Outcome: message.Returned, Code: res.Code, Reply: printable(res.Reply + "; and then: " + err.Error()), Fault: true}
 	}
 	res, _ = s.try(ctx, env, last)
 	return res
@@ -80,7 +80,7 @@ func (s *slot) send(ctx context.Context, env *message.Envelope, last func() erro
 	if err != nil {
 		var u *mail.Unfit
 		if errors.As(err, &u) {
-			return message.Result{Outcome: message.Rejected, Code: u.Code, Reply: printable(u.Reason)}
+			return message.Result{Outcome: message.Rejected, Unasked: true, Code: u.Code, Reply: printable(u.Reason)}
 		}
 		return message.Result{Outcome: message.Deferred, Reply: printable(err.Error())}
 	}
@@ -128,13 +128,13 @@ func (s *slot) prepare(env *message.Envelope) (d mail.Draft, size int, err error
 func (s *slot) envelope(ctx context.Context, d mail.Draft, size int) (res message.Result, ok bool) {
 	c := s.c
 	c.stale = true
-	commands := [...]string{mailCommand(c.caps, d, size), "RCPT TO:<" + d.To.Spec() + ">\r\n", "DATA\r\n"}
+	commands := [...]string{stepMail: mailCommand(c.caps, d, size), stepRcpt: "RCPT TO:<" + d.To.Spec() + ">\r\n", stepData: "DATA\r\n"}
 	if !c.caps.pipelining {
 		for i, line := range commands {
 			if err := c.write(s.p.limits.command, line); err != nil {
 				return s.early(ctx, err), false
 			}
-			if res, ok := s.step(ctx, i == len(commands)-1); !ok {
+			if res, ok := s.step(ctx, i); !ok {
 				return res, false
 			}
 		}
@@ -147,8 +147,8 @@ func (s *slot) envelope(ctx context.Context, d mail.Draft, size int) (res messag
 	// the first refusal decides (RFC 2920 §3.1).
 	ok = true
 	for i := range commands {
-		isData := i == len(commands)-1
-		stepRes, stepOK := s.step(ctx, isData)
+		isData := i == stepData
+		stepRes, stepOK := s.step(ctx, i)
 		switch {
 		case ok && !stepOK:
 			res, ok = stepRes, false
@@ -180,8 +180,16 @@ func mailCommand(caps extensions, d mail.Draft, size int) string {
 	return b.String()
 }
 
+// The commands of the envelope, in order.
+const (
+	stepMail = iota
+	stepRcpt
+	stepData
+)
+
 // step reads the reply to a command of the envelope.
-func (s *slot) step(ctx context.Context, isData bool) (message.Result, bool) {
+func (s *slot) step(ctx context.Context, command int) (message.Result, bool) {
+	isData := command == stepData
 	limit := s.p.limits.command
 	if isData {
 		limit = s.p.limits.data
@@ -199,7 +207,11 @@ func (s *slot) step(ctx context.Context, isData bool) (message.Result, bool) {
 		s.c.verified = s.p.cfg.Now()
 		s.c.broken = s.c.broken || r.code == 421 || aboutUs(r) && r.code != 503
 		s.signedOut = s.signedOut || signedOut(r)
-		return refused(r), false
+		res := refused(r)
+		if command == stepRcpt && res.Outcome == message.Rejected && gone[r.enhanced()] {
+			res.Code = message.RecipientGone
+		}
+		return res, false
 	}
 	return s.early(ctx, fmt.Errorf("%w: unexpected reply %q", errProtocol, r.String())), false
 }
@@ -210,5 +222,5 @@ func (s *slot) early(ctx context.Context, err error) message.Result {
 	if ctx.Err() != nil {
 		return message.Result{Outcome: message.Returned, Reply: "stopped before the hand-over"}
 	}
-	return message.Result{Outcome: message.Deferred, Reply: printable(err.Error())}
+	return message.Result{Outcome: message.Deferred, Reply: printable(err.Error()), Fault: true}
 }

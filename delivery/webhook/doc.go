@@ -28,4 +28,7 @@
 // before it is made: loopback, private, link-local (the clouds' metadata), shared
 // and other special addresses are refused, also inside IPv6 addresses that embed
 // one. No proxy is used and no redirect followed. Config.AllowPrivate lifts this.
+//
+// The Provider is no delivery.Authenticator: a receiver checks a signature when
+// it gets a message, and has nobody to sign in to before.
 package webhook

@@ -32,4 +32,7 @@
 // few topics a device: then an older message of another topic may be lost. With
 // Config.ReplaceRepeats they get one of their own. A repeat that replaces is a
 // doubt all the same: who has seen the first sees the second, too.
+//
+// The Provider is no delivery.Authenticator: a push service knows a VAPID key by
+// the subscriptions made with it, and has nobody to sign in to without one.
 package webpush

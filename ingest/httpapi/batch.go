@@ -23,6 +23,7 @@ type lineAnswer struct {
 	Line     int         `json:"line" example:"1" doc:"The line's number in the request, from 1."`
 	Status   int         `json:"status" example:"202" doc:"The HTTP status that the line would have got alone."`
 	ID       string      `json:"id,omitempty" doc:"Names the submission."`
+	RepeatOf string      `json:"repeat_of,omitempty" doc:"As with a single request."`
 	Messages []submitted `json:"messages,omitempty" doc:"One for each recipient."`
 	Error    *Problem    `json:"error,omitempty" doc:"Why it was not kept."`
 }
@@ -101,7 +102,7 @@ func (a *api) answerLine(ctx context.Context, number int, line []byte) (answer l
 	if accepted.Replayed {
 		status = http.StatusOK
 	}
-	return lineAnswer{Line: number, Status: status, ID: accepted.ID.String(), Messages: submittedOf(accepted)}
+	return lineAnswer{Line: number, Status: status, ID: accepted.ID.String(), RepeatOf: idText(accepted.RepeatOf), Messages: submittedOf(accepted)}
 }
 
 func (a *api) acceptLine(ctx context.Context, line []byte) (*ingest.Accepted, error) {

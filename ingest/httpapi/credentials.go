@@ -43,6 +43,7 @@ type generationView struct {
 	Number     int        `json:"number" doc:"Counts from 1 in this process."`
 	State      string     `json:"state" enum:"current,candidate,spare,older,rejected,expired,early" doc:"candidate: newer than what is in use, and not proved yet."`
 	Label      string     `json:"label,omitempty" example:"version 7" doc:"The source's name for it: a version, a key id."`
+	Kept       bool       `json:"kept" doc:"It is from disk, where an earlier process kept it (secrets.safe): the source has not given it to this one."`
 	Received   time.Time  `json:"received_at" doc:"When the source gave it."`
 	ValidFrom  *time.Time `json:"valid_from" nullable:"true" doc:"Null: at once."`
 	ExpiresAt  *time.Time `json:"expires_at" nullable:"true" doc:"Null if that is not known."`
@@ -124,7 +125,7 @@ func credentialViewOf(s credential.Status) credentialView {
 	}
 	for i, g := range s.Generations {
 		v.Generations[i] = generationView{
-			Number: g.Number, State: g.State, Label: g.Label, Received: g.Got.UTC(), ValidFrom: known(g.NotBefore), ExpiresAt: known(g.Expires),
+			Number: g.Number, State: g.State, Label: g.Label, Kept: g.Kept, Received: g.Got.UTC(), ValidFrom: known(g.NotBefore), ExpiresAt: known(g.Expires),
 			LastWorked: known(g.LastOK), Reply: g.Why,
 		}
 	}

@@ -39,11 +39,12 @@ func TestCredentials(t *testing.T) {
 			Generations                   []struct {
 				Number       int
 				State, Reply string
+				Kept         *bool
 			}
 		}
 	}](t, got, 200)
 	if len(list.Items) != 1 || list.Items[0].Health != "rejected" || list.Items[0].LastUsed == nil || list.Items[0].ExpiresAt != nil ||
-		list.Items[0].Rejections != 1 || len(list.Items[0].Generations) != 1 || list.Items[0].Generations[0].Reply != "535 [secret] is wrong" {
+		list.Items[0].Rejections != 1 || len(list.Items[0].Generations) != 1 || list.Items[0].Generations[0].Reply != "535 [secret] is wrong" || list.Items[0].Generations[0].Kept == nil || *list.Items[0].Generations[0].Kept {
 		t.Errorf("%+v", list)
 	}
 	if strings.Contains(string(got.body), "CANARY") {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -64,7 +65,7 @@ func (s *store) Accept(_ context.Context, sub *message.Submission) (message.Rece
 			return message.Receipt{}, message.ErrKeyReused
 		}
 		r := k.receipt
-		r.Replayed = true
+		r.Replayed, r.States = true, slices.Repeat([]message.State{k.state}, len(sub.Recipients))
 		return r, nil
 	}
 	s.accepted++
@@ -214,7 +215,7 @@ func (s *store) DecideMany(ctx context.Context, f message.DoubtFilter, d message
 
 func (s *store) AddHold(_ context.Context, h message.Hold) (message.Hold, error) {
 	for _, other := range s.holds {
-		if other.Lane == h.Lane && other.Tenant == h.Tenant && other.Provider == h.Provider {
+		if other.Lane == h.Lane && other.Tenant == h.Tenant && other.Provider == h.Provider && other.Tag == h.Tag {
 			return h, message.ErrHeld
 		}
 	}

@@ -17,8 +17,9 @@ import (
 // holdBody is the request to hold something.
 type holdBody struct {
 	Lane     string `json:"lane,omitempty" example:"campaign.email" doc:"Hold this lane."`
-	Tenant   int32  `json:"tenant,omitempty" minimum:"1" doc:"Hold this tenant's messages."`
+	Tenant   int32  `json:"tenant,omitempty" minimum:"1" doc:"Hold this tenant's messages; with a tag only those with the tag."`
 	Provider string `json:"provider,omitempty" maxLength:"64" doc:"Hold what would go to this provider."`
+	Tag      string `json:"tag,omitempty" example:"spring-sale" doc:"Hold messages with this tag, of all tenants or of one."`
 	Reason   string `json:"reason" doc:"Why, for whoever asks later: one line of 1 to 500 bytes."`
 }
 
@@ -31,8 +32,9 @@ type holdID struct {
 type holdView struct {
 	ID         int64     `json:"id" doc:"Names the hold."`
 	Lane       string    `json:"lane,omitempty" doc:"The lane that is held."`
-	Tenant     int32     `json:"tenant,omitempty" doc:"The tenant that is held."`
+	Tenant     int32     `json:"tenant,omitempty" doc:"The tenant that is held, or whose tag."`
 	Provider   string    `json:"provider,omitempty" doc:"The provider that is held."`
+	Tag        string    `json:"tag,omitempty" doc:"The tag that is held."`
 	Reason     string    `json:"reason" doc:"Why."`
 	By         string    `json:"by" doc:"Who asked: the key's tenant and public prefix."`
 	At         time.Time `json:"at" doc:"Since when."`
@@ -54,7 +56,7 @@ func (a *api) registerHolds() {
 	example := holdView{ID: 7, Lane: "campaign.email", Reason: "the list was wrong", By: "acme key k3v9x2ab", At: exampleTime}
 	op := a.operation(huma.Operation{
 		OperationID: "hold", Method: http.MethodPost, Path: "/v1/holds", Tags: []string{"Operate"},
-		Summary: "Hold a lane, a tenant or a provider", Security: anyOf(keyring.Operator),
+		Summary: "Hold a lane, a tenant, a provider or a tag", Security: anyOf(keyring.Operator),
 		Description: "Accepting goes on; 2 seconds after the answer nothing of it is claimed any more, until the hold is released. " +
 			"What was claimed before is handed over. Messages go on expiring.",
 	}, example, http.StatusBadRequest, http.StatusConflict)
@@ -79,16 +81,16 @@ func (a *api) registerHolds() {
 
 func (a *api) addHold(ctx context.Context, in *holdInput) (*output[holdView], error) {
 	b := in.Body
-	h := message.Hold{Tenant: b.Tenant, Provider: b.Provider, Reason: b.Reason, By: whoAsks(ctx)}
+	h := message.Hold{Tenant: b.Tenant, Provider: b.Provider, Tag: b.Tag, Reason: b.Reason, By: whoAsks(ctx)}
 	wrong := reasonProblems(b.Reason)
 	named := 0
-	for _, is := range []bool{b.Lane != "", b.Tenant != 0, b.Provider != ""} {
+	for _, is := range []bool{b.Lane != "", b.Tenant != 0 && b.Tag == "", b.Provider != "", b.Tag != ""} {
 		if is {
 			named++
 		}
 	}
 	if named != 1 {
-		wrong = append(wrong, message.FieldError{Field: "body", Problem: "want one of lane, tenant and provider"})
+		wrong = append(wrong, message.FieldError{Field: "body", Problem: "want one of lane, tenant, provider and tag; a tag may go with a tenant"})
 	}
 	if b.Lane != "" {
 		var err error
@@ -98,6 +100,9 @@ func (a *api) addHold(ctx context.Context, in *holdInput) (*output[holdView], er
 	}
 	if b.Provider != "" && len(a.Providers) > 0 && !slices.Contains(a.Providers, b.Provider) {
 		wrong = append(wrong, message.FieldError{Field: "provider", Problem: fmt.Sprintf("want one of %s", strings.Join(a.Providers, ", "))})
+	}
+	if b.Tag != "" && !tagText.MatchString(b.Tag) {
+		wrong = append(wrong, message.FieldError{Field: "tag", Problem: tagWant})
 	}
 	if len(wrong) > 0 {
 		return nil, a.problem(ctx, wrong)
@@ -140,7 +145,7 @@ func (a *api) releaseMessage(ctx context.Context, in *releaseInput) (*output[mes
 
 func holdViewOf(h message.Hold) holdView {
 	out := holdView{
-		ID: h.ID, Tenant: h.Tenant, Provider: h.Provider, Reason: h.Reason, By: h.By, At: h.At, Aside: h.Aside,
+		ID: h.ID, Tenant: h.Tenant, Provider: h.Provider, Tag: h.Tag, Reason: h.Reason, By: h.By, At: h.At, Aside: h.Aside,
 		ReleasedBy: h.ReleasedBy, ReleasedAt: h.ReleasedAt,
 	}
 	if h.Lane != (message.Lane{}) {

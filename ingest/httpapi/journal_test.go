@@ -1,6 +1,7 @@
 package httpapi_test
 
 import (
+	"context"
 	"testing"
 	"time"
 
@@ -12,6 +13,8 @@ type journal struct {
 	j     *message.Journaled
 	known bool
 }
+
+func (j journal) Current(context.Context, time.Time) error { return nil }
 
 func (j journal) Find(message.ID) (*message.Journaled, bool) { return j.j, j.known }
 

@@ -156,7 +156,9 @@ func TestHoldAndRelease(t *testing.T) {
 		`{"tenant":77,"reason":"r"}`:                                          "tenant",
 		`{"tenant":-1,"reason":"r"}`:                                          "tenant",
 		`{"provider":"smpt","reason":"r"}`:                                    "provider",
-		`{"tag":"x","reason":"r"}`:                                            "tag",
+		`{"tag":"a b","reason":"r"}`:                                          "tag",
+		`{"tag":"x","lane":"trigger.push","reason":"r"}`:                      "body",
+		`{"tag":"x","tenant":77,"reason":"r"}`:                                "tenant",
 		`{"lane":"trigger.push"}`:                                             "reason",
 		`{"lane":"trigger.push","reason":"` + strings.Repeat("a", 501) + `"}`: "reason",
 	} {

@@ -47,7 +47,7 @@ type Ledger interface {
 	// DecideMany settles the doubts that there are now, as far as it comes in
 	// some seconds; more says that asking again goes on.
 	DecideMany(ctx context.Context, f message.DoubtFilter, d message.Decision, by, reason string) (decided int64, more bool, err error)
-	// AddHold holds a lane, a tenant or a provider; message.ErrHeld if it is.
+	// AddHold holds a lane, a tenant, a provider or a tag; message.ErrHeld if it is.
 	AddHold(ctx context.Context, h message.Hold) (message.Hold, error)
 	// Holds is what is held, at most 1,000.
 	Holds(ctx context.Context) ([]message.Hold, error)

@@ -22,6 +22,8 @@ const defaultReplayRate = 100
 // tagText is what a tag may be, as in a submission.
 var tagText = regexp.MustCompile(`^[A-Za-z0-9._:=-]{1,64}$`)
 
+const tagWant = "want 1 to 64 of A–Z a–z 0–9 . _ - : ="
+
 // replayFilter narrows a replay, as a request names it.
 type replayFilter struct {
 	Lane     string    `json:"lane,omitempty" example:"transactional.email" doc:"Messages of this lane."`
@@ -230,7 +232,7 @@ func (f replayFilter) parse(providers []string) (message.ReplayFilter, message.F
 		add("stream", "want a stream's name")
 	}
 	if f.Tag != "" && !tagText.MatchString(f.Tag) {
-		add("tag", "want 1 to 64 of A–Z a–z 0–9 . _ - : =")
+		add("tag", tagWant)
 	}
 	if !f.Since.IsZero() && !f.Until.IsZero() && !f.Since.Before(f.Until) {
 		add("until", "is not after since")

@@ -20,6 +20,7 @@ const (
 // submission is the answer to what was accepted.
 type submission struct {
 	ID       string      `json:"id" example:"sub_aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryhi6d4" doc:"Names the submission."`
+	RepeatOf string      `json:"repeat_of,omitempty" doc:"Without an idempotency key, while the shield is up: the earlier submission with the same content and recipients."`
 	Messages []submitted `json:"messages" doc:"One for each recipient, in the order of to, cc, bcc."`
 }
 
@@ -62,7 +63,7 @@ func (a *api) submit(w http.ResponseWriter, r *http.Request, channel message.Cha
 			w.Header().Set(replayedHeader, "true")
 			status = http.StatusOK
 		}
-		writeJSON(w, status, "application/json", submission{accepted.ID.String(), submittedOf(accepted)})
+		writeJSON(w, status, "application/json", submission{accepted.ID.String(), idText(accepted.RepeatOf), submittedOf(accepted)})
 	})
 }
 
@@ -88,6 +89,14 @@ func submittedOf(accepted *ingest.Accepted) []submitted {
 		out[i] = submitted{ID: m.ID.String(), To: m.To, State: m.State, Stream: m.Stream, Sequence: number(m.Sequence)}
 	}
 	return out
+}
+
+// idText shows an id, or nothing where there is none.
+func idText(id message.ID) string {
+	if id == (message.ID{}) {
+		return ""
+	}
+	return id.String()
 }
 
 // number shows a message's number, or null while it has none.

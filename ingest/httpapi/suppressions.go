@@ -13,7 +13,7 @@ import (
 
 type suppressionsInput struct {
 	Channel string `query:"channel" enum:"email,push" doc:"Those of this channel."`
-	To      string `query:"to" maxLength:"4096" doc:"That of this recipient, as messages show it."`
+	To      string `query:"to" maxLength:"4096" doc:"That of this recipient: a token, an endpoint, or an address in any case, with or without a name."`
 	Cursor  string `query:"cursor" maxLength:"64" doc:"A page's next, for the page after it."`
 	Limit   int    `query:"limit" minimum:"1" maximum:"200" default:"50" doc:"How many at most."`
 	Tenant  int32  `query:"tenant" minimum:"0" doc:"For operators: those of this tenant."`
@@ -27,8 +27,8 @@ type suppressionView struct {
 	ID        int64     `json:"id" doc:"Names the suppression."`
 	Tenant    int32     `json:"tenant,omitempty" doc:"Whose it is; for operators."`
 	Channel   string    `json:"channel" doc:"email or push."`
-	To        string    `json:"to" doc:"The recipient: a token or an endpoint."`
-	Reason    string    `json:"reason" doc:"Why: recipient_gone."`
+	To        string    `json:"to" doc:"The recipient: a token, an endpoint, or an address in lower case."`
+	Reason    string    `json:"reason" doc:"Why: recipient_gone or complained."`
 	Provider  string    `json:"provider,omitempty" doc:"Who said so."`
 	At        time.Time `json:"at" doc:"Since when."`
 	ClearedBy string    `json:"cleared_by,omitempty" doc:"Who took it off the list."`
@@ -40,7 +40,7 @@ func (a *api) registerSuppressions() {
 	huma.Register(a.huma, a.operation(huma.Operation{
 		OperationID: "list-suppressions", Method: http.MethodGet, Path: "/v1/suppressions", Tags: []string{"Messages"},
 		Summary: "List recipients that are suppressed, newest first", Security: anyOf(keyring.Read, keyring.Operator),
-		Description: "A recipient that a push provider says is gone is suppressed: messages to it are refused with 422, " +
+		Description: "A recipient that a provider says is gone, or that complained, is suppressed: messages to it are refused with 422, " +
 			"from some seconds later on, unless they set bypass_suppression.",
 	}, page[suppressionView]{Items: []suppressionView{example}}), a.listSuppressions)
 	example.ClearedBy, example.ClearedAt = "acme key k3v9x2ab", exampleTime.Add(time.Hour)

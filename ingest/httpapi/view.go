@@ -23,6 +23,7 @@ type messageView struct {
 	AcceptedAt time.Time     `json:"accepted_at" doc:"When it was kept."`
 	ExpiresAt  time.Time     `json:"expires_at,omitzero" doc:"It is never sent after this; not shown while it is journaled."`
 	DueAt      time.Time     `json:"due_at,omitzero" doc:"When its next attempt is due, while it waits."`
+	RepeatOf   string        `json:"repeat_of,omitempty" doc:"The earlier submission with the same content and recipients, if it came without a key while the shield was up."`
 	Trace      string        `json:"traceparent,omitempty" doc:"W3C trace context of the request."`
 	Attempts   []attemptView `json:"attempts" doc:"What was tried, and what ended it."`
 	Timeline   []eventView   `json:"timeline" doc:"The same as a list of events, oldest first."`
@@ -85,7 +86,7 @@ func viewOf(v *message.View, operator bool) messageView {
 	out := messageView{
 		ID: v.ID.String(), Submission: v.ID.Submission().String(), State: v.State, Reason: v.Reason,
 		Stream: v.Stream, Sequence: number(v.Sequence), Class: v.Lane.Class.String(), Channel: v.Lane.Channel.String(),
-		To: v.Recipient, AcceptedAt: v.AcceptedAt, ExpiresAt: v.ExpiresAt, DueAt: v.DueAt, Trace: v.Trace,
+		To: v.Recipient, AcceptedAt: v.AcceptedAt, ExpiresAt: v.ExpiresAt, DueAt: v.DueAt, RepeatOf: idText(v.RepeatOf), Trace: v.Trace,
 		Attempts: make([]attemptView, len(v.Attempts)), Timeline: timeline(v),
 	}
 	if operator {

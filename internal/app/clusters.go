@@ -132,6 +132,20 @@ func (cs *clusters) Find(id message.ID) (*message.Journaled, bool) {
 	return nil, known
 }
 
+// Current implements ingest.Journal. Where nothing can be journaled now, nobody
+// waits.
+func (cs *clusters) Current(ctx context.Context, at time.Time) error {
+	for _, c := range cs.all {
+		if !c.canJournal() {
+			continue
+		}
+		if err := c.tail.Current(ctx, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Note tells a step of an attempt to the cluster that its lane uses.
 func (cs *clusters) Note(s message.Step) {
 	c := cs.of(s.Position.Lane())

@@ -22,7 +22,8 @@ import (
 // each name, however many use it.
 type credentials struct {
 	p      *process
-	client *http.Client // of token endpoints and vaults
+	client *http.Client     // of token endpoints and vaults
+	safe   *credential.Safe // nil: nothing outlives the process
 	named  map[string]*credential.Credential
 	all    []*credential.Credential // in the order in which they were made
 	uses   []signIn
@@ -40,6 +41,18 @@ type signIn struct {
 func (p *process) buildCredentials() error {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	p.creds = &credentials{p: p, client: &http.Client{Transport: transport}, named: make(map[string]*credential.Credential)}
+	if s := p.cfg.Secrets; s.Safe != "" {
+		key, err := credential.ParseKey(s.SafeKey.Reveal())
+		if err != nil {
+			return fmt.Errorf("secrets.safe_key: %w", err)
+		}
+		if p.creds.safe, err = credential.OpenSafe(s.Safe, key, p.log); err != nil {
+			if errors.Is(err, credential.ErrOtherKey) {
+				return fmt.Errorf("secrets.safe_key: %w", err)
+			}
+			return fmt.Errorf("secrets.safe: %w", err)
+		}
+	}
 	checks := p.checksByName()
 	for i := range p.cfg.Credentials {
 		c := &p.cfg.Credentials[i]
@@ -132,6 +145,7 @@ func (cs *credentials) make(c *config.Credential, setting string, check func(str
 	case "client-credentials", "refresh-token":
 		s = &credential.OAuth2{
 			URL: c.URL, ClientID: c.ClientID, Secret: part["client_secret"], Refresh: part["refresh_token"], Scopes: c.Scopes, InBody: c.InBody, Client: cs.client,
+			Safe: cs.safe, Name: c.Name,
 		}
 	case "service-account":
 		s = &credential.JWTBearer{Key: part["key"], Scope: strings.Join(c.Scopes, " "), URL: c.URL, Client: cs.client}
@@ -140,6 +154,10 @@ func (cs *credentials) make(c *config.Credential, setting string, check func(str
 	case "vault":
 		s = &credential.Vault{
 			URL: c.URL, Token: part["token"], Namespace: c.Namespace, Mount: c.Mount, Path: c.Path, Field: cmp.Or(c.Field, "value"), Every: c.Every, Client: cs.client,
+		}
+	case "vault-lease":
+		s = &credential.Lease{
+			URL: c.URL, Token: part["token"], Namespace: c.Namespace, Path: c.Path, Field: cmp.Or(c.Field, "password"), Every: c.Every, Client: cs.client,
 		}
 	default:
 		return nil, fmt.Errorf("%ssource: unknown source %q", setting, c.Source)
@@ -176,15 +194,22 @@ func (cs *credentials) rules() credential.FileRules {
 }
 
 func (cs *credentials) add(name string, s credential.Source, check func(string) error) *credential.Credential {
-	c := credential.New(credential.Config{Name: name, Source: s, Check: check, Logger: cs.p.log})
+	c := credential.New(credential.Config{Name: name, Source: s, Check: check, Safe: cs.safe, Logger: cs.p.log})
 	cs.all = append(cs.all, c)
 	return c
 }
 
-// need notes that a route signs in with c.
-func (cs *credentials) need(route string, c *credential.Credential, provider delivery.Authenticator) {
-	c.ProveBy(provider.Authenticate)
-	cs.uses = append(cs.uses, signIn{route, c, provider})
+// need notes that a route signs in, if its provider has anybody to sign in to.
+func (cs *credentials) need(pr delivery.Provider) {
+	p, ok := pr.(interface {
+		delivery.Authenticator
+		Credential() *credential.Credential // nil: signs in nowhere
+	})
+	if !ok || p.Credential() == nil {
+		return
+	}
+	p.Credential().ProveBy(p.Authenticate)
+	cs.uses = append(cs.uses, signIn{pr.Name(), p.Credential(), p})
 }
 
 // close ends them, those made of others first.
@@ -249,17 +274,8 @@ const (
 func (r *readiness) prove(ctx context.Context, u signIn) {
 	pause := proveFirst
 	for {
-		tctx, cancel := context.WithTimeout(ctx, testLimit)
-		err := u.provider.Authenticate(tctx)
-		cancel()
-		if ctx.Err() != nil {
-			return
-		}
-		if errors.Is(err, delivery.ErrUnreachable) && !usable(u.credential) {
-			err = fmt.Errorf("credential %s: %w", u.credential.Name(), credential.ErrNone)
-		}
-		r.set(u.route, err)
-		if err == nil {
+		err := r.try(ctx, u)
+		if err == nil || ctx.Err() != nil {
 			return
 		}
 		timer := time.NewTimer(pause)
@@ -271,6 +287,21 @@ func (r *readiness) prove(ctx context.Context, u signIn) {
 		}
 		pause = min(2*pause, proveLast)
 	}
+}
+
+// try signs in once.
+func (r *readiness) try(ctx context.Context, u signIn) error {
+	tctx, cancel := context.WithTimeout(ctx, testLimit)
+	defer cancel()
+	err := u.provider.Authenticate(tctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if errors.Is(err, delivery.ErrUnreachable) && !usable(u.credential) {
+		err = fmt.Errorf("credential %s: %w", u.credential.Name(), credential.ErrNone)
+	}
+	r.set(u.route, err)
+	return err
 }
 
 // usable says whether the credential has what may work, as far as is known.

@@ -40,6 +40,7 @@ func signingIn(t *testing.T, change func(*config.Config)) (*process, error) {
 			return p, err
 		}
 		p.providers = append(p.providers, pr)
+		p.creds.need(pr)
 	}
 	if cfg.FCM.ServiceAccount != "" || cfg.FCM.Token != "" {
 		pr, err := p.fcm()
@@ -47,6 +48,7 @@ func signingIn(t *testing.T, change func(*config.Config)) (*process, error) {
 			return p, err
 		}
 		p.providers = append(p.providers, pr)
+		p.creds.need(pr)
 	}
 	return p, nil
 }
@@ -96,14 +98,22 @@ func TestBadSecretsAreRefused(t *testing.T) {
 		"NUL":                    {func(c *config.Config) { password(c, secretFile(t, "CAN\x00ARY", 0o600)) }, "smtp.password: a password can't hold a NUL"},
 		"no token":               {func(c *config.Config) { password(c, "CAN ARY"); c.SMTP.Auth = "xoauth2" }, "smtp.password: an access token has"},
 		"unknown name":           {func(c *config.Config) { password(c, "credential:none") }, "smtp.password: there is no credential"},
-		"p8 of another curve":    {func(c *config.Config) { apns(c, secretFile(t, otherCurve, 0o600)) }, "credentials[0] (apple).key: is not a key on the curve P-256"},
+		"p8 of another curve":    {func(c *config.Config) { apns(c, secretFile(t, otherCurve, 0o600)) }, "credentials[0] (apple).key: is on P-384, want P-256"},
 		"no p8":                  {func(c *config.Config) { apns(c, secretFile(t, "CANARY", 0o600)) }, "credentials[0] (apple).key: is not PEM"},
 		"no service account":     {func(c *config.Config) { c.FCM.ServiceAccount = secretFile(t, "CANARY", 0o600) }, "fcm.service_account: service_account: is not a service account's JSON key file"},
 		"half a service account": {func(c *config.Config) { c.FCM.ServiceAccount = secretFile(t, account[:len(account)/2], 0o600) }, "fcm.service_account: "},
 		"plain token_uri": {func(c *config.Config) {
 			c.FCM.ServiceAccount = config.Live(strings.Replace(account, tokens.TokenURL(), "http://login.example/", 1))
 		}, "fcm.service_account: service_account.token_uri: is plain http"},
-		"another project": {func(c *config.Config) { c.FCM.ServiceAccount, c.FCM.Project = config.Live(account), "other" }, "fcm.service_account: service_account.project_id"},
+		"an open safe": {func(c *config.Config) {
+			dir := t.TempDir()
+			if err := os.Chmod(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			c.Secrets.Safe, c.Secrets.SafeKey = dir, "CANARYCANARYCANARYCANARYCANARYCA"
+		}, "secrets.safe: "},
+		"half a safe's key": {func(c *config.Config) { c.Secrets.Safe, c.Secrets.SafeKey = t.TempDir(), "CANARY" }, "secrets.safe_key: want 32"},
+		"another project":   {func(c *config.Config) { c.FCM.ServiceAccount, c.FCM.Project = config.Live(account), "other" }, "fcm.service_account: service_account.project_id"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := signingIn(t, tc.change)
@@ -164,6 +174,88 @@ func TestNamedCredentialsAreShared(t *testing.T) {
 	}
 	if got := strings.Join(names, " "); got != "secret google" || tokens.Requests() != 1 {
 		t.Errorf("made %s, with %d requests", got, tokens.Requests())
+	}
+}
+
+// With a safe, a process that starts while the token server is away works with
+// what the last one had; without, it has nothing.
+func TestSafeOutlivesTheProcess(t *testing.T) {
+	tokens, err := sim.StartToken(t.Context(), sim.TokenOptions{ClientID: "stormpost", ClientSecret: "CANARY-secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tokens.Close()
+	store, err := sim.OpenStore(t.TempDir(), sim.StoreOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	fcm, err := sim.StartFCM(t.Context(), sim.FCMOptions{Store: store, Tokens: tokens})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fcm.Close()
+	dir := filepath.Join(t.TempDir(), "safe")
+	start := func(safe string) *process {
+		t.Helper()
+		p, err := signingIn(t, func(c *config.Config) {
+			c.Credentials = []config.Credential{{Name: "google", Source: "client-credentials", URL: tokens.TokenURL(), ClientID: "stormpost", ClientSecret: "CANARY-secret"}}
+			c.FCM.Token, c.FCM.Project, c.FCM.BaseURL = "credential:google", tokens.Project(), fcm.URL()
+			if c.Secrets.Safe = safe; safe != "" {
+				c.Secrets.SafeKey = "CANARYCANARYCANARYCANARYCANARYCA"
+			}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	signIn := func(p *process) error {
+		t.Helper()
+		tests, _ := p.creds.Test(t.Context(), "google")
+		if len(tests) != 1 {
+			t.Fatalf("%+v", tests)
+		}
+		return tests[0].Err
+	}
+	first := start(dir)
+	if err := signIn(first); err != nil {
+		t.Fatal(err)
+	}
+	first.teardown()
+	if err := tokens.SetFaults(sim.Fault{Step: sim.StepHeaders, Do: sim.Answer, Code: 503, Error: "temporarily_unavailable"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := signIn(start("")); err == nil {
+		t.Error("a token from nowhere")
+	}
+	if _, err := signingIn(t, func(c *config.Config) { c.Secrets.Safe, c.Secrets.SafeKey = dir, "CANARY, a key with 32 bytes, too" }); err == nil ||
+		!strings.Contains(err.Error(), "secrets.safe_key: it is not the key") {
+		t.Errorf("with another key: %v", err)
+	}
+	second := start(dir)
+	if err := signIn(second); err != nil {
+		t.Errorf("with what was kept: %v", err)
+	}
+	kept := 0
+	for _, s := range second.creds.List() {
+		if strings.Contains(fmt.Sprintf("%+v", s), "CANARY") {
+			t.Errorf("shows a secret: %+v", s)
+		}
+		for _, g := range s.Generations {
+			if g.Kept {
+				kept++
+			}
+		}
+	}
+	all, err := os.ReadDir(dir)
+	if err != nil || kept != 1 {
+		t.Errorf("%d kept generations, want the token's; in the folder %v, %v", kept, all, err)
+	}
+	for _, f := range all {
+		if b, err := os.ReadFile(filepath.Join(dir, f.Name())); err != nil || strings.Contains(string(b), "CANARY") || strings.Contains(string(b), "ya29") {
+			t.Errorf("%s: %v, or a secret as it is", f.Name(), err)
+		}
 	}
 }
 

@@ -24,14 +24,15 @@ var joiners = []string{"internal/app", "internal/cli", "internal/promise"}
 // guarded lists libraries by import path, with the folders of those who alone
 // may import them. Tests may import any.
 var guarded = map[string][]string{
-	"github.com/jackc/pgx/v5":            {"dedupe", "internal/devstack", "internal/drill"},
-	"github.com/exaring/otelpgx":         {"dedupe"},
-	"github.com/pressly/goose/v3":        {"dedupe"},
-	"github.com/segmentio/kafka-go":      {"internal/broker"},
-	"github.com/twmb/franz-go":           {"internal/devstack"},
-	"go.opentelemetry.io/otel/sdk":       {"internal/telemetry"},
-	"go.opentelemetry.io/otel/exporters": {"internal/telemetry"},
-	"github.com/spf13/cobra":             {"internal/cli"},
+	"github.com/jackc/pgx/v5":                    {"dedupe", "internal/devstack", "internal/drill"},
+	"github.com/exaring/otelpgx":                 {"dedupe"},
+	"github.com/pressly/goose/v3":                {"dedupe"},
+	"github.com/segmentio/kafka-go":              {"internal/broker"},
+	"github.com/twmb/franz-go":                   {"internal/devstack"},
+	"github.com/fergusstrange/embedded-postgres": {"internal/devstack"},
+	"go.opentelemetry.io/otel/sdk":               {"internal/telemetry"},
+	"go.opentelemetry.io/otel/exporters":         {"internal/telemetry"},
+	"github.com/spf13/cobra":                     {"internal/cli"},
 }
 
 // offence says which rule is broken when a file of the package in folder from

@@ -135,6 +135,12 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 	case "resend":
 		cfg.Resend.Key, cfg.Resend.BaseURL = sim.ResendKey, d.sims.Resend.URL()
 		cfg.Delivery.Email = []string{"resend"}
+	case "postmark":
+		cfg.Postmark.Key, cfg.Postmark.BaseURL = sim.PostmarkKey, d.sims.Postmark.URL()
+		cfg.Delivery.Email = []string{"postmark"}
+	case "sendgrid":
+		cfg.SendGrid.Key, cfg.SendGrid.BaseURL = sim.SendGridKey, d.sims.SendGrid.URL()
+		cfg.Delivery.Email = []string{"sendgrid"}
 	}
 	cfg.FCM.ServiceAccount, cfg.FCM.BaseURL = config.Live(account), d.sims.FCM.URL()
 	if d.opt.FCM != "" {
@@ -166,7 +172,7 @@ func (d *dev) usePushSims(cfg *config.Config) error {
 func (d *dev) startStores(ctx context.Context) (err error) {
 	d.addr.DSN, d.addr.Brokers = d.opt.DSN, d.opt.Brokers
 	if d.addr.DSN == "" {
-		d.postgres, err = devstack.StartPostgres(ctx, devstack.PostgresConfig{Dir: filepath.Join(d.opt.Data, "postgres"), Logger: d.log})
+		d.postgres, err = devstack.StartPostgres(ctx, devstack.PostgresConfig{Dir: filepath.Join(d.opt.Data, "postgres"), Fetch: true, Logger: d.log})
 		if err != nil {
 			return err
 		}

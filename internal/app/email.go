@@ -13,13 +13,36 @@ import (
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
-// checkEmail is the judgement at the door of the provider that email goes to,
-// which is the first of names.
+// checkEmail is the judgement at the door of the providers that email goes to
+// first.
 func checkEmail(names []string) func(*message.Email) error {
-	if len(names) == 0 {
+	var checks []func(*message.Email) error
+	for _, name := range names {
+		if check := emailCheck(name); check != nil {
+			checks = append(checks, check)
+		}
+	}
+	return func(e *message.Email) error {
+		for _, check := range checks {
+			if err := check(e); err != nil {
+				return err
+			}
+		}
 		return nil
 	}
-	switch names[0] {
+}
+
+// takesEmail says whether that provider can take some content; nil: it takes all.
+func takesEmail(name string) func(*message.Content) bool {
+	check := emailCheck(name)
+	if check == nil {
+		return nil
+	}
+	return func(c *message.Content) bool { return c.Email == nil || check(c.Email) == nil }
+}
+
+func emailCheck(name string) func(*message.Email) error {
+	switch name {
 	case "ses":
 		return ses.Check
 	case "resend":

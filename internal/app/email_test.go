@@ -74,11 +74,11 @@ func TestEmailKeysRefused(t *testing.T) {
 	}
 }
 
-// The door asks the provider that email goes to.
+// The door asks the providers that email goes to first.
 func TestEmailIsCheckedAtTheDoor(t *testing.T) {
 	e := &message.Email{From: "zoë@a.example", To: []string{"b@b.example"}, Text: strings.Repeat("x", 6<<20)}
 	for names, field := range map[string]string{
-		"": "", "smtp ses": "", "ses smtp": "from: ", "resend": "subject: ", "sendgrid": "subject: ", "postmark": "text: ", "webhook": "",
+		"": "", "smtp": "", "smtp ses": "from: ", "ses smtp": "from: ", "resend": "subject: ", "sendgrid": "subject: ", "postmark": "text: ", "webhook": "",
 	} {
 		check := checkEmail(strings.Fields(names))
 		var err error
@@ -88,5 +88,29 @@ func TestEmailIsCheckedAtTheDoor(t *testing.T) {
 		if (err == nil) != (field == "") || err != nil && !strings.HasPrefix(err.Error(), field) {
 			t.Errorf("%q: %v, want %q", names, err, field)
 		}
+	}
+}
+
+// The settings' routes come before email's order of preference, and all of their
+// providers are made.
+func TestOrders(t *testing.T) {
+	c := everyEmail()
+	c.Delivery.Email = []string{"smtp", "ses"}
+	c.Delivery.Routes = []config.Route{{Channel: "email", Class: "campaign", Tenant: "shop", Providers: []string{"resend", "smtp"}}}
+	got, err := orders(c)
+	if err != nil || len(got) != 2 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	if o := got[0]; o.Channel != message.ChannelEmail || o.Class != message.Campaign || o.Tenant != "shop" || strings.Join(o.Providers, " ") != "resend smtp" {
+		t.Errorf("the route: %+v", o)
+	}
+	if o := got[1]; o.Channel != message.ChannelEmail || o.Class != 0 || o.Tenant != "" || strings.Join(o.Providers, " ") != "smtp ses" {
+		t.Errorf("behind it: %+v", o)
+	}
+	if all := strings.Join(c.EmailProviders(), " "); all != "smtp ses resend" {
+		t.Errorf("providers: %s", all)
+	}
+	if got, err := orders(withoutProviders(c)); err != nil || len(got) != 0 {
+		t.Errorf("without providers: %+v, %v", got, err)
 	}
 }

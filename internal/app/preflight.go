@@ -3,6 +3,7 @@ package app
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"time"
 
 	"github.com/stormpost/stormpost/dedupe"
@@ -21,7 +22,7 @@ type PreflightCheck struct {
 }
 
 // Preflight looks whether a process with cfg could keep Stormpost's promises.
-// It changes nothing. An error is about the configuration.
+// It changes nothing, but may ask for tokens, which can replace a refresh token. An error is about the configuration.
 func Preflight(ctx context.Context, cfg config.Config) ([]PreflightCheck, error) {
 	dsn := cfg.DSN.Reveal()
 	l, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4, Deadline: cfg.Ledger.Deadline})
@@ -60,6 +61,9 @@ func Preflight(ctx context.Context, cfg config.Config) ([]PreflightCheck, error)
 			return broken, err
 		})
 	}
+	if cfg.Has("worker") {
+		checks = append(checks, preflightCredentials(ctx, cfg)...)
+	}
 	names, brokers := clusterBrokers(cfg)
 	for _, name := range names {
 		bc := kafkaConfig(cfg)
@@ -81,4 +85,23 @@ func Preflight(ctx context.Context, cfg config.Config) ([]PreflightCheck, error)
 		})
 	}
 	return checks, nil
+}
+
+// preflightCredentials signs in on each route that has somebody to sign in to.
+func preflightCredentials(ctx context.Context, cfg config.Config) (checks []PreflightCheck) {
+	p := &process{cfg: cfg, log: slog.New(slog.DiscardHandler)}
+	defer p.teardown()
+	if _, err := p.buildProviders(); err != nil {
+		return []PreflightCheck{{"credentials", []string{err.Error()}}}
+	}
+	for _, u := range p.creds.uses {
+		check := PreflightCheck{fmt.Sprintf("credential %s of %s", u.credential.Name(), u.route), []string{}}
+		cctx, cancel := context.WithTimeout(ctx, preflightLimit)
+		if err := u.provider.Authenticate(cctx); err != nil {
+			check.Findings = append(check.Findings, err.Error())
+		}
+		cancel()
+		checks = append(checks, check)
+	}
+	return checks
 }

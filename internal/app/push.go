@@ -66,14 +66,10 @@ func (p *process) apns(c config.APNs) (*apns.Provider, error) {
 		return nil, err
 	}
 	token := p.creds.add("apns", source, nil)
-	pr, err := apns.New(apns.Config{
+	return apns.New(apns.Config{
 		Options: overhttp.Options{Name: "apns", BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, RootCAs: roots, Logger: p.log},
 		Token:   token, Topic: c.Topic, Connections: c.Connections,
 	})
-	if err == nil {
-		p.creds.need("apns", token, pr)
-	}
-	return pr, err
 }
 
 func (p *process) webpush(c config.WebPush) (*webpush.Provider, error) {

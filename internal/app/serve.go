@@ -19,6 +19,7 @@ import (
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/broker"
 	"github.com/stormpost/stormpost/internal/config"
+	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/telemetry"
@@ -139,6 +140,9 @@ func (p *process) build() (err error) {
 			return err
 		}
 		p.readiness = newReadiness(p.creds.uses)
+		if err := credential.Measure(p.tel.MeterProvider, time.Now, p.creds.List); err != nil {
+			return err
+		}
 	}
 	return p.buildWatch()
 }
@@ -151,9 +155,10 @@ func (p *process) buildAPI() {
 	})
 	p.service = ingest.New(p.ledger, p.clusters, ingest.Config{
 		EmailLife: p.cfg.Accept.EmailLife, PushLife: p.cfg.Accept.PushLife, MaxSchedule: p.cfg.Accept.MaxSchedule,
-		Platforms: p.cfg.Platforms(), PushCheck: checkPush(p.cfg), EmailCheck: checkEmail(p.cfg.Email()), Suppressions: p.suppressions,
+		Platforms: p.cfg.Platforms(), PushCheck: checkPush(p.cfg), EmailCheck: checkEmail(p.cfg.FirstEmail()), Suppressions: p.suppressions,
 		Finder: p.ledger, Journal: p.clusters, JournalAway: func() bool { return !p.clusters.canJournal() },
-		Patience: p.cfg.Accept.Patience, Log: p.log, Admission: p.admission,
+		Patience: p.cfg.Accept.Patience, Log: p.log, Admission: p.admission, RepeatsSince: p.watching.shield(p.cfg.Accept.Shield),
+		LedgerTime: p.ledger.ServerTime, Timeout: p.cfg.Accept.Timeout,
 	})
 }
 

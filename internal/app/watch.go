@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/incident"
@@ -57,7 +58,7 @@ func (p *process) checks() []watch.Check {
 		}, time.Now),
 		watch.Doubts(p.ledger.OpenDoubts),
 		watch.NoWorker(p.ledger.Workers, time.Now),
-		watch.Numbering(p.guard.Open),
+		watch.Numbering(p.guard.Lately),
 		watch.RolledBack(p.ledger.RolledBack, time.Now),
 		watch.Journal(p.clusters.backlog, time.Now),
 		watch.Replays(p.ledger.StuckReplays),
@@ -85,6 +86,34 @@ func (p *process) sinks() ([]incident.Sink, error) {
 		all = append(all, s)
 	}
 	return all, nil
+}
+
+// longestShield is how far back a repeat's first may be, however long an incident is.
+const longestShield = 24 * time.Hour
+
+// shield answers from when on, now, requests without a key count as repeats: the
+// margin before the first incident that isn't over for so long; zero: never. It
+// looks once a second.
+func (w *watching) shield(margin time.Duration) func() time.Time {
+	if margin <= 0 {
+		return nil
+	}
+	var asked, since atomic.Int64 // Unix nanoseconds
+	return func() time.Time {
+		now := time.Now()
+		if at := asked.Load(); now.UnixNano()-at >= int64(time.Second) && w.engine != nil && asked.CompareAndSwap(at, now.UnixNano()) {
+			first := w.engine.Since(now.Add(-margin))
+			if first.IsZero() {
+				since.Store(0)
+			} else {
+				since.Store(max(first.Add(-margin).UnixNano(), now.Add(-longestShield).UnixNano()))
+			}
+		}
+		if at := since.Load(); at != 0 {
+			return time.Unix(0, at)
+		}
+		return time.Time{}
+	}
 }
 
 // run watches until ctx ends.

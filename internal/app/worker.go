@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/delivery"
@@ -26,41 +27,14 @@ const (
 func withoutProviders(cfg config.Config) config.Config {
 	cfg.SMTP.Addr, cfg.SES.Region, cfg.Resend.Key, cfg.Postmark.Key, cfg.SendGrid.Key = "", "", "", "", ""
 	cfg.FCM.ServiceAccount, cfg.FCM.Token, cfg.APNs.Topic, cfg.WebPush.Subject = "", "", "", ""
-	cfg.Webhook.URL, cfg.Delivery.Email = "", nil
+	cfg.Webhook.URL, cfg.Delivery.Email, cfg.Delivery.Routes = "", nil, nil
 	return cfg
 }
 
-func (p *process) buildWorker() (err error) {
-	routes := make(map[message.Channel][]delivery.Route)
-	add := func(pr delivery.Provider, slots int, err error, platforms ...string) error {
-		if err != nil {
-			return err
-		}
-		p.providers = append(p.providers, pr)
-		routes[pr.Channel()] = append(routes[pr.Channel()], delivery.Route{Provider: pr, Slots: slots, Platforms: platforms})
-		return nil
-	}
-	if p.loopback != nil {
-		_ = add(p.loopback, 0, nil)
-		p.cfg = withoutProviders(p.cfg)
-	}
-	if err := p.buildCredentials(); err != nil {
+func (p *process) buildWorker() error {
+	routes, err := p.buildProviders()
+	if err != nil {
 		return err
-	}
-	for _, name := range p.cfg.Email() {
-		pr, slots, err := p.email(name)
-		if err := add(pr, slots, err); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	if err := p.addPush(add); err != nil {
-		return err
-	}
-	if p.cfg.Webhook.URL != "" && p.cfg.Webhook.Channel == "push" {
-		pr, slots, err := p.webhook()
-		if err := add(pr, slots, err); err != nil {
-			return fmt.Errorf("webhook: %w", err)
-		}
 	}
 	cfg, err := p.deliveryConfig(routes)
 	if err != nil {
@@ -68,6 +42,47 @@ func (p *process) buildWorker() (err error) {
 	}
 	p.worker, err = delivery.New(cfg)
 	return err
+}
+
+// buildProviders makes those that are configured, and what they sign in with.
+func (p *process) buildProviders() (map[message.Channel][]delivery.Route, error) {
+	routes := make(map[message.Channel][]delivery.Route)
+	add := func(pr delivery.Provider, slots int, err error, platforms ...string) error {
+		if err != nil {
+			return err
+		}
+		p.providers = append(p.providers, pr)
+		p.creds.need(pr)
+		routes[pr.Channel()] = append(routes[pr.Channel()], delivery.Route{
+			Provider: pr, Slots: slots, Rate: p.cfg.Rate(pr.Name()), Platforms: platforms, Takes: takesEmail(pr.Name()),
+		})
+		return nil
+	}
+	if p.loopback != nil {
+		p.cfg = withoutProviders(p.cfg)
+	}
+	if err := p.buildCredentials(); err != nil {
+		return nil, err
+	}
+	if p.loopback != nil {
+		_ = add(p.loopback, 0, nil)
+	}
+	for _, name := range p.cfg.EmailProviders() {
+		pr, slots, err := p.email(name)
+		if err := add(pr, slots, err); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	if err := p.addPush(add); err != nil {
+		return nil, err
+	}
+	if p.cfg.Webhook.URL != "" && p.cfg.Webhook.Channel == "push" {
+		pr, slots, err := p.webhook()
+		if err := add(pr, slots, err); err != nil {
+			return nil, fmt.Errorf("webhook: %w", err)
+		}
+	}
+	return routes, nil
 }
 
 func (p *process) deliveryConfig(routes map[message.Channel][]delivery.Route) (delivery.Config, error) {
@@ -88,13 +103,34 @@ func (p *process) deliveryConfig(routes map[message.Channel][]delivery.Route) (d
 		}
 		doubts[l] = delivery.DoubtPolicy(policy)
 	}
+	orders, err := orders(p.cfg)
+	if err != nil {
+		return delivery.Config{}, err
+	}
 	return delivery.Config{
-		Ledger: trailed{p.ledger, p.clusters}, Routes: routes, Senders: senders, Doubts: doubts,
+		Ledger: trailed{p.ledger, p.clusters}, Routes: routes, Orders: orders, Senders: senders, Doubts: doubts,
 		Retry:      delivery.Schedule{Base: d.RetryBase, Max: d.RetryMax},
 		ClaimValid: d.ClaimValid, ShutdownGrace: d.ShutdownGrace, BeatEvery: p.cfg.Ledger.BeatEvery,
+		Clock:     turnedClock(os.Getenv(clockVariable), p.log),
 		KafkaAway: p.clusters.away, FeedRate: p.clusters.placed.rate,
 		Log: p.log, Meters: p.tel.MeterProvider, Tracers: p.tel.TracerProvider,
 	}, nil
+}
+
+// orders are the settings' routes, and behind them email's order of preference.
+func orders(cfg config.Config) ([]delivery.Order, error) {
+	var all []delivery.Order
+	for i, r := range cfg.Delivery.Routes {
+		ch, class, err := r.Parse()
+		if err != nil {
+			return nil, fmt.Errorf("delivery.routes[%d]: %w", i, err)
+		}
+		all = append(all, delivery.Order{Channel: ch, Class: class, Tenant: r.Tenant, Providers: r.Providers})
+	}
+	if names := cfg.Email(); len(names) > 0 {
+		all = append(all, delivery.Order{Channel: message.ChannelEmail, Providers: names})
+	}
+	return all, nil
 }
 
 func (p *process) smtp() (*smtp.Provider, error) {
@@ -109,15 +145,11 @@ func (p *process) smtp() (*smtp.Provider, error) {
 			return nil, err
 		}
 	}
-	pr, err := smtp.New(smtp.Config{
+	return smtp.New(smtp.Config{
 		Name: smtpName, Addr: c.Addr, Username: c.Username, Credential: password, Auth: smtp.AuthMode(c.Auth),
 		TLS: smtp.TLSMode(c.TLS), ServerName: c.ServerName, LocalName: c.LocalName,
 		Connections: c.Connections, ReplyLimit: c.ReplyLimit, DKIM: keys, Logger: p.log,
 	})
-	if err == nil && password != nil {
-		p.creds.need(smtpName, password, pr)
-	}
-	return pr, err
 }
 
 func (p *process) fcm() (*fcm.Provider, error) {
@@ -126,13 +158,9 @@ func (p *process) fcm() (*fcm.Provider, error) {
 	if err != nil {
 		return nil, err
 	}
-	pr, err := fcm.New(fcm.Config{
+	return fcm.New(fcm.Config{
 		Name: fcmName, Project: project, Token: token, BaseURL: c.BaseURL, Concurrency: c.Concurrency, ReplyLimit: c.ReplyLimit, Logger: p.log,
 	})
-	if err == nil {
-		p.creds.need(fcmName, token, pr)
-	}
-	return pr, err
 }
 
 // fcmToken is the access tokens for FCM, and the project that they are for.

@@ -12,6 +12,8 @@ import (
 	"io"
 	"log/slog"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -170,11 +172,11 @@ func sleepUntil(ctx context.Context, at time.Time) {
 func (r *run) content(i int, text string) *message.Content {
 	return &message.Content{Email: &message.Email{
 		From: "bench@example.com", To: []string{recipient(i)}, Subject: "bench", Text: text,
-		Options: message.Options{Stream: fmt.Sprint("bench-", i%r.Streams)},
+		Options: message.Options{Stream: "bench-" + strconv.Itoa(i%r.Streams)},
 	}}
 }
 
-func recipient(i int) string { return fmt.Sprintf("%d@example.net", i) }
+func recipient(i int) string { return strconv.Itoa(i) + "@example.net" }
 
 // incompressible is text of n bytes that no compression makes much shorter.
 func incompressible(n int) (string, error) {
@@ -261,8 +263,9 @@ func (l *Loopback) Send(_ context.Context, env *message.Envelope, last func() er
 	if err := last(); err != nil {
 		return message.Result{Outcome: message.Returned}
 	}
-	var i int
-	if _, err := fmt.Sscanf(env.Recipient, "%d@", &i); err != nil || i >= len(l.at) {
+	number, _, _ := strings.Cut(env.Recipient, "@") // as recipient has it
+	i, err := strconv.Atoi(number)
+	if err != nil || i < 0 || i >= len(l.at) {
 		return message.Result{Outcome: message.Rejected, Code: "stranger"}
 	}
 	if !l.at[i].CompareAndSwap(0, int64(time.Since(l.start))) {

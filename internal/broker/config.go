@@ -142,7 +142,10 @@ type sub struct {
 
 // lanes are the lanes' topics.
 func (b *Broker) lanes() sub {
-	return sub{slices.Sorted(maps.Keys(b.topics())), b.group(), b.laneConfig, b.cfg.Partitions, 32, 4 << 20, inflightRecords, inflightBytes}
+	return sub{
+		topics: slices.Sorted(maps.Keys(b.topics())), group: b.group(), config: b.laneConfig, partitions: b.cfg.Partitions,
+		readAhead: 32, maxBytes: 4 << 20, inflightRecords: inflightRecords, inflightBytes: inflightBytes,
+	}
 }
 
 func (b *Broker) topics() map[string]message.Lane {

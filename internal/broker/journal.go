@@ -19,6 +19,7 @@ import (
 //	key                 key hash, 16 bytes
 //	value               a head of 74 bytes, then the canonical content
 //	header traceparent  W3C, where the submission had one
+//	header repeats-since  microseconds since 1970, where it may repeat what was accepted from then on
 //
 //	head   version 1 byte, flags 1, lane 1, recipients 1, tenant 4, accepted and
 //	       expires 8 each (microseconds since 1970), key hash 16, fingerprint 32, 0 0
@@ -30,6 +31,7 @@ const (
 	journalVersion  = 1
 	journalTest     = 1 // flag: by a test-mode key
 	journalHead     = 74
+	repeatsSince    = "repeats-since"
 	maxBody         = 10 << 20 // the API's body limit
 	maxJournal      = 2*maxBody + 64<<10
 	maxJournalBatch = maxJournal - 16<<10
@@ -91,7 +93,10 @@ func encodeJournaled(topic string, j message.Journaled) kafka.Message {
 	copy(v[40:], j.Print[:])
 	m := kafka.Message{Topic: topic, Key: j.Key[:], Value: append(v, j.Content...)}
 	if j.Trace != "" {
-		m.Headers = []kafka.Header{{Key: traceparent, Value: []byte(j.Trace)}}
+		m.Headers = append(m.Headers, kafka.Header{Key: traceparent, Value: []byte(j.Trace)})
+	}
+	if !j.RepeatsSince.IsZero() {
+		m.Headers = append(m.Headers, kafka.Header{Key: repeatsSince, Value: strconv.AppendInt(nil, j.RepeatsSince.UnixMicro(), 10)})
 	}
 	return m
 }
@@ -120,9 +125,15 @@ func decodeJournaled(c message.Class, m *kafka.Message) (message.Journaled, erro
 		return j, err
 	}
 	trace := ""
+	var since time.Time
 	for _, h := range m.Headers {
-		if h.Key == traceparent && len(h.Value) <= maxTraceparent {
+		switch {
+		case h.Key == traceparent && len(h.Value) <= maxTraceparent:
 			trace = string(h.Value)
+		case h.Key == repeatsSince:
+			if us, err := strconv.ParseInt(string(h.Value), 10, 64); err == nil {
+				since = time.UnixMicro(us)
+			}
 		}
 	}
 	at := j.Submission
@@ -137,6 +148,7 @@ func decodeJournaled(c message.Class, m *kafka.Message) (message.Journaled, erro
 	case len(s.Recipients) != recipients:
 		return j, errors.New("it has another number of recipients than its content")
 	}
+	s.RepeatsSince = since
 	j.Submission = s
 	return j, nil
 }

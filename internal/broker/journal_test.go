@@ -12,6 +12,7 @@ import (
 	"github.com/segmentio/kafka-go"
 
 	"github.com/stormpost/stormpost/internal/devstack"
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -23,6 +24,7 @@ func journaled(t testing.TB, class, key, text string) message.Journaled {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.RepeatsSince = now.Add(-time.Hour)
 	s.Trace, s.Test = "00-00000000000000000000000000000001-0000000000000001-01", true
 	return message.Journaled{Submission: s, AcceptedAt: now}
 }
@@ -134,7 +136,7 @@ func runTail(t *testing.T, b *Broker) *Tail {
 		cancel()
 		wg.Wait()
 	})
-	if err := tail.Ready(patient(t)); err != nil {
+	if err := tail.Current(patient(t), time.Now()); err != nil {
 		t.Fatal(err)
 	}
 	return tail
@@ -263,10 +265,56 @@ func TestJournalTopics(t *testing.T) {
 	}
 }
 
+// Also while the journal grows all the time, and its end is out of reach, a tail
+// is current within moments: what was written before is found then.
+func TestTailIsCurrentInTheFlow(t *testing.T) {
+	b := newBroker(t, teststack.Kafka(t))
+	if err := b.EnsureJournals(patient(t)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.RemoveTopics(context.Background()) })
+	w, err := b.NewJournal(b.NewTail())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.Close() })
+	ctx, end := context.WithCancel(t.Context())
+	var flow sync.WaitGroup
+	for writer := range 24 {
+		flow.Go(func() {
+			for i := 0; ctx.Err() == nil; i++ {
+				_ = w.Append(ctx, journaled(t, "transactional", fmt.Sprint(writer, "-", i), "x"))
+			}
+		})
+	}
+	defer func() {
+		end()
+		flow.Wait()
+	}()
+	tail := runTail(t, b)
+	for i := range 5 {
+		j := journaled(t, "transactional", fmt.Sprint("mine-", i), "x")
+		if err := w.Append(patient(t), j); err != nil {
+			t.Fatal(err)
+		}
+		at := time.Now()
+		limit, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		err := tail.Current(limit, at)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if found, known := tail.Find(j.ID()); found == nil || !known {
+			t.Errorf("after %v: it is current, and doesn't find what was written before; known: %v", time.Since(at), known)
+		}
+	}
+}
+
 // What the index has no room for is not known, rather than not there.
 func TestTailIsBounded(t *testing.T) {
 	tail := (&Broker{}).NewTail()
-	tail.most, tail.told = 1, true
+	tail.most = 1
+	tail.knows(time.Now())
 	one, two := journaled(t, "", "one", "x"), journaled(t, "", "two", "x")
 	tail.add(place{"t", 0}, 0, 5, one, 2)
 	if j, known := tail.Find(two.ID().Message(0)); j != nil || !known {

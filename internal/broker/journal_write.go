@@ -47,9 +47,6 @@ type keeping struct {
 	done chan error // has room for the one answer
 }
 
-// Find implements ingest.Journal.
-func (j *Journal) Find(id message.ID) (*message.Journaled, bool) { return j.tail.Find(id) }
-
 // NewJournal makes a journal's writer; one for a process. tail learns of what
 // is written at once.
 func (b *Broker) NewJournal(tail *Tail) (*Journal, error) {

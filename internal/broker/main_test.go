@@ -266,6 +266,21 @@ func backlog(t testing.TB, b *Broker) (sum int64, each map[message.Lane]int64) {
 	return sum, each
 }
 
+// committed waits until all that was read is committed, which a cluster that
+// was just away may refuse at first: the consumer joins again then, and has it
+// once more.
+func committed(t testing.TB, b *Broker) {
+	t.Helper()
+	ctx := patient(t)
+	for n, each := backlog(t, b); n != 0; n, each = backlog(t, b) {
+		select {
+		case <-ctx.Done():
+			t.Fatalf("a backlog of %v", each)
+		case <-time.After(commitEvery):
+		}
+	}
+}
+
 // lines are what was logged.
 type lines chan string
 

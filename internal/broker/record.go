@@ -112,6 +112,9 @@ func decode(lane message.Lane, m *kafka.Message) (message.Item, error) {
 	it.Position = message.Position(binary.BigEndian.Uint64(m.Key))
 	it.Attempt = int(binary.BigEndian.Uint16(head[2:]))
 	copy(it.ID[:], head[4:])
+	if o := origin(m); o != nil {
+		it.Tenant = o.Tenant
+	}
 	switch {
 	case it.Position <= 0 || it.Position.Lane() != lane:
 		return it, fmt.Errorf("its position is of another lane")

@@ -27,6 +27,7 @@ type Tail struct {
 	most   int
 
 	rounds int // Run's
+	goal   goal
 	anew   atomic.Bool
 
 	mu      sync.RWMutex
@@ -34,9 +35,15 @@ type Tail struct {
 	lost    map[place]int64 // beyond the bound: up to this offset
 	below   map[int16]int64 // committed, by the last sweep
 	own     int             // entries that this process wrote and has not read
-	told    bool            // the index had all that the journals have
-	once    sync.Once
-	changed chan struct{} // closed when told becomes true for the first time
+	asOf    time.Time       // the index has all that the journals had then; zero: it never had
+	further chan struct{}   // closed, and made anew, when asOf goes on
+}
+
+// goal is how far the journals went at a time. With mail coming in all the time
+// the tail never is at their very ends.
+type goal struct {
+	at   time.Time
+	ends map[place]int64 // nil: none
 }
 
 // Restart has the journals read anew: they are others than they were, also where
@@ -52,7 +59,7 @@ func (t *Tail) begin(open map[place]*reading) {
 	clear(open)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.told, t.below = false, nil
+	t.asOf, t.below, t.goal = time.Time{}, nil, goal{}
 	clear(t.lost)
 	maps.DeleteFunc(t.index, func(_ submissionKey, e tailed) bool { return e.place >= 0 })
 }
@@ -72,7 +79,7 @@ type tailed struct {
 
 // NewTail makes a tail; one for a process. Run fills it.
 func (b *Broker) NewTail() *Tail {
-	return &Tail{broker: b, most: mostTailed, index: make(map[submissionKey]tailed), lost: make(map[place]int64), changed: make(chan struct{})}
+	return &Tail{broker: b, most: mostTailed, index: make(map[submissionKey]tailed), lost: make(map[place]int64), further: make(chan struct{})}
 }
 
 // Find says what the journals hold of a message. known is false while they may
@@ -83,7 +90,7 @@ func (t *Tail) Find(id message.ID) (j *message.Journaled, known bool) {
 	defer t.mu.RUnlock()
 	e, ok := t.index[submissionKey(id[:24])]
 	if !ok || !id.IsSubmission() && id.Index() >= int(e.count) {
-		return nil, ok || t.told && len(t.lost) == 0
+		return nil, ok || !t.asOf.IsZero() && len(t.lost) == 0
 	}
 	return &message.Journaled{
 		Submission: &message.Submission{Tenant: e.tenant, Key: id.KeyHash(), Lane: message.LaneOf(int64(e.lane)), Recipients: make([]string, e.count)},
@@ -91,13 +98,31 @@ func (t *Tail) Find(id message.ID) (j *message.Journaled, known bool) {
 	}, true
 }
 
-// Ready waits until the tail knows all that the journals hold.
-func (t *Tail) Ready(ctx context.Context) error {
-	select {
-	case <-t.changed:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("tail: %w", ctx.Err())
+// Current waits until the tail knows all that the journals held at a time.
+func (t *Tail) Current(ctx context.Context, at time.Time) error {
+	for {
+		t.mu.RLock()
+		asOf, further := t.asOf, t.further
+		t.mu.RUnlock()
+		if !asOf.Before(at) {
+			return nil
+		}
+		select {
+		case <-further:
+		case <-ctx.Done():
+			return fmt.Errorf("tail: %w", ctx.Err())
+		}
+	}
+}
+
+// knows notes that the index has all that the journals had at a time.
+func (t *Tail) knows(at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if at.After(t.asOf) {
+		t.asOf = at
+		close(t.further)
+		t.further = make(chan struct{})
 	}
 }
 
@@ -148,6 +173,7 @@ func (t *Tail) round(ctx context.Context, open map[place]*reading) {
 	for p, r := range open {
 		at[p] = r.position.Load()
 	}
+	began := time.Now()
 	ends, committed, err := t.broker.progress(rctx, t.broker.journals())
 	if err != nil {
 		return // what is known stays known
@@ -178,10 +204,34 @@ func (t *Tail) round(ctx context.Context, open map[place]*reading) {
 			}
 			open[p] = t.start(ctx, p, from, open[p], len(open))
 			at[p] = from
+			t.goal = goal{} // it may have been beyond a log that is another one now
 		}
 		caught = caught && at[p] >= b.last
 	}
 	t.forget(open, committed, caught)
+	switch {
+	case caught:
+		t.goal = goal{}
+		t.knows(began)
+		return
+	case t.goal.ends != nil && !t.goal.reached(at, ends):
+		return
+	case t.goal.ends != nil:
+		t.knows(t.goal.at)
+	}
+	t.goal = goal{began, make(map[place]int64, len(ends))}
+	for p, b := range ends {
+		t.goal.ends[p] = b.last
+	}
+}
+
+func (g *goal) reached(at map[place]int64, ends map[place]bounds) bool {
+	for p, end := range g.ends {
+		if _, there := ends[p]; there && at[p] < end {
+			return false
+		}
+	}
+	return true
 }
 
 func (t *Tail) start(ctx context.Context, p place, from int64, was *reading, count int) *reading {
@@ -261,10 +311,6 @@ func (t *Tail) forget(open map[place]*reading, committed map[place]int64, caught
 		t.sweep(below, caught)
 	}
 	maps.DeleteFunc(t.lost, func(p place, offset int64) bool { return offset < committed[p] })
-	if caught && !t.told {
-		t.told = true
-		t.once.Do(func() { close(t.changed) })
-	}
 }
 
 func (t *Tail) sweep(below map[int16]int64, caught bool) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
+	"github.com/go-json-experiment/json/jsontext"
 	"github.com/segmentio/kafka-go"
 	"go.opentelemetry.io/otel/metric"
 
@@ -29,6 +30,9 @@ const (
 	// left out; their attempts are in doubt if the ledger is rolled back.
 	mostSteps = 200_000
 	trailAge  = 7 * 24 * time.Hour
+	// trailLinger is how long the first step waits for others: each record costs
+	// Kafka more than its steps do.
+	trailLinger = 20 * time.Millisecond
 )
 
 type trailData struct {
@@ -140,6 +144,7 @@ func (t *Trail) run() {
 				return
 			}
 			<-t.wake
+			t.linger()
 			continue
 		}
 		if !t.write(steps) {
@@ -147,6 +152,25 @@ func (t *Trail) run() {
 		}
 		for _, fn := range thens {
 			fn()
+		}
+	}
+}
+
+// linger waits for further steps, unless there are many.
+func (t *Trail) linger() {
+	end := time.NewTimer(trailLinger)
+	defer end.Stop()
+	for {
+		t.mu.Lock()
+		hurry := t.closed || len(t.steps) >= stepsEach || len(t.thens) >= stepsEach
+		t.mu.Unlock()
+		if hurry {
+			return
+		}
+		select {
+		case <-end.C:
+			return
+		case <-t.wake:
 		}
 	}
 }
@@ -182,19 +206,36 @@ func (t *Trail) write(steps []message.Step) bool {
 }
 
 func encodeTrail(steps []message.Step) kafka.Message {
-	d := trailData{Steps: make([]trailStep, len(steps))}
-	for i, s := range steps {
-		d.Steps[i] = trailStep{strconv.FormatInt(int64(s.Position), 10), s.ID, s.Attempt, s.Kind.String(), s.At.UTC(), s.Provider, s.Code}
+	v := append(make([]byte, 0, 200*len(steps)), `{"steps":[`...)
+	for i := range steps {
+		if i > 0 {
+			v = append(v, ',')
+		}
+		v = appendStep(v, &steps[i])
 	}
-	v, err := json.Marshal(d)
-	if err != nil { // nothing in it can fail
-		panic(err)
-	}
+	v = append(v, "]}"...)
 	head := func(k, v string) kafka.Header { return kafka.Header{Key: k, Value: []byte(v)} }
 	return kafka.Message{Value: v, Headers: []kafka.Header{
 		head("ce_specversion", "1.0"), head("ce_type", attemptsType), head("ce_source", "/stormpost"), head("ce_id", rand.Text()),
 		head("ce_time", time.Now().UTC().Format(time.RFC3339Nano)), head("content-type", "application/json"),
 	}}
+}
+
+// appendStep writes a trailStep: there are two for each message.
+func appendStep(b []byte, s *message.Step) []byte {
+	b = strconv.AppendInt(append(b, `{"position":"`...), int64(s.Position), 10)
+	b, _ = s.ID.AppendText(append(b, `","id":"`...))
+	b = strconv.AppendInt(append(b, `","attempt":`...), int64(s.Attempt), 10)
+	b = append(append(b, `,"kind":"`...), s.Kind.String()...)
+	b = s.At.UTC().AppendFormat(append(b, `","at":"`...), time.RFC3339Nano)
+	b = append(b, '"')
+	if s.Provider != "" {
+		b, _ = jsontext.AppendQuote(append(b, `,"provider":`...), s.Provider)
+	}
+	if s.Code != "" {
+		b, _ = jsontext.AppendQuote(append(b, `,"code":`...), s.Code)
+	}
+	return append(b, '}')
 }
 
 // decodeTrail reads the steps of a record. Another type's has none.

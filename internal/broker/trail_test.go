@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"slices"
 	"testing"
 	"time"
 
@@ -64,6 +65,27 @@ func TestTrailComesBack(t *testing.T) {
 	defer cancel()
 	if err := trail.Close(ctx); err != nil {
 		t.Error(err)
+	}
+}
+
+// What a provider answers can be anything, and a record is JSON all the same.
+func TestTrailIsJSON(t *testing.T) {
+	var steps []message.Step
+	for i, code := range []string{"", "250", `"\u0000</script>\` + "\x00\n\u2028\U0001f4ee"} {
+		s := step(i+1, message.StepKind(i+1))
+		s.ID[24], s.Provider, s.Code = byte(i), code, code
+		steps = append(steps, s)
+	}
+	m := encodeTrail(steps)
+	got, err := decodeTrail(&m)
+	if err != nil || !slices.Equal(got, steps) {
+		t.Errorf("%+v, %v, want %+v; %s", got, err, steps, m.Value)
+	}
+	odd := step(1, 1)
+	odd.Code = "\xff"
+	m = encodeTrail([]message.Step{odd})
+	if got, err := decodeTrail(&m); err != nil || got[0].Code != "\ufffd" {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 

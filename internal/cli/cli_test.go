@@ -125,6 +125,7 @@ func TestSettingsAreUsage(t *testing.T) {
 		"everywhere":        {[]string{"STORMPOST_LISEN=x"}, []string{"migrate"}, "STORMPOST_LISEN"},
 		"not a number":      {[]string{"STORMPOST_DSN=postgres://h/d", "STORMPOST_LEDGER_BATCH=many"}, []string{"serve"}, "ledger.batch"},
 		"out of range":      {[]string{"STORMPOST_DSN=postgres://h/d", "STORMPOST_SMTP_CONNECTIONS=0"}, []string{"serve"}, "smtp.connections"},
+		"rate below 0":      {[]string{"STORMPOST_DSN=postgres://h/d", "STORMPOST_FCM_RATE=-1"}, []string{"serve"}, "fcm.rate"},
 		"no DSN":            {nil, []string{"serve"}, "dsn"},
 		"no DSN for keys":   {nil, []string{"keys", "list"}, "STORMPOST_DSN"},
 		"unknown role":      {[]string{"STORMPOST_DSN=postgres://h/d"}, []string{"serve", "--roles", "cook"}, "cook"},

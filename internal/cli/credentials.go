@@ -29,6 +29,7 @@ type credentialPage struct {
 			Number     int        `json:"number"`
 			State      string     `json:"state"`
 			Label      string     `json:"label"`
+			Kept       bool       `json:"kept"`
 			Received   time.Time  `json:"received_at"`
 			ExpiresAt  *time.Time `json:"expires_at"`
 			LastWorked *time.Time `json:"last_worked_at"`
@@ -49,7 +50,9 @@ operator.
 
 Health is working; unproven (no service has accepted it yet); expiring_soon;
 refresh_failing (the last one is still in use); fell_back (the last good one is in
-use instead of the newest); rejected; or missing.
+use instead of the newest); rejected; or missing. A generation that is (from disk)
+was kept there by an earlier process (secrets.safe): the source has not given it to
+this one.
 
 With --json it prints {"items": [...]} as GET /v1/credentials answers.`,
 		Example: `  stormpost credentials
@@ -109,7 +112,11 @@ func (c *command) showCredentials(raw []byte) error {
 		}
 		w = tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
 		for _, g := range i.Generations {
-			fmt.Fprintf(w, "  #%d\t%s\t%s\tsince %s\tuntil %s\tworked %s\t%s\n", g.Number, g.State, g.Label,
+			state := g.State
+			if g.Kept {
+				state += " (from disk)"
+			}
+			fmt.Fprintf(w, "  #%d\t%s\t%s\tsince %s\tuntil %s\tworked %s\t%s\n", g.Number, state, g.Label,
 				g.Received.Local().Format(time.Stamp), at(g.ExpiresAt, "replaced"), at(g.LastWorked, "never"), g.Reply)
 		}
 		if err := w.Flush(); err != nil {

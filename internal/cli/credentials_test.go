@@ -7,7 +7,7 @@ import (
 
 const credentialsBody = `{"items":[{"name":"smtp","source":"file /run/secrets/smtp","health":"fell_back","trouble":"the newest one expired",
 	"expires_at":"2026-01-02T03:04:05Z","last_used_at":"2026-01-02T03:04:05Z","last_worked_at":null,"refreshed_at":null,"next_refresh_at":null,
-	"refreshes":3,"rejections":0,"generations":[{"number":2,"state":"expired","label":"version 2","received_at":"2026-01-02T03:04:05Z","expires_at":null,
+	"refreshes":3,"rejections":0,"generations":[{"number":2,"state":"expired","label":"version 2","kept":true,"received_at":"2026-01-02T03:04:05Z","expires_at":null,
 	"last_worked_at":null,"reply":"535 no"}]}]}`
 
 func TestCredentials(t *testing.T) {
@@ -16,7 +16,7 @@ func TestCredentials(t *testing.T) {
 	if r.code != exitOK || api.last.URL.Path != "/v1/credentials" || api.last.Method != "GET" {
 		t.Fatalf("%+v, %s", r, api.last.URL)
 	}
-	for _, part := range []string{"smtp", "fell_back", "the newest one expired", "file /run/secrets/smtp", "#2", "expired", "version 2", "535 no", "when needed"} {
+	for _, part := range []string{"smtp", "fell_back", "the newest one expired", "file /run/secrets/smtp", "#2", "expired (from disk)", "version 2", "535 no", "when needed"} {
 		if !strings.Contains(r.out, part) {
 			t.Errorf("no %q in\n%s", part, r.out)
 		}

@@ -31,8 +31,8 @@ operator_key, inbox, metrics, dsn, brokers, pid. The inbox answers GET
 					return usage("%s: want HOST:PORT, not %q", flag, addr)
 				}
 			}
-			if !slices.Contains([]string{"smtp", "ses", "resend"}, opt.Email) {
-				return usage("--email: want smtp, ses or resend, not %q", opt.Email)
+			if !slices.Contains([]string{"smtp", "ses", "resend", "postmark", "sendgrid"}, opt.Email) {
+				return usage("--email: want smtp, ses, resend, postmark or sendgrid, not %q", opt.Email)
 			}
 			fmt.Fprintln(c.Err, "Starting; the first time takes some seconds …")
 			opt.Ready = func(a app.DevAddresses) { c.printDev(opt.Data, a) }
@@ -43,7 +43,7 @@ operator_key, inbox, metrics, dsn, brokers, pid. The inbox answers GET
 	f.StringVar(&opt.Data, "data", "stormpost-data", "the folder that keeps everything")
 	f.StringVar(&opt.Listen, "listen", "127.0.0.1:8080", "the API's host:port")
 	f.StringVar(&opt.Inbox, "inbox", "", "the inbox's host:port (default a free port)")
-	f.StringVar(&opt.Email, "email", "smtp", "which simulator takes email: smtp, ses or resend")
+	f.StringVar(&opt.Email, "email", "smtp", "which simulator takes email: smtp, ses, resend, postmark or sendgrid")
 	f.StringVar(&opt.SMTP, "smtp", "", "host:port of an SMTP server to send to instead of the simulator: no AUTH, STARTTLS if offered")
 	f.StringVar(&opt.FCM, "fcm", "", "base URL to send pushes to instead of the FCM simulator")
 	f.StringVar(&opt.DSN, "dsn", "", "another PostgreSQL than its own")

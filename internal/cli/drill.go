@@ -33,10 +33,10 @@ wrong. It leaves nothing behind, unless --keep says so.
 torture draws its faults from the seed: kill (-9), stop (SIGSTOP), postgres
 (killed, hanging, restarted), kafka (one node killed or hanging, or all killed),
 network (to either store: cut, half open, late, or losing answers), slow, refuse
-and lose (by the providers) and disk (no room for PostgreSQL's tables, as root on
-Linux alone). What is left out is named. It doesn't turn clocks: no process takes
-another one than the machine's. The same seed, minutes and kinds draw the same
-faults at the same times; what they meet is the machine's affair.
+and lose (by the providers), disk (no room for PostgreSQL's tables, as root on
+Linux alone) and clock (a worker's wall clock, minutes on or back). What is left
+out is named. The same seed, minutes and kinds draw the same faults at the same
+times; what they meet is the machine's affair.
 
 It needs PostgreSQL's server programs, Java 17 and, once, Maven; what is missing
 is named.`,
@@ -89,7 +89,7 @@ is named.`,
 	f.BoolVar(&list, "list", false, "explain each drill, with the outage that it re-enacts")
 	f.Uint64Var(&opt.Seed, "seed", 1, "of the load and of all chance")
 	f.IntVar(&opt.Messages, "messages", 100_000, "messages at least; the load goes on until the harm is over")
-	f.IntVar(&opt.Rate, "rate", 500, "messages a second")
+	f.IntVar(&opt.Rate, "rate", 0, "messages a second (default: the drill's own, 500 or 200)")
 	f.StringVar(&opt.DSN, "dsn", "", "a PostgreSQL for a database of the drill's own (default: a server of its own)")
 	f.StringSliceVar(&opt.Brokers, "brokers", nil, "a Kafka, host:port,… (default: a cluster of its own)")
 	f.Float64Var(&opt.Minutes, "minutes", 5, "torture: for how long faults are drawn")

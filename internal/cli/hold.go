@@ -19,6 +19,7 @@ type holdAnswer struct {
 	Lane     string    `json:"lane"`
 	Tenant   int32     `json:"tenant"`
 	Provider string    `json:"provider"`
+	Tag      string    `json:"tag"`
 	Reason   string    `json:"reason"`
 	By       string    `json:"by"`
 	At       time.Time `json:"at"`
@@ -31,6 +32,10 @@ func (h holdAnswer) what() string {
 		return "lane " + h.Lane
 	case h.Provider != "":
 		return "provider " + h.Provider
+	case h.Tag != "" && h.Tenant != 0:
+		return fmt.Sprintf("tag %s of tenant %d", h.Tag, h.Tenant)
+	case h.Tag != "":
+		return "tag " + h.Tag
 	}
 	return fmt.Sprintf("tenant %d", h.Tenant)
 }
@@ -41,16 +46,20 @@ func (c *command) hold() *cobra.Command {
 		Lane     string `json:"lane,omitempty"`
 		Tenant   int32  `json:"tenant,omitempty"`
 		Provider string `json:"provider,omitempty"`
+		Tag      string `json:"tag,omitempty"`
 		Reason   string `json:"reason"`
 	}
 	cmd := &cobra.Command{
-		Use:   "hold (--lane LANE | --tenant N | --provider NAME) --reason WHY",
-		Short: "Hold a lane, a tenant or a provider: accepted as ever, not handed over",
+		Use:   "hold (--lane LANE | --tenant N | --provider NAME | --tag TAG [--tenant N]) --reason WHY",
+		Short: "Hold a lane, a tenant, a provider or a tag: accepted as ever, not handed over",
 		Long: `Within 2 seconds of the answer nothing of it is claimed any more. What was
 claimed before is handed over. Accepting goes on, messages go on expiring, and
-stormpost release lets the others go.`,
+stormpost release lets the others go.
+
+A tag is held of all tenants, or of the one that --tenant names.`,
 		Example: `  stormpost hold --lane campaign.email --reason "the list was wrong"
   stormpost hold --tenant 7 --reason "asked by phone"
+  stormpost hold --tag spring-sale --tenant 7 --reason "the prices are wrong"
   stormpost hold list`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -64,12 +73,14 @@ stormpost release lets the others go.`,
 	f.add(cmd)
 	p := cmd.Flags()
 	p.StringVar(&in.Lane, "lane", "", "hold this lane, as campaign.email")
-	p.Int32Var(&in.Tenant, "tenant", 0, "hold this tenant's messages")
+	p.Int32Var(&in.Tenant, "tenant", 0, "hold this tenant's messages; with --tag only those with the tag")
 	p.StringVar(&in.Provider, "provider", "", "hold what would go to this provider, as smtp")
+	p.StringVar(&in.Tag, "tag", "", "hold messages with this tag, of all tenants unless --tenant names one")
 	p.StringVar(&in.Reason, "reason", "", "why, for whoever asks later")
 	_ = cmd.MarkFlagRequired("reason") // it is there
 	cmd.MarkFlagsMutuallyExclusive("lane", "tenant", "provider")
-	cmd.MarkFlagsOneRequired("lane", "tenant", "provider")
+	cmd.MarkFlagsMutuallyExclusive("lane", "provider", "tag")
+	cmd.MarkFlagsOneRequired("lane", "tenant", "provider", "tag")
 	cmd.AddCommand(&cobra.Command{
 		Use:     "list",
 		Short:   "List what is held, by whom and why",

@@ -19,6 +19,11 @@ func TestHoldAndRelease(t *testing.T) {
 		t.Errorf("%+v %s", r, a.last.URL)
 	}
 	sameJSON(t, r.out, hold)
+	a.body = `{"id":8,"tenant":3,"tag":"sale"}`
+	if r := run(t, a.environ(), "hold", "--tag", "sale", "--tenant", "3", "--reason", "r"); r.out != "hold 8: tag sale of tenant 3 is held\n" {
+		t.Errorf("%+v", r)
+	}
+	sameJSON(t, a.sent, `{"tag":"sale","tenant":3,"reason":"r"}`)
 	a.body = `{"items":[` + hold + `]}`
 	if r := run(t, a.environ(), "hold", "list"); r.code != exitOK || !strings.Contains(r.out, "tenant 3") || !strings.Contains(r.out, "12") {
 		t.Errorf("%+v", r)
@@ -31,6 +36,7 @@ func TestHoldAndRelease(t *testing.T) {
 	sameJSON(t, a.sent, `{"reason":"r"}`)
 	for _, args := range [][]string{
 		{"hold", "--reason", "r"}, {"hold", "--lane", "x", "--tenant", "3", "--reason", "r"}, {"hold", "--lane", "x"},
+		{"hold", "--lane", "x", "--tag", "sale", "--reason", "r"},
 		{"release"}, {"release", "msg_1"}, {"release", "7", "--reason", "r"},
 	} {
 		if r := run(t, a.environ(), args...); r.code != exitUsage {

@@ -11,8 +11,9 @@ import (
 func (c *command) preflight() *cobra.Command {
 	return &cobra.Command{
 		Use:   "preflight",
-		Short: "Look whether the stores are fit for what Stormpost promises",
-		Long: `Look whether the stores are fit for what Stormpost promises, and change nothing:
+		Short: "Look whether the stores and credentials are fit for what Stormpost promises",
+		Long: `Look whether the stores and credentials are fit for what Stormpost promises, and
+change nothing:
 
   ledger      PostgreSQL answers and can be written to
   schema      every migration is applied
@@ -20,6 +21,8 @@ func (c *command) preflight() *cobra.Command {
   numbering   what messages are numbered by is whole, of every stream
   kafka       the lanes' topics exist and have leaders; each cluster of the setting
               clusters is a check of its own
+  credential  each provider lets us in with what it is configured with; nothing is
+              sent. A webhook and a browser's push service have nobody to sign in to
 
 It exits 1 if anything is wrong, and names each finding. Without the ledger the
 checks that need it are left out.`,

@@ -92,6 +92,8 @@ type Accept struct {
 	PushLife    time.Duration `koanf:"push_life"`    // life of a push without expires_at
 	MaxSchedule time.Duration `koanf:"max_schedule"` // how far ahead send_at may be
 
+	Shield time.Duration `koanf:"shield"` // for how long before and after an incident a request without a key that has another's whole content and recipients counts as its repeat (stormpost tenants); 0: never
+
 	Backlog       int64   `koanf:"backlog"`        // messages that may be ready and unsent in all lanes: at half of it campaigns are refused with 429, at three quarters trigger, at all of it everything; 0: no limit
 	TenantBacklog int64   `koanf:"tenant_backlog"` // of those, what one tenant may have in one lane; 0: no limit
 	TenantRate    float64 `koanf:"tenant_rate"`    // messages a second that one tenant may submit to one process, in a burst twice that; 0: no limit
@@ -99,8 +101,9 @@ type Accept struct {
 
 // Delivery is how messages are handed over.
 type Delivery struct {
-	Email         []string          `koanf:"email"`          // providers for email in order of preference, of smtp, ses, resend, postmark, sendgrid and webhook; empty: those that are configured, in this order
-	Senders       map[string]int    `koanf:"senders"`        // attempts that a lane may have open in one process: LANE=N,…; else 64 for transactional, 32 for the others
+	Email         []string          `koanf:"email"`          // providers for email in order of preference, of smtp, ses, resend, postmark, sendgrid and webhook; what one defers the next gets; empty: those that are configured, in this order
+	Routes        []Route           `koanf:"routes"`         // see below
+	Senders       map[string]int    `koanf:"senders"`        // attempts that a lane may have open at each provider, in one process: LANE=N,…; else 64 for transactional, 32 for the others
 	ClaimValid    time.Duration     `koanf:"claim_valid"`    // how old a claim may be at the last check before the hand-over
 	ShutdownGrace time.Duration     `koanf:"shutdown_grace"` // how long open replies are waited for on SIGTERM
 	RetryBase     time.Duration     `koanf:"retry_base"`     // upper bound of the first wait before a retry; doubles with each
@@ -129,6 +132,7 @@ type SMTP struct {
 	ServerName  string        `koanf:"server_name"` // name in the relay's certificate, if it isn't that of addr
 	LocalName   string        `koanf:"local_name"`  // name given in EHLO
 	Connections int           `koanf:"connections"` // to the relay, of one process
+	Rate        float64       `koanf:"rate"`        // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long the reply to the final dot is waited for (RFC 5321 §4.5.3.2.6)
 	DKIM        []DKIM        `koanf:"dkim"`        // keys that sign mail, in the file only: a list of domain, selector, key
 }
@@ -149,6 +153,7 @@ type FCM struct {
 	BaseURL        string        `koanf:"base_url"`        // another base URL than FCM's
 	TokenURL       string        `koanf:"token_url"`       // another token endpoint than the account's
 	Concurrency    int           `koanf:"concurrency"`     // requests under way at once, of one process
+	Rate           float64       `koanf:"rate"`            // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit     time.Duration `koanf:"reply_limit"`     // how long an answer is waited for
 }
 
@@ -185,7 +190,7 @@ func Default() Config {
 		Log:           Log{Level: "info", Format: "json"},
 		Kafka:         Kafka{Prefix: "stormpost", Partitions: 4, EvacuateAfter: 30 * time.Second},
 		Ledger:        Ledger{MaxConns: 24, Batch: 1000, Flushers: 2, Deadline: 5 * time.Second, BeatEvery: 2 * time.Second},
-		Accept:        Accept{Timeout: 10 * time.Second, Patience: 2 * time.Second, EmailLife: 72 * time.Hour, PushLife: 24 * time.Hour, MaxSchedule: 30 * 24 * time.Hour, Backlog: 8_000_000, TenantBacklog: 2_000_000},
+		Accept:        Accept{Timeout: 10 * time.Second, Patience: 2 * time.Second, EmailLife: 72 * time.Hour, PushLife: 24 * time.Hour, MaxSchedule: 30 * 24 * time.Hour, Shield: time.Hour, Backlog: 8_000_000, TenantBacklog: 2_000_000},
 		Delivery: Delivery{
 			ClaimValid: 30 * time.Second, ShutdownGrace: 30 * time.Second,
 			RetryBase: 30 * time.Second, RetryMax: time.Hour,
@@ -345,6 +350,11 @@ func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 	} {
 		if n < 1 || n > 10_000 {
 			bad(key, "want 1 to 10000, not %d", n)
+		}
+	}
+	for _, name := range ProviderNames() {
+		if r := c.Rate(name); !(r >= 0 && r <= 1e6) {
+			bad(name+".rate", "want 0 to 1000000, not %v", r)
 		}
 	}
 	if c.Accept.Backlog < 0 {

@@ -109,6 +109,7 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		"out of place":       {"credentials: [{name: a, source: value, value: x, url: 'https://x.example'}]", "", "credentials[0] (a).url: means nothing with source value"},
 		"plain endpoint":     {"credentials: [{name: a, source: client-credentials, url: 'http://login.example/token', client_id: c}]", "", "credentials[0] (a).url: is plain http to another host"},
 		"plain vault":        {"credentials: [{name: a, source: vault, url: 'http://vault.example', token: x, path: y}]", "", "credentials[0] (a).url: is plain http"},
+		"lease with mount":   {"credentials: [{name: a, source: vault-lease, url: 'https://vault.example', token: x, path: y, mount: z}]", "", "credentials[0] (a).mount: means nothing with source vault-lease"},
 		"plain token_url":    {"fcm: {token_url: 'http://login.example/token'}", "", "fcm.token_url: is plain http"},
 		"bad key id":         {"credentials: [{name: a, source: apns, key: x, key_id: short, team_id: TEAM567890}]", "", "credentials[0] (a).key_id: want ten"},
 		"two ways":           {"fcm: {token: x, service_account: y, project: p}", "", "fcm.token: want it or fcm.service_account"},
@@ -116,6 +117,10 @@ func TestLoadNamesWhatIsWrong(t *testing.T) {
 		"outside of root":    {"secrets: {root: /run/secrets}\nsmtp: {username: u, password: 'file:/etc/passwd'}", "", "smtp.password: /etc/passwd is outside of secrets.root"},
 		"world-readable":     {"smtp: {username: u, password: 'file:/etc/passwd'}", "", "smtp.password: /etc/passwd can be read or changed by anyone"},
 		"a folder":           {"dsn: 'file:/etc'", "", "dsn: /etc is not a regular file"},
+		"safe without key":   {"secrets: {safe: /var/lib/stormpost/safe}", "", "secrets.safe: want both"},
+		"key without safe":   {"secrets: {safe_key: x}", "", "secrets.safe: want both"},
+		"short safe key":     {"secrets: {safe: /x, safe_key: c2hvcnQ=}", "", "secrets.safe_key: want 32 random bytes"},
+		"open safe key":      {"secrets: {safe: /x, safe_key: 'file:/etc/passwd'}", "", "secrets.safe_key: /etc/passwd can be read or changed by anyone"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "c.yaml")

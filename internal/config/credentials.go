@@ -15,6 +15,8 @@ import (
 type Secrets struct {
 	Root          string `koanf:"root"`           // folder that files with secrets must be in, also where their symlinks lead; empty: any
 	WorldReadable bool   `koanf:"world_readable"` // take files with secrets that anyone on the machine may read, too, as Kubernetes mounts them by default
+	Safe          string `koanf:"safe"`           // folder, made with mode 0700, in which what token servers and vaults gave outlives the process, encrypted; processes of one machine may share it; empty: none
+	SafeKey       Secret `koanf:"safe_key"`       // encrypts what is in it: 32 random bytes in base64, as openssl rand -base64 32 makes, or as they are
 }
 
 func (s Secrets) rules() credential.FileRules {
@@ -25,11 +27,11 @@ func (s Secrets) rules() credential.FileRules {
 // credential:NAME. Source says which of the other fields it needs.
 type Credential struct {
 	Name   string `koanf:"name"`   // lower-case letters, digits, - and _; smtp and fcm are taken
-	Source string `koanf:"source"` // value, client-credentials, refresh-token, service-account, apns or vault
+	Source string `koanf:"source"` // value, client-credentials, refresh-token, service-account, apns, vault or vault-lease
 
 	Value Live `koanf:"value"` // value: the secret, as file:PATH or env:NAME
 
-	URL          string   `koanf:"url"`           // client-credentials, refresh-token: the token endpoint; service-account: another than the account's; vault: the server
+	URL          string   `koanf:"url"`           // client-credentials, refresh-token: the token endpoint; service-account: another than the account's; vault, vault-lease: the server
 	ClientID     string   `koanf:"client_id"`     // client-credentials, refresh-token: the OAuth 2 client
 	ClientSecret Live     `koanf:"client_secret"` // the same: its secret; a public client has none
 	InBody       bool     `koanf:"in_body"`       // the same: send them in the form instead of by HTTP Basic
@@ -40,12 +42,12 @@ type Credential struct {
 	KeyID  string `koanf:"key_id"`  // apns: the key's id
 	TeamID string `koanf:"team_id"` // apns: the team's id
 
-	Token     Live          `koanf:"token"`     // vault: a token that may read the secret
-	Namespace string        `koanf:"namespace"` // vault: the namespace; empty: none
+	Token     Live          `koanf:"token"`     // vault, vault-lease: a token that may read the secret; it is renewed, if it can be
+	Namespace string        `koanf:"namespace"` // vault, vault-lease: the namespace; empty: none
 	Mount     string        `koanf:"mount"`     // vault: the KV version 2 engine; default secret
-	Path      string        `koanf:"path"`      // vault: the secret below it
-	Field     string        `koanf:"field"`     // vault: the field of the secret; default value
-	Every     time.Duration `koanf:"every"`     // vault: how often to look for a new version; default 30s
+	Path      string        `koanf:"path"`      // vault: the secret below it; vault-lease: what is read to have one made, with its mount, as aws/creds/mail
+	Field     string        `koanf:"field"`     // vault: the field of the secret; default value; vault-lease: default password, or several with a colon between, as access_key:secret_key
+	Every     time.Duration `koanf:"every"`     // vault: how often to look for a new version, vault-lease: for what has no lease; default 30s
 }
 
 // References is the secrets of a credential by the field's name, in order.
@@ -69,6 +71,7 @@ var needs = map[string]struct{ must, may []string }{
 	"service-account":    {[]string{"key", "scopes"}, []string{"url"}},
 	"apns":               {[]string{"key", "key_id", "team_id"}, nil},
 	"vault":              {[]string{"url", "token", "path"}, []string{"namespace", "mount", "field", "every"}},
+	"vault-lease":        {[]string{"url", "token", "path"}, []string{"namespace", "field", "every"}},
 }
 
 func (c *Credential) set() map[string]bool {
@@ -85,6 +88,13 @@ func (c *Credential) set() map[string]bool {
 var credentialName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,39}$`)
 
 func (c *Config) validateCredentials(bad func(key, format string, args ...any)) {
+	if (c.Secrets.Safe == "") != (c.Secrets.SafeKey == "") {
+		bad("secrets.safe", "want both it and secrets.safe_key, or neither")
+	} else if c.Secrets.Safe != "" {
+		if _, err := credential.ParseKey(c.Secrets.SafeKey.Reveal()); err != nil {
+			bad("secrets.safe_key", "%v", err)
+		}
+	}
 	known := map[string]bool{}
 	reference := func(key string, l Live) {
 		if name, ok := l.Credential(); ok && !known[name] {

@@ -17,6 +17,7 @@ type SES struct {
 	EventsTopic      string        `koanf:"events_topic"`      // ARN of the SNS topic by which SES tells POST /events/ses of bounces; empty: nobody may
 	BaseURL          string        `koanf:"base_url"`          // another base URL than the region's
 	Concurrency      int           `koanf:"concurrency"`       // requests under way at once, of one process
+	Rate             float64       `koanf:"rate"`              // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit       time.Duration `koanf:"reply_limit"`       // how long an answer is waited for
 }
 
@@ -26,6 +27,7 @@ type Resend struct {
 	EventsSecret Secret        `koanf:"events_secret"` // whsec_…, with which Resend signs what it tells POST /events/resend; empty: nobody may
 	BaseURL      string        `koanf:"base_url"`      // of another service with Resend's API
 	Concurrency  int           `koanf:"concurrency"`   // requests under way at once, of one process
+	Rate         float64       `koanf:"rate"`          // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit   time.Duration `koanf:"reply_limit"`   // how long an answer is waited for
 }
 
@@ -36,6 +38,7 @@ type Postmark struct {
 	EventsPassword Secret        `koanf:"events_password"` // in the URL that Postmark calls, https://postmark:PASSWORD@HOST/events/postmark; at least 16 characters; empty: nobody may
 	BaseURL        string        `koanf:"base_url"`        // of another service with Postmark's API
 	Concurrency    int           `koanf:"concurrency"`     // requests under way at once, of one process
+	Rate           float64       `koanf:"rate"`            // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit     time.Duration `koanf:"reply_limit"`     // how long an answer is waited for
 }
 
@@ -45,6 +48,7 @@ type SendGrid struct {
 	EventsKey   string        `koanf:"events_key"`  // verification key of SendGrid's signed event webhook, which calls POST /events/sendgrid; empty: nobody may
 	BaseURL     string        `koanf:"base_url"`    // of another service with SendGrid's API, or https://api.eu.sendgrid.com
 	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
+	Rate        float64       `koanf:"rate"`        // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
 }
 
@@ -57,6 +61,7 @@ type Receiver struct {
 	RepeatWindow time.Duration `koanf:"repeat_window"` // for how long the receiver drops repeats by their webhook-id; 0: it doesn't
 	AllowPrivate bool          `koanf:"allow_private"` // allow receivers in private networks and on this machine, the latter also by http
 	Concurrency  int           `koanf:"concurrency"`   // requests under way at once, of one process
+	Rate         float64       `koanf:"rate"`          // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit   time.Duration `koanf:"reply_limit"`   // how long an answer is waited for
 }
 
@@ -102,10 +107,44 @@ func (c *Config) Email() []string {
 	return c.providers(message.ChannelEmail)
 }
 
+// EmailProviders are all that email may go to, the first of Email first.
+func (c *Config) EmailProviders() []string {
+	all := slices.Clone(c.Email())
+	for _, r := range c.Delivery.Routes {
+		for _, name := range r.Providers {
+			if r.Channel == "email" && !slices.Contains(all, name) {
+				all = append(all, name)
+			}
+		}
+	}
+	return all
+}
+
+// FirstEmail are those that email goes to first.
+func (c *Config) FirstEmail() (names []string) {
+	if all := c.Email(); len(all) > 0 {
+		names = append(names, all[0])
+	}
+	for _, r := range c.Delivery.Routes {
+		if r.Channel == "email" && len(r.Providers) > 0 && !slices.Contains(names, r.Providers[0]) {
+			names = append(names, r.Providers[0])
+		}
+	}
+	return names
+}
+
 // ReplyLimit is the longest of all providers.
 func (c *Config) ReplyLimit() time.Duration {
 	return max(c.SMTP.ReplyLimit, c.SES.ReplyLimit, c.Resend.ReplyLimit, c.Postmark.ReplyLimit, c.SendGrid.ReplyLimit, c.FCM.ReplyLimit,
 		c.APNs.ReplyLimit, c.WebPush.ReplyLimit, c.Webhook.ReplyLimit)
+}
+
+// Rate is how many hand-overs a second a provider may get from one process; 0: any.
+func (c *Config) Rate(provider string) float64 {
+	return map[string]float64{
+		"smtp": c.SMTP.Rate, "ses": c.SES.Rate, "resend": c.Resend.Rate, "postmark": c.Postmark.Rate, "sendgrid": c.SendGrid.Rate,
+		"fcm": c.FCM.Rate, "apns": c.APNs.Rate, "webpush": c.WebPush.Rate, "webhook": c.Webhook.Rate,
+	}[provider]
 }
 
 // validateProviders checks what concerns several of them; each of them checks
@@ -120,6 +159,7 @@ func (c *Config) validateProviders(bad func(key, format string, args ...any)) {
 	if c.Webhook.RepeatWindow < 0 {
 		bad("webhook.repeat_window", "is negative")
 	}
+	c.validateRoutes(bad)
 	there := c.providers(message.ChannelEmail)
 	for i, name := range c.Delivery.Email {
 		if !slices.Contains(there, name) {

@@ -12,6 +12,7 @@ type APNs struct {
 	CA          Secret        `koanf:"ca"`          // certificates, PEM, to trust there beside the system's: for a server of one's own
 	Concurrency int           `koanf:"concurrency"` // requests under way at once, of one process
 	Connections int           `koanf:"connections"` // at most, of one process; each takes many requests at a time
+	Rate        float64       `koanf:"rate"`        // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit  time.Duration `koanf:"reply_limit"` // how long an answer is waited for
 }
 
@@ -24,6 +25,7 @@ type WebPush struct {
 	CA             Secret        `koanf:"ca"`              // certificates, PEM, to trust beside the system's: for a push service of one's own
 	Concurrency    int           `koanf:"concurrency"`     // requests under way at once, of one process; three quarters of them to one push service
 	Connections    int           `koanf:"connections"`     // to one push service at most, of one process
+	Rate           float64       `koanf:"rate"`            // hand-overs a second at most, of one process; 0: no bound
 	ReplyLimit     time.Duration `koanf:"reply_limit"`     // how long an answer is waited for
 }
 

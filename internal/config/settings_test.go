@@ -38,8 +38,22 @@ credentials:
   - {name: vault-token, source: value, value: "file:/run/secrets/vault-token"}
   - {name: mail-secret, source: vault, url: "https://vault.example:8200", token: "credential:vault-token", path: mail, field: client_secret}
   - {name: mail, source: client-credentials, url: "https://login.example/token", client_id: stormpost, client_secret: "credential:mail-secret", scopes: ["smtp.send"]}
+  - {name: ses, source: vault-lease, url: "https://vault.example:8200", token: "credential:vault-token", path: aws/creds/mail, field: "access_key:secret_key"}
 smtp: {addr: "smtp.example:587", tls: starttls-required, username: shop@example.com, auth: xoauth2, password: "credential:mail"}
 ` + "```"
+
+const settingsRoutes = `Which providers messages go to, in order. The first route that fits a message holds; what none fits goes by ` + "`delivery.email`" + `, or, a push, to
+the first provider that takes its platform. What a provider defers the next of its route gets at the next attempt, behind the last the first; what was rejected, or
+whose answer was lost, goes nowhere else. While a provider can't be used, the next takes its place at once.
+
+` + "```yaml" + `
+delivery:
+  routes:
+    - {channel: email, tenant: shop, class: transactional, providers: [ses, smtp]}
+    - {channel: email, class: campaign, providers: [sendgrid, ses]}
+` + "```" + `
+
+Email is checked at the door by the first provider of each route; a later one that can't take a message is passed over.`
 
 const settingsTail = `
 ## Variables
@@ -87,6 +101,7 @@ func TestSettingsDocument(t *testing.T) {
 		key, about string
 		of         any
 	}{
+		{"delivery.routes[]", settingsRoutes, Route{}},
 		{"smtp.dkim[]", "Each is the key that signs mail from a domain.", DKIM{}},
 		{"credentials[]", settingsCredentials, Credential{}},
 	} {

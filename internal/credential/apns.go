@@ -3,10 +3,6 @@ package credential
 import (
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/x509"
-	"encoding/pem"
-	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -60,7 +56,7 @@ func (a *APNs) Fetch(ctx context.Context) (Material, error) {
 	if err != nil {
 		return Material{}, err
 	}
-	key, err := ParseP8(use.Value())
+	key, err := ParseES256Key([]byte(use.Value()))
 	if err != nil {
 		return Material{}, err
 	}
@@ -95,26 +91,9 @@ func (a *APNs) sign(key *ecdsa.PrivateKey, now time.Time) (string, error) {
 	}{a.TeamID, now.Unix()})
 }
 
-// ParseP8 reads the private key that Apple gives as AuthKey_KEYID.p8: PKCS #8 in
-// PEM, on the curve P-256. Its error shows none of it.
-func ParseP8(text string) (*ecdsa.PrivateKey, error) {
-	block, _ := pem.Decode([]byte(text))
-	if block == nil {
-		return nil, errors.New("is not PEM, as a p8 file is")
-	}
-	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
-	if err != nil {
-		return nil, errors.New("is not a PKCS #8 private key")
-	}
-	k, ok := key.(*ecdsa.PrivateKey)
-	if !ok || k.Curve != elliptic.P256() {
-		return nil, errors.New("is not a key on the curve P-256")
-	}
-	return k, nil
-}
-
-// CheckP8 is a Config.Check for p8 files.
+// CheckP8 is a Config.Check for the private keys that Apple gives as
+// AuthKey_KEYID.p8.
 func CheckP8(value string) error {
-	_, err := ParseP8(value)
+	_, err := ParseES256Key([]byte(value))
 	return err
 }

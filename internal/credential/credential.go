@@ -24,7 +24,10 @@ type Config struct {
 	Name   string // in the configuration, incidents and logs
 	Source Source
 	// Check says why a value can't be one, without showing it. Nil: any can.
-	Check  func(value string) error
+	Check func(value string) error
+	// Safe is where the last generation that a service accepted outlives the
+	// process, if the source may be away when the next one starts. Nil: nowhere.
+	Safe   *Safe
 	Now    func() time.Time // default time.Now
 	Logger *slog.Logger     // default: discards
 }
@@ -40,25 +43,29 @@ type Credential struct {
 
 	// A follower's mutex may be locked while this one is held, never the other
 	// way round.
-	mu        sync.Mutex
-	followers []*Credential
-	provers   []func(context.Context) error
-	all       []*generation // newest first
-	numbered  int
-	current   *generation // that proved itself last, while it may be used; else nil
-	due       time.Time   // when to refresh; zero: only when needed
-	fetch     *fetch      // under way, or nil
-	failures  int         // of the source, in a row
-	pauseTo   time.Time   // no fetch before
-	failure   error       // of the last fetch, or nil
-	asked     bool        // the source, since the current one was rejected
-	useless   int         // generations in a row that were of no use
-	refused   string      // why the source's newest is not used, or empty
-	fetched   time.Time   // last success
-	lastUse   time.Time
-	lastOK    time.Time
-	fetches   int64
-	rejects   int64
+	mu         sync.Mutex
+	followers  []*Credential
+	provers    []func(context.Context) error
+	all        []*generation // newest first
+	numbered   int
+	current    *generation // that proved itself last, while it may be used; else nil
+	due        time.Time   // when to refresh; zero: only when needed
+	fetch      *fetch      // under way, or nil
+	failures   int         // of the source, in a row
+	pauseTo    time.Time   // no fetch before
+	failure    error       // of the last fetch, or nil
+	asked      bool        // the source, since the current one was rejected
+	useless    int         // generations in a row that were of no use
+	refused    string      // why the source's newest is not used, or empty
+	fetched    time.Time   // last success
+	lastUse    time.Time
+	lastOK     time.Time
+	fetches    int64
+	failed     int64 // of fetches
+	rejects    int64
+	fallbacks  int64
+	unkept     *generation // to be written to the safe, or nil
+	keepFailed bool        // the last time
 }
 
 // fetch is one request to the source. err is set before done is closed.
@@ -78,6 +85,7 @@ func New(cfg Config) *Credential {
 	c := &Credential{cfg: cfg, wake: make(chan struct{}, 1)}
 	c.life, c.end = context.WithCancel(context.Background())
 	c.due = cfg.Now()
+	c.restore(c.due)
 	if s, ok := cfg.Source.(interface{ follows() []*Credential }); ok {
 		for _, key := range s.follows() {
 			key.follow(c)
@@ -148,10 +156,25 @@ func (c *Credential) Use(ctx context.Context) (Use, error) {
 			return Use{}, ctx.Err()
 		}
 		if f.err != nil {
+			if u, ok := c.left(); ok {
+				return u, nil
+			}
 			return Use{}, c.none(f.err)
 		}
 	}
 	return Use{}, c.none(errRefused)
+}
+
+// left is what may be used although the source has just failed.
+func (c *Credential) left() (Use, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.cfg.Now()
+	u, ok := c.pick(now)
+	if ok {
+		c.lastUse = now
+	}
+	return u, ok
 }
 
 func (c *Credential) none(err error) error {
@@ -200,6 +223,25 @@ func (u Use) Fit() bool {
 	return u.g.usable(u.c.cfg.Now())
 }
 
+// Ends tells when the generation ends, as the service has it; zero: nobody knows.
+// People are warned ahead of that. It is used until the service refuses it all the
+// same: somebody else may renew it.
+func (u Use) Ends(at time.Time) {
+	if u.g == nil {
+		return
+	}
+	u.c.mu.Lock()
+	defer u.c.mu.Unlock()
+	if at.Sub(u.g.told) < endsWithin { // as told before, or by one who knows less
+		return
+	}
+	u.g.told, u.g.renewed = at, u.c.cfg.Now()
+}
+
+// endsWithin is how exact what services say of an end is: they count whole
+// seconds, from some moment of the request.
+const endsWithin = 2 * time.Second
+
 // String names the generation, and shows nothing of it.
 func (u Use) String() string {
 	if u.g == nil {
@@ -236,6 +278,7 @@ func (u Use) Accepted() {
 	}
 	c.cfg.Logger.Info("credential is used from now on", "credential", c.cfg.Name, "generation", g.number, "label", g.Label, "expires", g.Expires)
 	c.current, c.useless, g.rejections, g.older = g, 0, 0, false
+	c.toKeep(g)
 	if c.all[0] == g {
 		c.refused = ""
 	}
@@ -262,7 +305,7 @@ func (u Use) Rejected(why string) {
 	g.retryAt = now.Add(jitter(min(rejectMin<<min(g.rejections-1, 10), rejectMax)))
 	c.cfg.Logger.Warn("credential was refused by the service", "credential", c.cfg.Name, "generation", g.number, "label", g.Label, "reply", g.why)
 	if c.all[0] == g {
-		c.refused = "the service refuses the newest one: " + g.why
+		c.notUsed("the service refuses the newest one: " + g.why)
 	}
 	switch {
 	case g == c.current:
@@ -278,6 +321,14 @@ func (u Use) Rejected(why string) {
 		// as useless, so it can wait a little.
 		c.uselessFor(now, errRefused)
 	}
+}
+
+// notUsed notes why the source's newest is not what is used. c.mu is held.
+func (c *Credential) notUsed(why string) {
+	if c.refused == "" {
+		c.fallbacks++
+	}
+	c.refused = why
 }
 
 // refreshNow has the source asked as soon as that may be. c.mu is held.

@@ -41,6 +41,12 @@
 // While the source fails, it is asked again with growing, jittered pauses, and
 // the current generation is used to its last second.
 //
+// # On disk
+//
+// With a [Safe], the last generation that a service accepted is there for the
+// next process: a spare from the start, for when its source is away. So are the
+// refresh tokens that a server replaces.
+//
 // No error, log line or String of this package holds a key, an assertion or a
 // token.
 package credential

@@ -22,7 +22,10 @@ type generation struct {
 	Material
 	number   int
 	got      time.Time
-	older    bool // than one that worked when it came
+	older    bool      // than one that worked when it came
+	kept     bool      // by an earlier process; the source has not given it to this one
+	renewed  time.Time // when it last got a later end; zero: never
+	told     time.Time // its end as the service has it, see Use.Ends; zero: none
 	proven   bool
 	canary   time.Time // when it was given to whom it shall prove itself to; zero: to nobody
 	shown    time.Time // last use
@@ -38,6 +41,14 @@ type generation struct {
 // fit says whether g's time is now.
 func (g *generation) fit(now time.Time) bool {
 	return !now.Before(g.NotBefore) && (g.Expires.IsZero() || now.Before(g.Expires))
+}
+
+// end is when g ends, as far as anyone knows; zero: nobody does.
+func (g *generation) end() time.Time {
+	if g.Expires.IsZero() || !g.told.IsZero() && g.told.Before(g.Expires) {
+		return g.told
+	}
+	return g.Expires
 }
 
 // usable is fit and not rejected.

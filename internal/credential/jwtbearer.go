@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -27,6 +28,8 @@ var _ Source = (*JWTBearer)(nil)
 func (j *JWTBearer) follows() []*Credential { return []*Credential{j.Key} }
 
 func (j *JWTBearer) String() string { return "service account " + j.Key.Name() }
+
+func (j *JWTBearer) identity() string { return fmt.Sprintf("%q %q %q", j.Key.Name(), j.Scope, j.URL) }
 
 // Fetch exchanges an assertion for a token. A key that the endpoint refuses
 // gives way to the next that Key has, once.

@@ -3,6 +3,7 @@ package credential
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
@@ -16,8 +17,9 @@ import (
 // OAuth2 is a Source of access tokens by client credentials (RFC 6749 §4.4) or,
 // with Refresh, by refresh token (§6). URL and ClientID are required.
 //
-// A refresh token that the server replaces is kept in memory: after a restart
-// the configured one has to do.
+// A refresh token that the server replaces (RFC 6749 §6) is in Safe before
+// anything comes of the answer that brought it. Without a Safe it is kept in
+// memory: after a restart the configured one has to do.
 type OAuth2 struct {
 	URL      string
 	ClientID string
@@ -28,11 +30,12 @@ type OAuth2 struct {
 	// Basic.
 	InBody bool
 	Client *http.Client // it follows no redirects, whatever its own policy
+	Safe   *Safe        // nil: none
+	Name   string       // of the credential, in Safe
 	Now    func() time.Time
 
 	mu       sync.Mutex
-	replaced Secret // what the server gave instead of generation of
-	of       int
+	replaced replaced
 }
 
 var _ Source = (*OAuth2)(nil)
@@ -55,6 +58,13 @@ func (o *OAuth2) String() string {
 		return "OAuth 2 refresh token at " + host
 	}
 	return "OAuth 2 client credentials at " + host
+}
+
+// GoString is String, so that %#v shows no token.
+func (o *OAuth2) GoString() string { return o.String() }
+
+func (o *OAuth2) identity() string {
+	return fmt.Sprintf("%q %q %q %t", o.URL, o.ClientID, o.Scopes, o.Refresh != nil)
 }
 
 // Fetch gets a new token. A secret or refresh token that the server refuses
@@ -81,15 +91,20 @@ func (o *OAuth2) once(ctx context.Context) (m Material, refused bool, err error)
 			return m, false, err
 		}
 	}
+	value := refresh.Value()
+	if o.Refresh != nil {
+		done, err := o.replaced.begin(ctx, o)
+		if err != nil {
+			return m, false, err
+		}
+		defer done()
+		value = o.replaced.instead(value)
+	}
 	now := time.Now
 	if o.Now != nil {
 		now = o.Now
 	}
 	asked := now()
-	value := refresh.Value()
-	if o.replaced != "" && o.of == refresh.Generation() {
-		value = o.replaced.Reveal()
-	}
 	tok, err := o.ask(ctx, secret.Value(), value)
 	if err != nil {
 		err = exchangeError(err, secret.Value(), value)
@@ -97,20 +112,20 @@ func (o *OAuth2) once(ctx context.Context) (m Material, refused bool, err error)
 		if !errors.As(err, &e) || !e.aboutUs() {
 			return m, false, err
 		}
-		switch {
-		case value != refresh.Value(): // the configured one may still be good
-			o.replaced = ""
-		case o.Refresh != nil && e.Code == "invalid_grant":
-			refresh.Rejected(e.Error())
-		default:
+		if o.Refresh == nil || e.Code != "invalid_grant" {
 			secret.Rejected(e.Error())
+			return m, true, err
+		}
+		o.replaced.refused(o, refresh.Value(), value)
+		if value == refresh.Value() {
+			refresh.Rejected(e.Error())
 		}
 		return m, true, err
 	}
 	secret.Accepted()
 	refresh.Accepted()
-	if tok.RefreshToken != "" && tok.RefreshToken != value {
-		o.replaced, o.of = Secret(tok.RefreshToken), refresh.Generation()
+	if o.Refresh != nil && tok.RefreshToken != "" && tok.RefreshToken != value {
+		o.replaced.put(o, refresh.Value(), tok.RefreshToken)
 	}
 	m, err = newToken(tok.AccessToken, tok.Type(), float64(tok.ExpiresIn), asked)
 	if err == nil && m.Expires.IsZero() {

@@ -22,10 +22,12 @@ func (c *Credential) loop() {
 	for {
 		select {
 		case <-c.life.Done():
+			c.keep()
 			return
 		case <-timer.C:
 		case <-c.wake:
 		}
+		c.keep()
 		c.mu.Lock()
 		now := c.cfg.Now()
 		wait := time.Duration(-1)
@@ -96,6 +98,7 @@ func (c *Credential) run(f *fetch, asked time.Time) {
 	if err != nil {
 		f.err = err
 		c.failures++
+		c.failed++
 		c.cfg.Logger.Warn("credential can't be refreshed", "credential", c.cfg.Name, "source", c.cfg.Source.String(), "error", err, "failures", c.failures)
 		c.failure, c.due = err, now
 		c.pauseTo = now.Add(jitter(min(retryMin<<min(c.failures-1, 10), retryMax)))
@@ -132,6 +135,7 @@ func next(m Material, asked time.Time) time.Time {
 // take adds what the source gave, unless it is the newest already. c.mu is held.
 func (c *Credential) take(m Material, now time.Time) {
 	if len(c.all) > 0 && c.all[0].Value == m.Value {
+		c.confirm(c.all[0], m)
 		if c.all[0].usable(now) && !c.all[0].older {
 			c.refused = "" // what it had meanwhile was no generation at all
 		}
@@ -147,6 +151,7 @@ func (c *Credential) take(m Material, now time.Time) {
 	if i := slices.IndexFunc(c.all, func(g *generation) bool { return g.Value == m.Value }); i >= 0 {
 		g = c.all[i] // the source went back to it
 		c.all = slices.Delete(c.all, i, i+1)
+		c.confirm(g, m)
 	}
 	c.numbered++
 	g.number = c.numbered
@@ -205,7 +210,7 @@ func (c *Credential) refuse(m Material, why string) {
 	if c.refused != why {
 		c.cfg.Logger.Warn("credential's new generation is not used", "credential", c.cfg.Name, "source", c.cfg.Source.String(), "label", m.Label, "reason", why)
 	}
-	c.refused = why
+	c.notUsed(why)
 }
 
 // forget drops the oldest generations beyond maxGenerations, but never the

@@ -16,10 +16,12 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/delivery/apns"
 	"github.com/stormpost/stormpost/delivery/fcm"
 	"github.com/stormpost/stormpost/delivery/smtp"
 	"github.com/stormpost/stormpost/internal/credential"
 	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/internal/overhttp"
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
@@ -34,6 +36,7 @@ type stage struct {
 	tokens *sim.TokenServer
 	mail   *sim.SMTPServer
 	push   *sim.FCMServer
+	apple  *sim.APNSServer
 	log    *slog.Logger
 	logged *locked
 }
@@ -76,6 +79,10 @@ func newStage(t *testing.T, o sim.TokenOptions) *stage {
 		t.Fatal(err)
 	}
 	s.closes(s.push.Close)
+	if s.apple, err = sim.StartAPNS(t.Context(), sim.APNSOptions{Store: s.store}); err != nil {
+		t.Fatal(err)
+	}
+	s.closes(s.apple.Close)
 	t.Cleanup(func() {
 		if text := s.logged.String(); strings.Contains(text, "ya29.sim") || strings.Contains(text, "CANARY") || strings.Contains(text, "PRIVATE KEY") {
 			t.Errorf("a secret was logged: %s", text)
@@ -127,6 +134,71 @@ func (s *stage) fcm(token *credential.Credential) *fcm.Provider {
 	}
 	s.closes(p.Close)
 	return p
+}
+
+// appleKeys is a Source of provider tokens, by whichever key of the developer
+// account is the newest.
+type appleKeys struct {
+	s       *stage
+	fetched atomic.Int64
+
+	mu     sync.Mutex
+	number int
+	newest *credential.APNs
+}
+
+func (s *stage) appleKeys() *appleKeys {
+	return &appleKeys{s: s, newest: s.appleKey(sim.APNSKeyID, s.apple.Key())}
+}
+
+func (s *stage) appleKey(id string, p8 []byte) *credential.APNs {
+	key := s.credential("key "+id, credential.Fixed("test", string(p8)))
+	return &credential.APNs{Key: key, KeyID: id, TeamID: sim.APNSTeamID}
+}
+
+func (k *appleKeys) String() string { return "the newest key" }
+
+func (k *appleKeys) Fetch(ctx context.Context) (credential.Material, error) {
+	k.fetched.Add(1)
+	k.mu.Lock()
+	a := k.newest
+	k.mu.Unlock()
+	return a.Fetch(ctx)
+}
+
+// rotate replaces the key by one of another id, and takes the old one back.
+func (k *appleKeys) rotate() {
+	k.s.t.Helper()
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.number++
+	old, id := k.newest.KeyID, fmt.Sprintf("ROTATED%03d", k.number)
+	p8, err := k.s.apple.AddKey(id)
+	if err != nil {
+		k.s.t.Fatal(err)
+	}
+	k.newest = k.s.appleKey(id, p8)
+	k.s.apple.RevokeKey(old)
+}
+
+func (s *stage) apns(token *credential.Credential) *apns.Provider {
+	s.t.Helper()
+	p, err := apns.New(apns.Config{
+		Options: overhttp.Options{Name: "apns", BaseURL: s.apple.URL(), RootCAs: s.apple.Pool(), Concurrency: 4, ReplyLimit: time.Minute},
+		Token:   token, Topic: s.apple.Topic(),
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.closes(p.Close)
+	return p
+}
+
+// iPhone is the nth push by way of APNs.
+func iPhone(n int64) *message.Envelope {
+	return envelope(&message.Content{Push: &message.Push{
+		Platform: "apns", To: message.Target{Token: fmt.Sprintf("%064x", n)}, Notification: &message.Notification{Title: fmt.Sprint("No. ", n)},
+	}}, message.ChannelPush)
 }
 
 func email(n int64) *message.Envelope {
@@ -240,33 +312,49 @@ func until(t *testing.T, what string, ok func() bool) {
 }
 
 // Twenty rotations under load: every token that was given becomes invalid at
-// once, in the middle of sessions. No message counts it as an attempt, none comes
-// twice, and the token server is asked twice a rotation at most.
+// once, in the middle of sessions, and so does Apple's key. No message counts it
+// as an attempt, none comes twice, and a new token is asked for twice a rotation at
+// most.
 func TestTwentyRotations(t *testing.T) {
 	for _, auth := range []smtp.AuthMode{smtp.XOAuth2, smtp.OAuthBearer} {
 		t.Run(string(auth), func(t *testing.T) {
 			s := newStage(t, sim.TokenOptions{})
 			token := s.account() // shared by both
-			mails, pushes := start(t, s.relay(token, auth), email), start(t, s.fcm(token), push)
-			mails.more(t, 50)
-			pushes.more(t, 50)
-			before := s.tokens.Requests()
+			keys := s.appleKeys()
+			provider := s.credential("apns", keys)
+			loads := []*load{start(t, s.relay(token, auth), email), start(t, s.fcm(token), push), start(t, s.apns(provider), iPhone)}
+			more := func() {
+				for _, l := range loads {
+					l.more(t, 20)
+				}
+			}
+			more()
+			before, fetched, begun := s.tokens.Requests(), keys.fetched.Load(), time.Now()
 			for range 20 {
 				s.tokens.Revoke()
-				mails.more(t, 50)
-				pushes.more(t, 50)
+				keys.rotate()
+				more()
 			}
-			mails.end()
-			pushes.end()
-			mails.check(t)
-			pushes.check(t)
-			if n := s.tokens.Requests() - before; n < 20 || n > 40 {
-				t.Errorf("%d requests for tokens in 20 rotations, want one or two for each", n)
+			took := time.Since(begun)
+			sent, back := int64(0), int64(0)
+			for _, l := range loads {
+				l.end()
+				l.check(t)
+				sent += l.sent.Load()
+				back += l.returned.Load()
 			}
-			if n := mails.returned.Load() + pushes.returned.Load(); n > 0 {
-				t.Errorf("%d messages were given back", n)
+			if took > time.Minute {
+				t.Errorf("20 rotations took %v", took)
 			}
-			if got, sent := int64(s.store.Count()), mails.sent.Load()+pushes.sent.Load(); got != sent {
+			for what, n := range map[string]int64{"requests for tokens": s.tokens.Requests() - before, "provider tokens": keys.fetched.Load() - fetched} {
+				if n < 20 || n > 40 {
+					t.Errorf("%d %s in 20 rotations, want one or two for each", n, what)
+				}
+			}
+			if back > 0 {
+				t.Errorf("%d messages were given back", back)
+			}
+			if got := int64(s.store.Count()); got != sent {
 				t.Errorf("%d messages arrived of %d", got, sent)
 			}
 		})

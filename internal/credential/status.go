@@ -31,7 +31,9 @@ type Status struct {
 	LastRefresh time.Time          // when the source last answered
 	NextRefresh time.Time          // zero: when it is needed
 	Refreshes   int64              // how often the source was asked
+	Failures    int64              // how often it had none
 	Rejections  int64              // how often a service said no
+	Fallbacks   int64              // how often its newest turned out to be of no use
 	Generations []GenerationStatus // newest first
 }
 
@@ -40,6 +42,7 @@ type GenerationStatus struct {
 	Number    int
 	State     string // current, candidate, spare, older, rejected, expired or early
 	Label     string
+	Kept      bool // on disk, by an earlier process; the source has not given it to this one
 	Got       time.Time
 	NotBefore time.Time // zero: at once
 	Expires   time.Time // zero: not known
@@ -54,12 +57,12 @@ func (c *Credential) Status() Status {
 	now := c.cfg.Now()
 	s := Status{
 		Name: c.cfg.Name, Source: c.cfg.Source.String(), LastUse: c.lastUse, LastOK: c.lastOK,
-		LastRefresh: c.fetched, NextRefresh: c.nextFetch(), Refreshes: c.fetches, Rejections: c.rejects,
+		LastRefresh: c.fetched, NextRefresh: c.nextFetch(), Refreshes: c.fetches, Failures: c.failed, Rejections: c.rejects, Fallbacks: c.fallbacks,
 	}
 	var use, refused *generation
 	for _, g := range c.all {
 		v := GenerationStatus{
-			Number: g.number, State: c.state(g, now), Label: g.Label, Got: g.got, NotBefore: g.NotBefore, Expires: g.Expires, LastOK: g.accepted, Why: g.why,
+			Number: g.number, State: c.state(g, now), Label: g.Label, Kept: g.kept, Got: g.got, NotBefore: g.NotBefore, Expires: g.end(), LastOK: g.accepted, Why: g.why,
 		}
 		s.Generations = append(s.Generations, v)
 		if use == nil && g.usable(now) {
@@ -73,7 +76,7 @@ func (c *Credential) Status() Status {
 		use = c.current
 	}
 	if use != nil {
-		s.Expires = use.Expires
+		s.Expires = use.end()
 	}
 	s.Health, s.Trouble = c.health(use, refused, now)
 	return s
@@ -116,9 +119,9 @@ func (c *Credential) health(use, refused *generation, now time.Time) (Health, st
 	case use == nil:
 		return Missing, "the last one expired"
 	case c.refused != "":
-		return FellBack, c.refused + "; the last good one is in use" + until(use)
+		return FellBack, c.refused + "; the last good one" + where(use) + " is in use" + until(use)
 	case failing != "":
-		return Failing, "it can't be refreshed: " + failing + "; the last one is in use" + until(use)
+		return Failing, "it can't be refreshed: " + failing + "; the last one" + where(use) + " is in use" + until(use)
 	case c.ending(use, now):
 		return ExpiringSoon, "nothing follows the one in use" + until(use)
 	case !use.proven:
@@ -127,22 +130,33 @@ func (c *Credential) health(use, refused *generation, now time.Time) (Health, st
 	return Working, ""
 }
 
+func where(g *generation) string {
+	if g.kept {
+		return ", kept on disk,"
+	}
+	return ""
+}
+
 func until(g *generation) string {
-	if g.Expires.IsZero() {
+	if g.end().IsZero() {
 		return ""
 	}
-	return fmt.Sprintf(", until %s", g.Expires.UTC().Format(time.RFC3339))
+	return fmt.Sprintf(", until %s", g.end().UTC().Format(time.RFC3339))
 }
 
 // ending says whether g is in the last eighth of its life. Whatever is
 // refreshed in time was by then.
 func (c *Credential) ending(g *generation, now time.Time) bool {
-	if g.Expires.IsZero() || c.all[0] != g {
+	end := g.end()
+	if end.IsZero() || c.all[0] != g {
 		return false
 	}
 	from := g.got
 	if !g.Issued.IsZero() && g.Issued.Before(from) {
 		from = g.Issued
 	}
-	return g.Expires.Sub(now) < g.Expires.Sub(from)/8
+	if !g.renewed.IsZero() {
+		from = g.renewed
+	}
+	return end.Sub(now) < end.Sub(from)/8
 }

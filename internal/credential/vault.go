@@ -6,16 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
-	"net/url"
 	"strings"
 	"time"
 )
 
 // Vault is a Source that reads one field of a secret in the KV version 2 engine
 // of HashiCorp Vault or OpenBao, by their HTTP API. URL, Token, Path and Field
-// are required.
+// are required. A token that is renewable is renewed ahead of its end.
 type Vault struct {
 	URL       string      // of the server, as https://vault.example:8200
 	Token     *Credential // that may read the secret
@@ -26,6 +24,8 @@ type Vault struct {
 	Every     time.Duration // how often to look for a new version; default 30 s
 	Client    *http.Client  // it follows no redirects, whatever its own policy
 	Now       func() time.Time
+
+	life tokenLife // Fetch's alone
 }
 
 var _ Source = (*Vault)(nil)
@@ -36,67 +36,28 @@ func (v *Vault) String() string {
 	return "vault " + strings.Trim(cmp.Or(v.Mount, "secret"), "/") + "/" + strings.Trim(v.Path, "/") + " field " + v.Field
 }
 
-// Fetch reads the newest version. A token that the server refuses gives way to
-// the next that Token has, once.
-func (v *Vault) Fetch(ctx context.Context) (Material, error) {
-	for try := 0; ; try++ {
-		use, err := v.Token.Use(ctx)
-		if err != nil {
-			return Material{}, err
-		}
-		m, status, err := v.read(ctx, use.Value())
-		switch status {
-		case http.StatusForbidden, http.StatusUnauthorized:
-			use.Rejected(err.Error())
-			if try == 0 {
-				continue
-			}
-		case http.StatusOK, http.StatusNotFound:
-			use.Accepted()
-		}
-		return m, err
-	}
+func (v *Vault) identity() string {
+	return fmt.Sprintf("%q %q %q %q %q", v.URL, v.Namespace, v.Mount, v.Path, v.Field)
 }
 
-const maxVaultReply = 2 << 20
-
-func (v *Vault) read(ctx context.Context, token string) (m Material, status int, err error) {
-	base, err := url.Parse(v.URL)
+// Fetch reads the newest version, and sees to the token. A token that the server
+// refuses gives way to the next that Token has, once.
+func (v *Vault) Fetch(ctx context.Context) (Material, error) {
+	server := vaultServer{v.URL, v.Namespace, v.Token, v.Client, clock(v.Now)}
+	asked := server.now()
+	body, use, err := server.ask(ctx, http.MethodGet, vaultPath(cmp.Or(v.Mount, "secret"), "data", v.Path), nil)
 	if err != nil {
-		return m, 0, errors.New("vault's URL can't be read")
+		return Material{}, err
 	}
-	parts := []string{"v1"}
-	for _, p := range []string{cmp.Or(v.Mount, "secret"), "data", v.Path} {
-		for s := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
-			parts = append(parts, url.PathEscape(s))
-		}
-	}
-	if base.Path == "" {
-		base.Path = "/"
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base.JoinPath(parts...).String(), nil)
+	m, err := v.material(body)
 	if err != nil {
-		return m, 0, errors.New("vault's URL can't be read")
+		return m, err
 	}
-	req.Header.Set("X-Vault-Token", token)
-	req.Header.Set("X-Vault-Request", "true")
-	if v.Namespace != "" {
-		req.Header.Set("X-Vault-Namespace", v.Namespace)
+	v.life.keep(ctx, server, use, asked)
+	if !v.life.due.IsZero() && v.life.due.Before(m.Next) {
+		m.Next = v.life.due
 	}
-	resp, err := noRedirects(v.Client).Do(req)
-	if err != nil {
-		return m, 0, err
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxVaultReply))
-	if err != nil {
-		return m, 0, fmt.Errorf("read from vault: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return m, resp.StatusCode, v.refusal(resp.StatusCode, body, token)
-	}
-	m, err = v.material(body)
-	return m, resp.StatusCode, err
+	return m, nil
 }
 
 // material reads the answer of GET /v1/MOUNT/data/PATH.
@@ -120,24 +81,6 @@ func (v *Vault) material(body []byte) (Material, error) {
 	m := readMaterial(value)
 	m.Label = fmt.Sprintf("version %d", answer.Data.Metadata.Version)
 	m.Issued = answer.Data.Metadata.CreatedTime
-	now := time.Now
-	if v.Now != nil {
-		now = v.Now
-	}
-	m.Next = now().Add(cmp.Or(v.Every, 30*time.Second))
+	m.Next = clock(v.Now)().Add(cmp.Or(v.Every, 30*time.Second))
 	return m, nil
-}
-
-func (v *Vault) refusal(status int, body []byte, token string) error {
-	var e struct {
-		Errors []string `json:"errors"`
-	}
-	_ = json.Unmarshal(body, &e) // whatever it is, the status says enough
-	switch what := clean(strings.Join(e.Errors, ", "), token); {
-	case status == http.StatusNotFound && what == "":
-		return errors.New("vault has no such secret, or its newest version was deleted")
-	case what != "":
-		return fmt.Errorf("vault answered %d: %s", status, what)
-	}
-	return fmt.Errorf("vault answered %d", status)
 }

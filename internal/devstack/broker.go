@@ -66,7 +66,7 @@ func StartBroker(cfg BrokerConfig) (_ *Broker, err error) {
 	port, _ := strconv.Atoi(kept) // nonsense is 0: a new one
 	for try := 0; ; try++ {
 		if port <= 0 || try > 0 {
-			if port, err = freePort(); err != nil {
+			if port, err = FreePort(); err != nil {
 				return nil, fmt.Errorf("start the broker: %w", err)
 			}
 		}

@@ -28,8 +28,11 @@ type KafkaConfig struct {
 	Advertise []string          // of each node, HOST:PORT that clients and the other nodes are told; nil: its own
 	Settings  map[string]string // over the defaults, as in server.properties, for every node
 	Heap      int               // of each node, in MiB; 0 is 512
-	Cache     string            // where the jars are kept; "" is DefaultCache
-	Logger    *slog.Logger      // nil logs nothing
+	// ShortLived is for a cluster of minutes: its code is compiled quickly, not
+	// well, which would take most of a small machine for that long.
+	ShortLived bool
+	Cache      string       // where the jars are kept; "" is DefaultCache
+	Logger     *slog.Logger // nil logs nothing
 }
 
 // Kafka is a KRaft cluster of Apache Kafka run as child processes. Its methods
@@ -45,6 +48,7 @@ type Kafka struct {
 	jars     string
 	settings map[string]string
 	heap     int
+	quick    bool // compiled quickly
 	lock     *folderLock
 
 	mu    sync.Mutex
@@ -65,7 +69,7 @@ func StartKafka(ctx context.Context, cfg KafkaConfig) (_ *Kafka, err error) {
 	if cfg.Advertise != nil && len(cfg.Advertise) != n {
 		return nil, fmt.Errorf("start Kafka: %d addresses for %d nodes", len(cfg.Advertise), n)
 	}
-	k := &Kafka{log: cfg.Logger, settings: cfg.Settings, heap: cmp.Or(cfg.Heap, 512)}
+	k := &Kafka{log: cfg.Logger, settings: cfg.Settings, heap: cmp.Or(cfg.Heap, 512), quick: cfg.ShortLived}
 	if k.log == nil {
 		k.log = slog.New(slog.DiscardHandler)
 	}
@@ -148,7 +152,7 @@ func (k *Kafka) choosePorts(given []int) error {
 			}
 			for *port = 0; *port == 0 || used[*port]; {
 				var err error
-				if *port, err = freePort(); err != nil {
+				if *port, err = FreePort(); err != nil {
 					return err
 				}
 			}

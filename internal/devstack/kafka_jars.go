@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -19,22 +18,6 @@ var (
 	ErrNoJava  = errors.New("no java found (Java 17 or newer: on Debian or Ubuntu apt-get install default-jre-headless; on Fedora dnf install java-21-openjdk-headless; on macOS brew install openjdk), nor is JAVA_HOME set to one")
 	ErrNoMaven = errors.New("no mvn found, which fetches Apache Kafka (on Debian or Ubuntu apt-get install maven; on Fedora dnf install maven; on macOS brew install maven)")
 )
-
-// CacheVariable names the environment variable for another DefaultCache.
-const CacheVariable = "STORMPOST_CACHE"
-
-// DefaultCache is the folder for what is fetched once: STORMPOST_CACHE, else
-// stormpost in the user's cache folder.
-func DefaultCache() (string, error) {
-	if dir := os.Getenv(CacheVariable); dir != "" {
-		return dir, nil
-	}
-	dir, err := os.UserCacheDir()
-	if err != nil {
-		return "", fmt.Errorf("no cache folder (set %s): %w", CacheVariable, err)
-	}
-	return filepath.Join(dir, "stormpost"), nil
-}
 
 func findJava() (string, error) {
 	if home := os.Getenv("JAVA_HOME"); home != "" {
@@ -65,22 +48,9 @@ func KafkaFetched(cache string) (bool, error) {
 	return folderThere(jars)
 }
 
-func jarsFolder(cache string) (string, error) {
-	if cache == "" {
-		var err error
-		if cache, err = DefaultCache(); err != nil {
-			return "", err
-		}
-	}
-	cache, err := filepath.Abs(cache)
-	if err != nil {
-		return "", fmt.Errorf("find the cache folder: %w", err)
-	}
-	return filepath.Join(cache, "kafka-"+KafkaVersion), nil
-}
+func jarsFolder(cache string) (string, error) { return cached(cache, "kafka-"+KafkaVersion) }
 
-// kafkaJars gives the folder with Kafka's jars. It is made under a lock, since
-// several test binaries may want it at once, and appears complete or not at all.
+// kafkaJars gives the folder with Kafka's jars.
 func kafkaJars(ctx context.Context, cache string, log *slog.Logger) (string, error) {
 	jars, err := jarsFolder(cache)
 	if err != nil {
@@ -93,30 +63,14 @@ func kafkaJars(ctx context.Context, cache string, log *slog.Logger) (string, err
 	if err != nil {
 		return "", ErrNoMaven
 	}
-	if err := os.MkdirAll(filepath.Dir(jars), 0o755); err != nil {
-		return "", fmt.Errorf("make the cache folder: %w", err)
-	}
-	lock, err := waitLock(ctx, jars+".lock")
+	err = fetchOnce(ctx, jars, "lib", func(work string) error {
+		log.Info("fetching Apache Kafka by Maven, once", "version", KafkaVersion, "to", jars)
+		return mavenCopy(ctx, mvn, work)
+	})
 	if err != nil {
-		return "", fmt.Errorf("fetch Apache Kafka: %w", err)
-	}
-	defer lock.release()
-	if there, err := folderThere(jars); there || err != nil {
-		return jars, err
-	}
-	log.Info("fetching Apache Kafka by Maven, once", "version", KafkaVersion, "to", jars)
-	if err := mavenCopy(ctx, mvn, jars); err != nil {
 		return "", fmt.Errorf("fetch Apache Kafka %s: %w", KafkaVersion, err)
 	}
 	return jars, nil
-}
-
-func folderThere(path string) (bool, error) {
-	_, err := os.Stat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // kafkaPOM names the two artifacts whose runtime dependencies make a server.
@@ -134,20 +88,15 @@ const kafkaPOM = `<project xmlns="http://maven.apache.org/POM/4.0.0">
 </project>
 `
 
-func mavenCopy(ctx context.Context, mvn, jars string) error {
-	work, err := os.MkdirTemp(filepath.Dir(jars), "fetching-*")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(work)
+// mavenCopy puts the jars into lib below work.
+func mavenCopy(ctx context.Context, mvn, work string) error {
 	if err := os.WriteFile(filepath.Join(work, "pom.xml"), []byte(kafkaPOM), 0o644); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Minute)
 	defer cancel()
-	lib := filepath.Join(work, "lib")
 	cmd := exec.CommandContext(ctx, mvn, "--quiet", "--batch-mode", "--strict-checksums", "--file", filepath.Join(work, "pom.xml"),
-		"dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory="+lib)
+		"dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory="+filepath.Join(work, "lib"))
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	// mvn is a script whose java would outlive it: end the whole group.
@@ -157,5 +106,5 @@ func mavenCopy(ctx context.Context, mvn, jars string) error {
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("mvn: %w: %s", err, bytes.TrimSpace(out.Bytes()))
 	}
-	return os.Rename(lib, jars)
+	return nil
 }

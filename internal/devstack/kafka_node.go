@@ -51,6 +51,9 @@ func newClusterID() string {
 	}
 }
 
+// quickly has the JVM stop at its first compiler.
+const quickly = "-XX:TieredStopAtLevel=1"
+
 // prepare ends what an earlier run left of the node, writes its configuration
 // and formats its storage when that is new.
 func (k *Kafka) prepare(ctx context.Context, n *kafkaNode) error {
@@ -81,7 +84,7 @@ func (k *Kafka) format(ctx context.Context, n *kafkaNode) error {
 	if err := k.writeProperties(n, fresh); err != nil {
 		return err
 	}
-	cmd := k.command(ctx, n, "-Xshare:auto", "-XX:TieredStopAtLevel=1",
+	cmd := k.command(ctx, n, "-Xshare:auto", quickly,
 		"kafka.tools.StorageTool", "format", "--cluster-id", k.id, "--config", n.properties())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = 5 * time.Second
@@ -157,7 +160,11 @@ func escapeProperty(v string) string { return strings.ReplaceAll(v, `\`, `\\`) }
 // launch starts the node's process.
 func (k *Kafka) launch(n *kafkaNode) (err error) {
 	// The child's life isn't bound to the context of a call.
-	cmd := k.command(context.Background(), n, "kafka.Kafka", n.properties())
+	args := []string{"kafka.Kafka", n.properties()}
+	if k.quick {
+		args = append([]string{quickly}, args...)
+	}
+	cmd := k.command(context.Background(), n, args...)
 	n.srv, err = startChild(cmd, filepath.Join(n.dir, "server.log"), syscall.SIGKILL)
 	return err
 }

@@ -15,9 +15,9 @@ const (
 	portHigh = 32000
 )
 
-// freePort finds a loopback TCP port that nobody listens on now. Somebody else
+// FreePort finds a loopback TCP port that nobody listens on now. Somebody else
 // may take it before it is used; callers try again when that happens.
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	for range 100 {
 		if port := portLow + rand.IntN(portHigh-portLow); portFree(port) {
 			return port, nil

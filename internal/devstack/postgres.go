@@ -31,6 +31,7 @@ type PostgresConfig struct {
 	Dir      string            // PostgreSQL's own folder, made when missing
 	Port     int               // on loopback; 0 takes a free one at each start
 	Settings map[string]string // over the defaults, as in postgresql.conf
+	Fetch    bool              // on a machine without server programs, fetch them, once: into DefaultCache, as root into Dir
 	Logger   *slog.Logger      // nil logs nothing
 }
 
@@ -43,6 +44,7 @@ type Postgres struct {
 	log      *slog.Logger
 	dir      string
 	bin      string
+	fetch    bool
 	account  account
 	password string
 	settings map[string]string
@@ -60,7 +62,7 @@ type Postgres struct {
 // ErrInUse when a living process runs a server there, with ErrNoPostgres when
 // no server programs are found.
 func StartPostgres(ctx context.Context, cfg PostgresConfig) (_ *Postgres, err error) {
-	p := &Postgres{log: cfg.Logger, port: cfg.Port, settings: maps.Clone(pgDefaults)}
+	p := &Postgres{log: cfg.Logger, port: cfg.Port, fetch: cfg.Fetch, settings: maps.Clone(pgDefaults)}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -147,7 +149,7 @@ func (p *Postgres) start(ctx context.Context) error {
 	for try := 0; ; try++ {
 		if chosen {
 			var err error
-			if p.port, err = freePort(); err != nil {
+			if p.port, err = FreePort(); err != nil {
 				return err
 			}
 		}

@@ -25,7 +25,19 @@ func (p *Postgres) prepare(ctx context.Context) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("read the cluster's version: %w", err)
 	}
-	if p.bin, err = findPostgres(strings.TrimSpace(string(version))); err != nil {
+	major := strings.TrimSpace(string(version))
+	if p.bin, err = findPostgres(major); errors.Is(err, ErrNoPostgres) && p.fetch {
+		var fetchErr error
+		cache := ""
+		if os.Geteuid() == 0 { // whom it is run as may not enter root's
+			cache = p.dir
+		}
+		if p.bin, fetchErr = fetchPostgres(ctx, cache, major, p.log); fetchErr != nil {
+			return fmt.Errorf("%w; nor could they be fetched: %w", err, fetchErr)
+		}
+		err = nil
+	}
+	if err != nil {
 		return err
 	}
 	if p.account, err = serverAccount(ctx, p.bin, p.data()); err != nil {

@@ -346,3 +346,40 @@ func TestReachNamesTheFolderThatBlocks(t *testing.T) {
 		t.Errorf("an open parent: %v", err)
 	}
 }
+
+// A machine without PostgreSQL gets it, once: the second start finds it in the
+// cache, and a cluster is opened by the version that made it.
+func TestPostgresIsFetched(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	defer func(was []string) { pgFolders = was }(pgFolders)
+	pgFolders = nil
+	cache := t.TempDir()
+	t.Setenv(CacheVariable, cache)
+	dir := t.TempDir()
+	cfg := PostgresConfig{Dir: filepath.Join(dir, "pg"), Settings: small}
+	if _, err := StartPostgres(testContext(t), cfg); !errors.Is(err, ErrNoPostgres) {
+		t.Fatalf("nobody asked for it: %v", err)
+	}
+	cfg.Fetch = true
+	for range 2 {
+		p, err := StartPostgres(testContext(t), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := query(t, p.DSN(), "select 'it runs'"); got != "it runs" {
+			t.Errorf("answered %q", got)
+		}
+		if err := p.Stop(testContext(t)); err != nil {
+			t.Error(err)
+		}
+		if !strings.HasPrefix(p.bin, cache) && !strings.HasPrefix(p.bin, dir) {
+			t.Errorf("run from %s", p.bin)
+		}
+	}
+	if left, err := filepath.Glob(filepath.Join(cache, "fetching-*")); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v %v", left, err)
+	}
+	if _, err := fetchPostgres(testContext(t), "", "9", discard); err == nil || !strings.Contains(err.Error(), "9 can't be fetched") {
+		t.Errorf("an old version: %v", err)
+	}
+}

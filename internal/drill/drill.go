@@ -27,6 +27,13 @@ type Shape struct {
 	// Mixed has the load hold what else applications do: supersede keys, lives of
 	// seconds, and clients that submit again under the same key before the end.
 	Mixed bool
+	Rate  int // messages a second, if nobody says another; 0: 500
+	// Keyless has every fifth message submitted without an idempotency key, by a
+	// tenant whose repeats are suppressed: the harm must open an incident.
+	Keyless bool
+	// Calm says that no process is killed and that providers answer: then nothing
+	// may end in doubt.
+	Calm bool
 	// Linked puts a link between the processes and each store.
 	Linked bool
 	// Whole says that no store is lost for good: at the end the program must know
@@ -63,7 +70,7 @@ type Options struct {
 	Binary   string        // this program, for its processes
 	Seed     uint64        // of the load and of all chance
 	Messages int           // at least; the load goes on until the harm is over
-	Rate     int           // messages a second
+	Rate     int           // messages a second; 0: Shape.Rate
 	DSN      string        // a PostgreSQL, for a database that is made and removed; empty: an own server
 	Brokers  []string      // a Kafka; empty: an own cluster of three nodes
 	Keep     bool          // keep the folder with the files and logs
@@ -80,8 +87,8 @@ func (o *Options) Validate(d Drill) error {
 	switch {
 	case o.Messages < 100 || o.Messages > 10_000_000:
 		return fmt.Errorf("--messages: want 100 to 10000000, not %d", o.Messages)
-	case o.Rate < 1 || o.Rate > 20_000:
-		return fmt.Errorf("--rate: want 1 to 20000, not %d", o.Rate)
+	case o.Rate < 0 || o.Rate > 20_000:
+		return fmt.Errorf("--rate: want 1 to 20000, or 0 for the drill's own, not %d", o.Rate)
 	case d.Needs.Postgres && o.DSN != "":
 		return fmt.Errorf("--dsn: %s harms PostgreSQL, and must start its own", d.Name)
 	case d.Needs.Kafka && len(o.Brokers) > 0:
@@ -136,6 +143,8 @@ type Tick struct {
 	Postgres  bool    `json:"postgres"`
 	Kafka     int     `json:"kafka"`     // nodes that take connections
 	Incidents *int    `json:"incidents"` // open ones; null: the program doesn't tell
+
+	newest time.Time // when the newest incident was opened
 }
 
 // String is the line of the timeline.

@@ -41,7 +41,7 @@ func TestOptions(t *testing.T) {
 	}
 	for name, o := range map[string]Options{
 		"no messages":   {Rate: 100},
-		"no rate":       {Messages: 1000},
+		"negative rate": {Messages: 1000, Rate: -1},
 		"Kafka given":   {Messages: 1000, Rate: 100, Brokers: []string{"127.0.0.1:1"}},
 		"stores to use": {Messages: 1000, Rate: 100, DSN: "postgres://x/y", Brokers: []string{"127.0.0.1:1"}},
 	} {
@@ -51,5 +51,27 @@ func TestOptions(t *testing.T) {
 	}
 	if _, err := Find("nothing"); err == nil {
 		t.Error("an unknown drill was found")
+	}
+}
+
+// A backlog of 3,000 is drained at 400/s while the drill did 500/s at best.
+func TestDrainRates(t *testing.T) {
+	var ticks []Tick
+	sent := 0
+	for i := range 60 {
+		backlog := 0
+		switch {
+		case i < 20:
+			sent += 500
+		case i < 30: // nothing is sent
+			backlog = 300 * (i - 19)
+		default:
+			sent += 400
+			backlog = max(0, 3000-300*(i-29))
+		}
+		ticks = append(ticks, Tick{T: float64(i), Sent: sent, Backlog: backlog}, Tick{T: float64(i), Event: "x"})
+	}
+	if top, mean, most := drainRates(ticks, 25, 100); top != 500 || mean != 400 || most != 3000 {
+		t.Errorf("top %v, mean %v, backlog %d", top, mean, most)
 	}
 }

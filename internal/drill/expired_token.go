@@ -17,10 +17,9 @@ import (
 )
 
 const (
-	noticeLimit = 10 * time.Second
-	pauseLimit  = 5 * time.Second  // between two pushes that the provider takes
-	tokenLife   = 60 * time.Second // while the token server fails
-	rotations   = 5
+	pauseLimit = 5 * time.Second  // between two pushes that the provider takes
+	tokenLife  = 60 * time.Second // while the token server fails
+	rotations  = 5
 )
 
 var expiredToken = Drill{
@@ -31,7 +30,7 @@ nothing could be sent until it was rolled back.`,
 alone; the processes move to a service account, whose token server fails while a refresh is due; then all tokens are
 revoked, 5 times. No message fails or is lost, pushes never pause for 5 s, the credential is named within 10 s, and the
 process that has only the expired token is never ready.`,
-	Shape: Shape{Prepare: giveToken},
+	Shape: Shape{Prepare: giveToken, Rate: 200, Calm: true},
 	Run: func(ctx context.Context, s *Stage) error {
 		whole := &server{stage: s, name: "whole", roles: "api,worker,watch"} // tells of its own credentials
 		if err := whole.start(ctx); err != nil {
@@ -147,6 +146,8 @@ func (s *Stage) deployExpired(ctx context.Context, whole *server) error {
 	}
 	if !s.Until(ctx, noticeLimit, func() bool { return s.named(ctx, whole, "credential/fcm") }) {
 		s.Broke("no incident named the credential within %s", noticeLimit)
+	} else {
+		s.Noticed()
 	}
 	s.Evidence("credential_named_after_s", time.Since(now).Seconds())
 	if err := writeToken(s.tokenFile("fresh-secrets"), "expired-"+good, now.Add(-2*time.Hour), now.Add(-time.Hour)); err != nil {
@@ -156,7 +157,7 @@ func (s *Stage) deployExpired(ctx context.Context, whole *server) error {
 	if err := fresh.start(ctx); err != nil {
 		return err
 	}
-	defer fresh.kill()
+	defer fresh.stop(15 * time.Second)
 	unready := 0
 	until := time.Now().Add(s.Scaled(20*time.Second, 6*time.Second))
 	for time.Now().Before(until) {

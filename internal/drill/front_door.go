@@ -17,6 +17,7 @@ look in their own logs for what had been queued or dropped.`,
 messages), and API processes are killed and started meanwhile; then Kafka goes too. Accepting goes on: 503 only while
 both are away, all ends sent, once, and whoever asks what became of a message gets the truth.`,
 	Needs: Needs{Postgres: true, Kafka: true},
+	Shape: Shape{Keyless: true, Rate: 200},
 	Run: func(ctx context.Context, s *Stage) error {
 		back := func() error { return s.Postgres.Restart(ctx) }
 		signal := func(sig syscall.Signal) func() error { return func() error { return s.Postgres.Signal(sig) } }

@@ -42,15 +42,16 @@ type load struct {
 	offered, accepted, unanswered atomic.Int64
 	stuck                         atomic.Int64 // tried very often
 	twice, late                   atomic.Int64 // submitted again at once; refused since their life had ended
+	keyless, unsure               atomic.Int64 // submitted again without a key; of those, with no clear first answer
 	refused, unreachable          secondsSeen
 
 	mu        sync.Mutex
-	known     []known      // the newest that were accepted, in a ring
-	next      int          // of it
-	orders    []order      // all that were offered
-	kept      map[int]bool // orders that were accepted
-	refusals  map[int]bool // orders that were refused since their life had ended
-	queue     []*trying    // to be tried now
+	known     []known           // the newest that were accepted, in a ring
+	next      int               // of it
+	orders    []order           // all that were offered
+	kept      map[int]time.Time // since when orders are accepted
+	refusals  map[int]bool      // orders that were refused since their life had ended
+	queue     []*trying         // to be tried now
 	wake      *sync.Cond
 	inJournal map[int]known // by order: answered so, and not known to have left it
 	over      bool
@@ -67,6 +68,7 @@ type order struct {
 	Supersede string
 	First     time.Time // when it was offered
 	Again     bool      // it is submitted a second time, soon
+	Keyless   bool      // it is submitted without an idempotency key
 }
 
 type trying struct {
@@ -77,7 +79,7 @@ type trying struct {
 }
 
 func newLoad(s *Stage, file *judge.File) *load {
-	l := &load{stage: s, file: file, kept: make(map[int]bool), refusals: make(map[int]bool), inJournal: make(map[int]known)}
+	l := &load{stage: s, file: file, kept: make(map[int]time.Time), refusals: make(map[int]bool), inJournal: make(map[int]known)}
 	l.wake = sync.NewCond(&l.mu)
 	l.http = &http.Client{Timeout: tryLimit, Transport: &http.Transport{MaxIdleConnsPerHost: clientWorkers, MaxConnsPerHost: clientWorkers}}
 	return l
@@ -101,6 +103,9 @@ func (l *load) order(i int, now time.Time) order {
 	if l.stage.drill.Shape.Mixed {
 		mix(&o, rng, now)
 	}
+	if l.stage.drill.Shape.Keyless && rng.IntN(5) == 0 {
+		o.Keyless, o.ExpiresAt = true, time.Time{} // the same content, whenever it is submitted again
+	}
 	return o
 }
 
@@ -120,9 +125,11 @@ func mix(o *order, rng *rand.Rand, now time.Time) {
 func (l *load) first(i int) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	was := l.kept[i]
-	l.kept[i] = true
-	return !was
+	if _, was := l.kept[i]; was {
+		return false
+	}
+	l.kept[i] = time.Now()
+	return true
 }
 
 // gaveUp says whether order i is refused for the first time.
@@ -134,12 +141,14 @@ func (l *load) gaveUp(i int) bool {
 	return !was
 }
 
-// tooLate says whether an order may be refused for good: its life has ended, and
-// it was never accepted.
-func (l *load) tooLate(o order) bool {
+// tooLate says whether a try of an order, begun at a time, may be refused for
+// good: its life has ended, and it had not been accepted by then. Of two tries at
+// once either may be the first.
+func (l *load) tooLate(o order, begun time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !o.ExpiresAt.IsZero() && time.Now().After(o.ExpiresAt) && !l.kept[o.i]
+	kept, was := l.kept[o.i]
+	return !o.ExpiresAt.IsZero() && time.Now().After(o.ExpiresAt) && !(was && kept.Before(begun))
 }
 
 func (o order) request() (path string, body map[string]any) {
@@ -197,7 +206,7 @@ func (l *load) run(ctx context.Context, n, rate int, more func() bool) {
 	workers.Wait()
 }
 
-// again submits every message once more, under its key, as fast as a few
+// again submits every message once more, under its key if it has one, as fast as a few
 // connections go, until each is answered.
 func (l *load) again(ctx context.Context) {
 	l.mu.Lock()
@@ -212,6 +221,9 @@ func (l *load) again(ctx context.Context) {
 		workers.Go(func() { l.work(ctx) })
 	}
 	for _, o := range orders {
+		if o.Keyless {
+			l.keyless.Add(1)
+		}
 		open.Add(1)
 		l.unanswered.Add(1)
 		l.push(&trying{order: o, pause: firstPause, done: func() { l.unanswered.Add(-1); open.Done() }})
@@ -260,6 +272,11 @@ func (l *load) work(ctx context.Context) {
 			t.done()
 			continue
 		}
+		if t.Keyless && !l.repeating.Load() {
+			l.unsure.Add(1) // it may be in; so it is submitted again when others are
+			t.done()
+			continue
+		}
 		if t.tries++; t.tries == stubborn && l.stuck.Add(1) <= 3 {
 			l.stage.Event("%s has been tried %d times; last: %s", t.Key, t.tries, said)
 		}
@@ -297,25 +314,25 @@ func (l *load) try(ctx context.Context, t *trying) (through bool, said string) {
 	case status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests:
 		l.refused.add(time.Now())
 		return false, "503: " + a.Detail
-	case status == http.StatusUnprocessableEntity && l.stage.drill.Shape.Mixed && l.tooLate(t.order):
+	case status == http.StatusUnprocessableEntity && l.stage.drill.Shape.Mixed && l.tooLate(t.order, begin):
 		if l.gaveUp(t.i) {
 			l.late.Add(1)
 		}
 		return true, ""
 	case status != http.StatusOK && status != http.StatusAccepted:
-		l.stage.broke("answers", "%s was answered %d", t.Key, status)
+		l.stage.broke("answers", "%s was answered %d at %s: %s", t.Key, status, time.Now().Format(time.RFC3339Nano), a.Detail)
 		return status/100 == 4, fmt.Sprint(status)
 	case len(a.Messages) != 1:
 		l.stage.broke("answers", "%s was answered %d with %d messages", t.Key, status, len(a.Messages))
 		return true, ""
 	}
 	m := a.Messages[0]
-	if l.stage.drill.Shape.Whole && l.repeating.Load() && m.Sequence == 0 && t.tries < insist {
+	if l.repeating.Load() && m.Sequence == 0 && t.tries < insist {
 		return false, "it has no number yet"
 	}
 	err = l.file.Append(judge.Accepted{
 		Key: t.Key, ID: m.ID, Class: t.Class, Stream: t.Stream, Sequence: m.Sequence, Tried: begin, At: time.Now(), ExpiresAt: t.ExpiresAt,
-		Supersede: t.Supersede, First: t.First, Last: l.repeating.Load(), Fresh: status == http.StatusAccepted && m.State != journaledState && !l.may(t.i),
+		Supersede: t.Supersede, First: t.First, Keyless: t.Keyless, Last: l.repeating.Load(), Fresh: status == http.StatusAccepted && m.State != journaledState && !l.may(t.i),
 	})
 	if err != nil {
 		l.stage.broke("client's file", "%v", err)
@@ -348,7 +365,9 @@ func (l *load) post(ctx context.Context, o order) (status int, a answer, err err
 	}
 	req.Header.Set("Authorization", "Bearer "+l.stage.key)
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Idempotency-Key", o.Key)
+	if !o.Keyless {
+		req.Header.Set("Idempotency-Key", o.Key)
+	}
 	resp, err := l.http.Do(req)
 	if err != nil {
 		return 0, a, err

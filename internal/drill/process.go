@@ -21,6 +21,9 @@ import (
 	"github.com/stormpost/stormpost/internal/devstack"
 )
 
+// clockFile, in a server's folder, is by how much its wall clock is turned.
+const clockFile = "clock"
+
 // readyLimit bounds the start of a process. None of them waits for a store.
 const readyLimit = time.Minute
 
@@ -55,7 +58,7 @@ func (s *server) start(ctx context.Context) error {
 		return err
 	}
 	cmd := exec.Command(s.stage.opt.Binary, "serve", "--roles", s.roles)
-	cmd.Dir, cmd.Env = dir, slices.Concat(s.stage.env, s.env, []string{"STORMPOST_DATA_DIR=" + dir})
+	cmd.Dir, cmd.Env = dir, slices.Concat(s.stage.env, s.env, []string{"STORMPOST_DATA_DIR=" + dir, "STORMPOST_TEST_CLOCK=" + filepath.Join(dir, clockFile)})
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	devstack.DieWithParent(cmd.SysProcAttr)
 	out, w, err := os.Pipe()

@@ -27,6 +27,7 @@ func Run(ctx context.Context, d Drill, opt Options) (res *Result, err error) {
 	if err := opt.Validate(d); err != nil {
 		return nil, err
 	}
+	opt.Rate = cmp.Or(opt.Rate, d.Shape.Rate, 500)
 	s, err := newStage(ctx, d, opt)
 	if s != nil {
 		defer func() { err = errors.Join(err, s.close()) }()
@@ -51,7 +52,7 @@ func Run(ctx context.Context, d Drill, opt Options) (res *Result, err error) {
 	if d.Shape.Whole {
 		s.drained(ctx)
 	}
-	s.Event("everyone submits everything again, under the same keys")
+	s.Event("everyone submits everything again, under the same keys, or none")
 	rctx, cancel := context.WithTimeout(ctx, settleMost)
 	s.load.again(rctx)
 	cancel()
@@ -60,6 +61,7 @@ func Run(ctx context.Context, d Drill, opt Options) (res *Result, err error) {
 	}
 	s.settle(ctx)
 	s.quiet(ctx)
+	s.Until(ctx, time.Until(s.harmed.Add(noticeLimit)), func() bool { return s.noticed() })
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -129,12 +131,23 @@ func (s *Stage) quiet(ctx context.Context) {
 func (s *Stage) verdict(ctx context.Context) error {
 	ends := make(map[string]string)
 	for _, state := range []string{"in_doubt", "expired", "superseded"} {
-		if err := s.ids(ctx, state, ends); err != nil {
+		if err := s.all(ctx, state, func(m told) { ends[m.ID] = state }); err != nil {
 			s.Broke("the API doesn't say what is %s: %v", state, err)
 		}
 	}
+	repeats := make(map[string]judge.Number)
+	if s.drill.Shape.Keyless {
+		if err := s.all(ctx, "canceled", func(m told) {
+			if m.RepeatOf != "" {
+				repeats[m.ID] = judge.Number{Stream: m.Stream, Sequence: m.Sequence}
+			}
+		}); err != nil {
+			s.Broke("the API doesn't say what is canceled: %v", err)
+		}
+		s.result.Evidence["ended_as_repeats"] = len(repeats)
+	}
 	v, err := judge.Decide(judge.Case{
-		Client: filepath.Join(s.dir, "accepted.jsonl"), Taken: []string{filepath.Join(s.dir, "providers", sim.TakenFile)}, Ends: ends,
+		Client: filepath.Join(s.dir, "accepted.jsonl"), Taken: []string{filepath.Join(s.dir, "providers", sim.TakenFile)}, Ends: ends, Repeats: repeats,
 		Told: slices.Collect(maps.Keys(s.asked.sent)), Whole: s.drill.Shape.Whole,
 	})
 	if err != nil {
@@ -145,11 +158,20 @@ func (s *Stage) verdict(ctx context.Context) error {
 	r.Lost, r.Doubled, r.Gaps, r.Stale = v.Lost+v.Forgotten, v.Doubled, v.Gaps, v.Stale
 	r.Refused503 = s.load.refused.count()
 	r.Broken = append(r.Broken, v.Problems...)
+	if n := r.NoticeS; !s.drill.Shape.Mixed && (n == nil || *n > noticeLimit.Seconds()) {
+		s.Broke("the harm was not noticed within %s", noticeLimit)
+	}
+	if s.drill.Shape.Calm && v.InDoubt > 0 {
+		s.Broke("%d messages are in doubt, although no process was killed", v.InDoubt)
+	}
 	if s.drill.Shape.Mixed {
 		r.Evidence["submitted_again_at_once"], r.Evidence["refused_past_their_life"] = s.load.twice.Load(), s.load.late.Load()
 	}
 	if want := s.opt.Messages - int(s.load.late.Load()); v.Accepted < want {
 		s.Broke("%d messages were accepted, of at least %d", v.Accepted, want)
+	}
+	if s.drill.Shape.Keyless {
+		r.Evidence["submitted_again_without_key"], r.Evidence["of_those_without_a_first_answer"] = s.load.keyless.Load(), s.load.unsure.Load()
 	}
 	late := map[string]any{}
 	for class, l := range v.Latency {
@@ -166,11 +188,19 @@ func (s *Stage) verdict(ctx context.Context) error {
 	return nil
 }
 
-// ids adds the messages in a state.
-func (s *Stage) ids(ctx context.Context, state string, to map[string]string) error {
+// told is what the API lists of a message.
+type told struct {
+	ID       string
+	Stream   string
+	Sequence int64
+	RepeatOf string `json:"repeat_of"`
+}
+
+// all hands the messages in a state to use.
+func (s *Stage) all(ctx context.Context, state string, use func(told)) error {
 	for cursor := ""; ; {
 		var page struct {
-			Items []struct{ ID string }
+			Items []told
 			Next  string
 		}
 		path := "/v1/messages?limit=200&state=" + state
@@ -181,7 +211,7 @@ func (s *Stage) ids(ctx context.Context, state string, to map[string]string) err
 			return err
 		}
 		for _, m := range page.Items {
-			to[m.ID] = state
+			use(m)
 		}
 		if cursor = page.Next; cursor == "" {
 			return nil

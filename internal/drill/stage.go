@@ -111,6 +111,11 @@ func newStage(ctx context.Context, d Drill, opt Options) (*Stage, error) {
 		}
 		*key = made.Key
 	}
+	if d.Shape.Keyless {
+		if err := s.command(ctx, nil, "tenants", "repeats", "drill", "suppress"); err != nil {
+			return s, err
+		}
+	}
 	if s.file, err = judge.Create(filepath.Join(s.dir, "accepted.jsonl")); err != nil {
 		return s, err
 	}
@@ -142,7 +147,7 @@ func (s *Stage) startStores(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	s.Kafka, err = devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(s.dir, "kafka"), Nodes: 3, Advertise: told, Heap: 256, Logger: log})
+	s.Kafka, err = devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(s.dir, "kafka"), Nodes: 3, Advertise: told, Heap: 256, ShortLived: true, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -339,6 +344,22 @@ func (s *Stage) Harm(format string, args ...any) {
 	s.lastHarm, s.healed, s.result.RecoverS = time.Now(), time.Time{}, nil
 	s.mu.Unlock()
 	s.Event(format, args...)
+}
+
+// Noticed marks that the harm was noticed, where a drill sees that itself.
+func (s *Stage) Noticed() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.result.NoticeS == nil && !s.harmed.IsZero() {
+		s.result.NoticeS = seconds(time.Since(s.harmed))
+	}
+}
+
+// noticed says whether the harm was.
+func (s *Stage) noticed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.result.NoticeS != nil
 }
 
 // Healed marks that the stores are well again, from when recovery is counted.

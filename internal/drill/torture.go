@@ -1,9 +1,14 @@
 package drill
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,10 +21,10 @@ var torture = Drill{
 	Name:   "torture",
 	Outage: `None in particular: what breaks at night is seldom what was rehearsed.`,
 	About: `Random faults, drawn from the seed, for --minutes: processes are killed or stopped, the stores are killed,
-hang, are cut off, slow or out of disk, and providers are slow, refuse, or take messages and don't say so; several at
-once. The load has supersede keys, lives of seconds and clients that submit again. Nothing is lost, doubled or stale, numbers
-have no gaps, and only what nobody can know is in doubt. The machine's clock is left alone: no process takes another one.`,
-	Shape: Shape{Mixed: true, Linked: true, Whole: true, Faults: faultKinds, Prepare: prepareTorture},
+hang, are cut off, slow or out of disk, and providers are slow, refuse, or take messages and don't say so, and
+workers' clocks are turned; several at once. The load has supersede keys, lives of seconds and clients that submit again. Nothing is lost, doubled or stale, numbers
+have no gaps, and only what nobody can know is in doubt.`,
+	Shape: Shape{Rate: 100, Mixed: true, Linked: true, Whole: true, Faults: faultKinds, Prepare: prepareTorture},
 	Run: func(ctx context.Context, s *Stage) error {
 		t := &tormentor{stage: s, bit: make(map[string]int)}
 		return t.run(ctx)
@@ -171,6 +176,8 @@ func (s *Stage) deed(f fault) deed {
 		return s.harmLinks(f)
 	case "disk":
 		return s.harmDisk()
+	case "clock":
+		return s.harmClock(f)
 	}
 	return s.harmProvider(f)
 }
@@ -199,6 +206,25 @@ func (s *Stage) harmProcess(f fault) deed {
 		bit:  func(context.Context) bool { return stopped(p.current().cmd.Process.Pid) },
 		undo: func(context.Context) error { return signal(syscall.SIGCONT) },
 	}
+}
+
+// harmClock turns a worker's wall clock, for as long as the worker lives through
+// it: the one that is started in its place has the same.
+func (s *Stage) harmClock(f fault) deed {
+	dir := filepath.Join(s.dir, strings.TrimPrefix(f.Target, clockOf))
+	by := f.Lag
+	if f.How == "is turned back" {
+		by = -by
+	}
+	set := func(by time.Duration) func(context.Context) error {
+		return func(context.Context) error {
+			return os.WriteFile(filepath.Join(dir, clockFile), []byte(by.String()), 0o600)
+		}
+	}
+	return deed{do: set(by), undo: set(0), bit: func(context.Context) bool {
+		log, err := os.ReadFile(filepath.Join(dir, "log"))
+		return err == nil && bytes.Contains(log, []byte(`"by":`+strconv.FormatInt(int64(by), 10)))
+	}}
 }
 
 func (s *Stage) harmPostgres(f fault) deed {

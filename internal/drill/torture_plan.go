@@ -7,13 +7,17 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
 // faultKinds are the kinds of faults.
-var faultKinds = []string{"kill", "stop", "postgres", "kafka", "network", "slow", "refuse", "lose", "disk"}
+var faultKinds = []string{"kill", "stop", "postgres", "kafka", "network", "slow", "refuse", "lose", "disk", "clock"}
+
+// clockOf begins the target that is a server's clock.
+const clockOf = "the clock of "
 
 // fault is one that was drawn.
 type fault struct {
@@ -109,6 +113,11 @@ func (f *fault) specify(rng *rand.Rand, between func(a, b time.Duration) time.Du
 		f.How, f.Share = one("takes and drops", "takes and hangs", "takes and answers garbage", "drops and takes nothing"), 0.02+0.1*rng.Float64()
 	case "disk":
 		f.How = "is out of disk"
+	case "clock":
+		f.Lag = between(10*time.Second, 10*time.Minute).Round(time.Second)
+		if f.How = "is turned on"; rng.IntN(2) == 0 {
+			f.How = "is turned back"
+		}
 	}
 }
 
@@ -167,6 +176,11 @@ func (s *Stage) faults() (able ways, left map[string]string) {
 	}
 	for _, p := range append(append([]*server{}, s.apis...), s.others...) {
 		add(p.name, "kill", "kill", "stop")
+	}
+	for _, p := range s.others {
+		if strings.HasPrefix(p.name, "worker") {
+			add(clockOf+p.name, "clock")
+		}
 	}
 	add("smtp", "slow", "refuse", "lose")
 	add("fcm", "slow", "refuse", "lose")

@@ -81,7 +81,7 @@ func TestSeedsThatFoundSomething(t *testing.T) {
 // The same seed draws the same faults, another one others; each kind is drawn,
 // none outlasts the time, and of one target no two overlap.
 func TestDraw(t *testing.T) {
-	able := ways{"postgres": {"postgres", "network", "disk"}, "kafka": {"kafka", "network"}, "smtp": {"slow", "refuse", "lose"}, "worker-1": {"kill", "stop"}}
+	able := ways{"postgres": {"postgres", "network", "disk"}, "kafka": {"kafka", "network"}, "smtp": {"slow", "refuse", "lose"}, "worker-1": {"kill", "stop"}, clockOf + "worker-1": {"clock"}}
 	const span = 20 * time.Minute
 	plan := draw(7, span, able)
 	if !reflect.DeepEqual(plan, draw(7, span, able)) {

@@ -224,6 +224,28 @@ func (e *Engine) Open() []Incident {
 	return sorted(e.all(func(i *Incident) bool { return i.ResolvedAt == nil }))
 }
 
+// Since is when the first of the incidents opened that hold messages up, or that
+// did until after resolved; zero when there is none.
+func (e *Engine) Since(resolved time.Time) (first time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	see := func(i *Incident) {
+		if !kinds[i.Kind].holdsUp || i.ResolvedAt != nil && i.ResolvedAt.Before(resolved) {
+			return
+		}
+		if first.IsZero() || i.OpenedAt.Before(first) {
+			first = i.OpenedAt
+		}
+	}
+	for i := range e.recent {
+		see(&e.recent[i])
+	}
+	for _, h := range e.open {
+		see(&h.Incident)
+	}
+	return first
+}
+
 // Run keeps the file up to date until ctx ends.
 func (e *Engine) Run(ctx context.Context) {
 	if e.cfg.File == "" {

@@ -144,6 +144,29 @@ func TestNoFlapping(t *testing.T) {
 	}
 }
 
+// TestSince: what holds messages up counts, for as long after its end as asked.
+func TestSince(t *testing.T) {
+	b := newBench("")
+	since := func() time.Time { return b.Since(b.now.Add(-time.Hour)) }
+	b.pass(10*time.Second, Condition{Kind: InDoubt, Summary: "s"})
+	if at := since(); !at.IsZero() {
+		t.Errorf("a doubt holds nobody up: %s", at)
+	}
+	b.pass(4*time.Second, stall)
+	opened := b.Open()[0].OpenedAt
+	if b.Open()[0].Kind != Stall || !since().Equal(opened) {
+		t.Errorf("since %s, opened %s", since(), opened)
+	}
+	b.pass(20 * time.Second)
+	b.now = b.now.Add(59 * time.Minute)
+	if !since().Equal(opened) {
+		t.Errorf("an hour after: %s", since())
+	}
+	if b.now = b.now.Add(2 * time.Minute); !since().IsZero() {
+		t.Errorf("later: %s", since())
+	}
+}
+
 func TestBlindness(t *testing.T) {
 	b := newBench("")
 	b.pass(4*time.Second, stall)

@@ -41,34 +41,35 @@ type nature struct {
 	severity Severity
 	runbook  string // anchor of a section in docs/runbook.md
 	command  string // what helps to begin with
+	holdsUp  bool   // messages are late, or not accepted, because of it
 }
 
 var kinds = map[Kind]nature{
 	Stall: {3 * time.Second, 10 * time.Second, Critical, "a-lanes-backlog-grows",
-		"stormpost messages --state queued"},
+		"stormpost messages --state queued", true},
 	LedgerAway: {3 * time.Second, 6 * time.Second, Critical, "postgresql-away-or-slow",
-		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
+		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`, true},
 	KafkaAway: {2 * time.Second, 6 * time.Second, Warning, "kafka-away",
-		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
+		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`, true},
 	Numbering: {0, 5 * time.Second, Critical, "numbering-is-lost",
-		"stormpost preflight"},
+		"stormpost preflight", true},
 	InDoubt: {2 * time.Second, 5 * time.Second, Warning, "messages-in-doubt",
-		"stormpost messages --state in_doubt"},
+		"stormpost messages --state in_doubt", false},
 	Provider: {2 * time.Second, 15 * time.Second, Critical, "a-provider-is-down",
-		"stormpost messages --state waiting"},
+		"stormpost messages --state waiting", true},
 	Credential: {2 * time.Second, 10 * time.Second, Warning, "credentials-and-certificates",
-		"stormpost credentials"},
+		"stormpost credentials", false},
 	NoWorker: {0, 5 * time.Second, Critical, "a-lanes-backlog-grows",
-		"stormpost serve --roles worker"},
+		"stormpost serve --roles worker", true},
 	ClusterChanged: {0, 5 * time.Second, Warning, "kafka-away",
-		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`},
+		`curl -sS -H "Authorization: Bearer $STORMPOST_API_KEY" "$STORMPOST_API/v1/lanes"`, false},
 	Evacuated: {0, 5 * time.Second, Warning, "kafka-away",
-		"stormpost evacuate --to main --dry-run"},
-	RolledBack: {0, 5 * time.Second, Critical, "the-ledger-was-rolled-back", "stormpost reconcile --dry-run"},
+		"stormpost evacuate --to main --dry-run", false},
+	RolledBack: {0, 5 * time.Second, Critical, "the-ledger-was-rolled-back", "stormpost reconcile --dry-run", true},
 	ReplayStuck: {0, 5 * time.Second, Warning, "a-replay-doesnt-come-on",
-		"stormpost replay list"},
+		"stormpost replay list", false},
 	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
-		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`},
+		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`, true},
 }
 
 // Kinds lists every kind, in order.

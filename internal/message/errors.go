@@ -16,7 +16,7 @@ var (
 	ErrTooLate = errors.New("too late")
 	// ErrDecided: the doubt was decided or resolved already.
 	ErrDecided = errors.New("already decided")
-	// ErrHeld: the lane, tenant or provider is held already.
+	// ErrHeld: the lane, tenant, provider or tag is held already.
 	ErrHeld = errors.New("held already")
 	// ErrNotHeld: there is nothing to release: it was released, or never held.
 	ErrNotHeld = errors.New("not held")

@@ -97,14 +97,21 @@ func (id ID) Matches(f Fingerprint) bool { return [8]byte(id[16:24]) == [8]byte(
 
 // String is msg_ or sub_ and 40 characters of lower-case base32.
 func (id ID) String() string {
+	b, _ := id.AppendText(nil)
+	return string(b)
+}
+
+// AppendText appends String to b. It never fails.
+func (id ID) AppendText(b []byte) ([]byte, error) {
+	kind := "msg_"
 	if id.IsSubmission() {
-		return "sub_" + idText.EncodeToString(id[:])
+		kind = "sub_"
 	}
-	return "msg_" + idText.EncodeToString(id[:])
+	return idText.AppendEncode(append(b, kind...), id[:]), nil
 }
 
 // MarshalText writes String.
-func (id ID) MarshalText() ([]byte, error) { return []byte(id.String()), nil }
+func (id ID) MarshalText() ([]byte, error) { return id.AppendText(nil) }
 
 // UnmarshalText reads what MarshalText writes.
 func (id *ID) UnmarshalText(b []byte) (err error) {

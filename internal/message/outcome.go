@@ -48,6 +48,11 @@ type Result struct {
 	// NoRepeat, beside Unknown, says that repeating won't tell more, though the
 	// provider absorbs repeats.
 	NoRepeat bool
+	// Fault says that it was not the message's or its recipient's doing: the
+	// provider as a whole is in trouble, or asks for a pause. Unknown needs none.
+	Fault bool
+	// Unasked says that we refuse the message ourselves: the provider was not asked.
+	Unasked bool
 	// Poison sets the message aside as held instead of trying again: it made
 	// the provider's code panic before anything was handed over.
 	Poison bool

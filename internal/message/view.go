@@ -17,8 +17,9 @@ type View struct {
 	EnteredAt  time.Time // when it came out of the journal; zero if it never was there
 	ExpiresAt  time.Time
 	DueAt      time.Time // of the next attempt, zero when not waiting
-	Aside      bool      // a hold of its tenant has set the attempt aside
+	Aside      string    // "its tenant is held", "its tag NAME is held": that has set the attempt aside
 	Trace      string
+	RepeatOf   ID     // the submission that this one's repeats, if it has an index
 	Content    []byte // canonical; nil in lists, and when it was erased by age
 	Attempts   []Attempt
 	Events     []ProviderEvent // without ids

@@ -33,6 +33,7 @@ type Answer struct {
 	// RetryAfter is how long the header of that name asks to wait, at most an
 	// hour; zero if it doesn't.
 	RetryAfter time.Duration
+	At         time.Time // when it came
 }
 
 // ReadAnswer reads a response, whose body the caller closes.
@@ -40,7 +41,7 @@ func ReadAnswer(resp *http.Response, now time.Time) Answer {
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
 	a := Answer{
 		Status: resp.StatusCode, Text: resp.Status, Header: resp.Header, Body: raw, Whole: err == nil && len(raw) <= maxAnswer,
-		RetryAfter: RetryAfter(resp.Header.Get("Retry-After"), now),
+		RetryAfter: RetryAfter(resp.Header.Get("Retry-After"), now), At: now,
 	}
 	if !a.Whole {
 		a.Body = nil
@@ -80,9 +81,11 @@ func Line(s string, secrets ...string) string {
 }
 
 // Result is a without its outcome: code, or else the status, the status line
-// with what the service said, and how long it asks to wait.
+// with what the service said, and how long it asks to wait. Who refuses the
+// credential, the rate or everything is at fault as a whole.
 func (a Answer) Result(code, text string, secrets ...string) message.Result {
 	res := message.Result{Code: Line(code, secrets...), Reply: a.Text, RetryAfter: a.RetryAfter}
+	res.Fault = a.Status == http.StatusUnauthorized || a.Status == http.StatusTooManyRequests || a.Status >= http.StatusInternalServerError
 	if res.Code == "" {
 		res.Code = strconv.Itoa(a.Status)
 	}
@@ -96,7 +99,7 @@ func (a Answer) Result(code, text string, secrets ...string) message.Result {
 // Unfit is the result for a message that can't be made a request of, before
 // anything was sent.
 func Unfit(err error) message.Result {
-	res := message.Result{Outcome: message.Rejected, Code: "unfit", Reply: "not sent: " + Line(err.Error())}
+	res := message.Result{Outcome: message.Rejected, Unasked: true, Code: "unfit", Reply: "not sent: " + Line(err.Error())}
 	if u := (*mail.Unfit)(nil); errors.As(err, &u) {
 		res.Code = u.Code
 	}

@@ -19,6 +19,15 @@ func TestRetryAfter(t *testing.T) {
 	}
 }
 
+// A status about everybody is the service's fault.
+func TestFault(t *testing.T) {
+	for status, want := range map[int]bool{200: false, 400: false, 401: true, 403: false, 422: false, 429: true, 500: true, 503: true} {
+		if r := (Answer{Status: status}).Result("", ""); r.Fault != want {
+			t.Errorf("%d: fault %v", status, r.Fault)
+		}
+	}
+}
+
 func TestLine(t *testing.T) {
 	for in, want := range map[string]string{
 		"a\r\nb\tc": "a  b c", " key s3cret, s3cret ": "key [secret], [secret]",

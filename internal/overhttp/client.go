@@ -19,6 +19,9 @@ type Config struct {
 	// Reserve waits for a place on one of them.
 	MaxConns int
 	HTTP2    bool // speak nothing else
+	// Bound says that a connection goes with the credential that was first shown on
+	// it: once one is refused, only connections opened from then on are used.
+	Bound bool
 	// ReplyLimit is the time allowed for the answer, counted from last and over
 	// both tries where there are two.
 	ReplyLimit time.Duration

@@ -34,6 +34,7 @@ type conns struct {
 
 	mu      sync.Mutex
 	open    []*conn
+	age     int // of the connections that are dialled now; see renew
 	closed  bool
 	failure error // of the last dial, until pauseTo
 	pauseTo time.Time
@@ -43,6 +44,7 @@ type conns struct {
 type conn struct {
 	*http.ClientConn
 	users    int // places held, from reserve to free
+	age      int
 	lastUsed time.Time
 	retired  bool // takes no more requests; closed when the last user is done
 }
@@ -139,6 +141,9 @@ func (p *conns) pause() error {
 
 // dial opens a connection and holds a place on it.
 func (p *conns) dial(ctx context.Context) (*conn, error) {
+	p.mu.Lock()
+	age := p.age
+	p.mu.Unlock()
 	dialing, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	cc, err := p.transport.NewClientConn(dialing, p.scheme, p.addr)
@@ -163,12 +168,37 @@ func (p *conns) dial(ctx context.Context) (*conn, error) {
 		cc.Close()
 		return nil, errConnsClosed
 	}
-	c := &conn{ClientConn: cc, users: 1, lastUsed: p.now()}
+	c := &conn{ClientConn: cc, users: 1, lastUsed: p.now(), age: age}
 	if p.max > 0 { // the server may allow more later: APNs does, once it knows the token
 		cc.SetStateHook(func(*http.ClientConn) { p.look() })
 	}
 	p.open = append(p.open, c)
 	return c, nil
+}
+
+// renew has c, and all connections that are as old, take no more requests. Of
+// many that are refused together, the first does so for all.
+func (p *conns) renew(c *conn) {
+	var useless []*conn
+	p.mu.Lock()
+	if c.age == p.age {
+		p.age++
+	}
+	p.open = slices.DeleteFunc(p.open, func(o *conn) bool {
+		if o.age > c.age {
+			return false
+		}
+		o.retired = true
+		if o.users == 0 {
+			useless = append(useless, o)
+		}
+		return true
+	})
+	p.mu.Unlock()
+	p.look()
+	for _, o := range useless {
+		o.Close()
+	}
 }
 
 // free ends one use of c. A broken connection is used for nothing more: a

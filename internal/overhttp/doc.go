@@ -38,5 +38,7 @@
 // Where Judge says that the request was refused for its credential, it is made
 // once more with the header that Request.Renew gives, within the same 10 s, with
 // the same body. last is not asked again. Refused again, or with no other
-// credential to be had, the message is Returned, which is no attempt.
+// credential to be had, the message is Returned, which is no attempt. Where a
+// connection is bound to its credential ([Config].Bound), the second try has a new
+// one.
 package overhttp

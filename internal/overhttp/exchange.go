@@ -40,6 +40,9 @@ func (p *Place) exchange(ctx context.Context, req Request, since time.Time) (mes
 	broken = !a.Whole
 	res, refused := req.Judge(a)
 	if refused {
+		if p.c.cfg.Bound {
+			p.c.conns.renew(c)
+		}
 		return res, withNewHeader
 	}
 	return res, never
@@ -60,6 +63,7 @@ func newRequest(ctx context.Context, req Request, b *body) *http.Request {
 func lost(err error, b *body, secrets []string) (message.Result, repeat) {
 	res := message.Result{Code: "no answer", Reply: Line(err.Error(), secrets...)}
 	var reset http2.StreamError
+	res.Fault = true
 	switch {
 	case b.seal():
 		res.Outcome, res.Code = message.Deferred, "not sent"

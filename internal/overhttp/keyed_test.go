@@ -28,32 +28,37 @@ func TestKeyed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var hits atomic.Int32
 			c := start(t, false, nil, func(_ int, c net.Conn) { answering(c, false, &hits, "401") })
-			s := NewService(Options{Name: "main", Concurrency: 1, ReplyLimit: c.cfg.ReplyLimit, Now: c.cfg.Now}, c.cfg.Base, nil)
-			defer s.Close()
 			cred := credential.New(credential.Config{Name: "key", Source: &rotating{}})
 			defer cred.Close()
-			k, err := s.Keyed(t.Context(), cred)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer k.Release()
 			var seen []string
-			req := KeyedRequest{
-				URL: s.URL("send"), Body: []byte("content"),
-				Header: func(key string) (http.Header, error) {
+			o := Options{Name: "main", BaseURL: c.cfg.Base.String(), ReplyLimit: c.cfg.ReplyLimit, Now: c.cfg.Now}
+			s, err := NewKeyed(&o, cred, API{
+				Vendor: "Vendor", Path: []string{"send"},
+				Encode: func(*message.Envelope) ([]byte, error) { return []byte("content"), nil },
+				Sign: func(_ *http.Request, _ []byte, key string) error {
 					seen = append(seen, key)
-					return http.Header{"Authorization": {key}}, nil
+					return nil
 				},
 				Judge: func(a Answer, hide []string) (message.Result, Standing) {
 					return a.Result("", "refused "+strings.Join(hide, " "), hide...), Refused
 				},
+			})
+			if err != nil {
+				t.Fatal(err)
 			}
+			defer s.Close()
+			k, err := s.Slot(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer k.Release()
+			env := new(message.Envelope)
 			before := k.Account()
 			if tied {
-				req.Account = before
+				env.Account = before
 			}
 			lasts := 0
-			res := k.Hand(t.Context(), req, func() error { lasts++; return nil })
+			res := k.Send(t.Context(), env, func() error { lasts++; return nil })
 			want := 2
 			if tied {
 				want = 1

@@ -83,10 +83,14 @@ func underLock(table, not string) func(t *testing.T, s *stage, worker *slot) {
 			}
 			time.Sleep(5 * time.Millisecond)
 		}
-		worker.current().kill()
-		// What waits for the lock is of a dead worker: it must not commit after it.
-		if _, err := conn.Exec(ctx, `select pg_terminate_backend(l.pid) from pg_locks l join pg_class c on c.oid = l.relation where not l.granted and c.relname = $1`, table); err != nil {
-			t.Fatal(err)
+		dead := worker.current()
+		dead.kill()
+		// What the dead worker asked for, also what PostgreSQL has yet to read, must not
+		// commit after it.
+		for left := 1; left > 0; {
+			if err := watch.QueryRow(ctx, `select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = $1`, dead.name).Scan(&left); err != nil {
+				t.Fatal(err)
+			}
 		}
 		if _, err := conn.Exec(ctx, `rollback`); err != nil {
 			t.Fatal(err)

@@ -115,7 +115,7 @@ func TestLostNumberingComesBack(t *testing.T) {
 			Findings []string
 		}
 	}
-	if err := json.Unmarshal([]byte(out), &result); err != nil || code != 1 || result.OK || !strings.Contains(out, "sequence position is missing") || len(result.Checks) != 5 {
+	if err := json.Unmarshal([]byte(out), &result); err != nil || code != 1 || result.OK || !strings.Contains(out, "sequence position is missing") || len(result.Checks) != 6 {
 		t.Errorf("preflight: exit code %d: %s (%v)", code, out, err)
 	}
 	if _, stderr, code := s.command("migrate", "--check"); code != 1 || !strings.Contains(stderr, "sequence position is missing") {

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -43,6 +44,7 @@ var buildDir string // removed by TestMain
 // process is one `stormpost serve`.
 type process struct {
 	cmd     *exec.Cmd
+	name    string // of its connections to PostgreSQL
 	api     string // base URL, empty without the role
 	metrics string
 	logs    *tail
@@ -80,6 +82,9 @@ func (s *stage) start(roles string, extra ...string) *process {
 	return p
 }
 
+// started counts the processes.
+var started atomic.Int64
+
 // tryStart may be called from any goroutine.
 func (s *stage) tryStart(roles string, extra ...string) (*process, error) {
 	path, err := binary()
@@ -87,7 +92,8 @@ func (s *stage) tryStart(roles string, extra ...string) (*process, error) {
 		return nil, err
 	}
 	cmd := exec.Command(path, "serve", "--roles", roles)
-	cmd.Env = append(append(os.Environ(), s.env...), extra...)
+	name := fmt.Sprint("promise-", started.Add(1))
+	cmd.Env = append(append(append(os.Environ(), s.env...), extra...), "PGAPPNAME="+name)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -97,7 +103,7 @@ func (s *stage) tryStart(roles string, extra ...string) (*process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	p := &process{cmd: cmd, logs: &tail{}, done: make(chan struct{})}
+	p := &process{cmd: cmd, name: name, logs: &tail{}, done: make(chan struct{})}
 	ready := make(chan struct{})
 	go p.read(out, ready)
 	s.keep(p)

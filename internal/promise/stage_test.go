@@ -274,6 +274,23 @@ type verdict struct {
 	doubts   map[string]doubt // as they were before they were decided
 }
 
+// logCursors says of what nobody claimed whether its lane's cursor has passed it:
+// then nobody ever will, and else the workers have it in hand.
+func (s *stage) logCursors() {
+	rows, _ := s.conn().Query(s.t.Context(), `
+		select m.recipient, m.n, l.cursor >= m.n from message m join lane l on l.code = m.n >> 57
+		where not exists (select from attempt a where a.n = m.n) and not exists (select from waiting w where w.n = m.n) order by m.n limit 20`)
+	var to string
+	var n int64
+	var passed bool
+	if _, err := pgx.ForEachRow(rows, []any{&to, &n, &passed}, func() error {
+		s.t.Logf("%s (%d) was never claimed; the cursor has passed it: %v", to, n, passed)
+		return nil
+	}); err != nil {
+		s.t.Errorf("ask for what nobody claimed: %v", err)
+	}
+}
+
 // settle waits until every accepted message is with a provider or in doubt,
 // then decides each doubt by what the provider has: sent if it has it, resend
 // if not; and waits until the providers have all of them, each once.
@@ -304,6 +321,7 @@ func (s *stage) settle(c *client, api func() string, patience time.Duration) ver
 				s.get(api()+"/v1/messages?limit=5&to="+name+"@example.net", &page)
 				s.t.Logf("%s: %s", name, page)
 			}
+			s.logCursors()
 			s.t.Fatalf("lost: %d of %d accepted messages are neither with a provider nor in doubt: %s", len(open), len(accepted), strings.Join(open[:min(5, len(open))], ", "))
 		}
 		select {

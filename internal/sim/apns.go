@@ -34,12 +34,14 @@ type APNSServer struct {
 	p8   []byte
 
 	mu     sync.Mutex
-	tokens map[uint64]newestToken // by connection
+	keys   map[string]*ecdsa.PublicKey // by key id
+	tokens map[uint64]newestToken      // by connection
 }
 
 // newestToken is the provider token that a connection began to use last.
 type newestToken struct {
 	token string
+	keyID string
 	since time.Time
 }
 
@@ -72,6 +74,7 @@ func StartAPNS(ctx context.Context, o APNSOptions) (*APNSServer, error) {
 	if s.cert, err = newCertificate("localhost", o.Clock()); err != nil {
 		return nil, fmt.Errorf("start APNs simulator: %w", err)
 	}
+	s.keys = map[string]*ecdsa.PublicKey{APNSKeyID: &s.key.PublicKey}
 	documented := func(code string) bool { return apnsErrors[code] != 0 }
 	faults := newFaults(o.Clock, checkHTTPFault(documented), StepConnect, StepHeaders, StepBody, StepReply)
 	if s.httpServer, err = serveHTTP(ctx, o.Addr, s.cert, faults, http.HandlerFunc(s.send), o.Log); err != nil {
@@ -88,6 +91,26 @@ func (s *APNSServer) CA() []byte { return s.cert.pem() }
 
 // Key is the content of the .p8 file, of id APNSKeyID and team APNSTeamID.
 func (s *APNSServer) Key() []byte { return s.p8 }
+
+// AddKey makes another key of the developer account, and returns its .p8 file. The
+// others stay valid.
+func (s *APNSServer) AddKey(keyID string) ([]byte, error) {
+	key, file, err := newES256Key()
+	if err != nil {
+		return nil, fmt.Errorf("add APNs key: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys[keyID] = &key.PublicKey
+	return file, nil
+}
+
+// RevokeKey takes a key back, at once.
+func (s *APNSServer) RevokeKey(keyID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.keys, keyID)
+}
 
 // Topic is the app's bundle id.
 func (s *APNSServer) Topic() string { return s.o.Topic }

@@ -79,6 +79,51 @@ func http2To(t testing.TB, conf *tls.Config) *http.Transport {
 const device = "00fc13adff785122b4ad28809a3420982341241421348097878e577c991de8f0"
 
 // It takes what Apple documents, and refuses the rest with Apple's reasons.
+// Each connection is for the key that it began with, as long as that is valid.
+func TestAPNSKeys(t *testing.T) {
+	s := startAPNS(t, APNSOptions{})
+	file, err := s.AddKey("SIMKEY0002")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := credential.ParseES256Key(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	old := providerToken(t, s, APNSKeyID, APNSTeamID, now)
+	another, err := credential.SignES256(other, map[string]string{"kid": "SIMKEY0002"}, map[string]any{"iss": APNSTeamID, "iat": now.Unix()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ask := func(tr *http.Transport, token string) string {
+		t.Helper()
+		status, reason, _ := fetchAnswer(t, tr, "POST", s.URL()+"/3/device/"+device, map[string]string{
+			"Authorization": "bearer " + token, "apns-topic": s.Topic(), "apns-push-type": "alert",
+		}, `{"aps":{"alert":"x"}}`)
+		return strings.TrimSpace(http.StatusText(status) + " " + reason)
+	}
+	one, two := http2To(t, &tls.Config{RootCAs: s.Pool()}), http2To(t, &tls.Config{RootCAs: s.Pool()})
+	for i, c := range []struct {
+		tr    *http.Transport
+		token string
+		want  string
+	}{
+		{one, old, "OK"}, {one, another, "Forbidden UnrelatedKeyIdInToken"}, {two, another, "OK"}, {two, old, "Forbidden UnrelatedKeyIdInToken"}, {one, old, "OK"},
+	} {
+		if got := ask(c.tr, c.token); got != c.want {
+			t.Errorf("%d: %s, want %s", i, got, c.want)
+		}
+	}
+	s.RevokeKey(APNSKeyID)
+	if got := ask(one, old); got != "Forbidden InvalidProviderToken" {
+		t.Errorf("a key that was taken back: %s", got)
+	}
+	if got := ask(two, another); got != "OK" {
+		t.Errorf("the other: %s", got)
+	}
+}
+
 func TestAPNS(t *testing.T) {
 	at := time.Now()
 	s := startAPNS(t, APNSOptions{Clock: func() time.Time { return at }})

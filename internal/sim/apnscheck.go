@@ -106,7 +106,10 @@ func (s *APNSServer) authorize(r *http.Request) string {
 		Iss string
 		Iat int64
 	}
-	if verifyES256(token, &s.key.PublicKey, &header, &claims) != nil || header.Kid != APNSKeyID || claims.Iss != APNSTeamID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if head, _, _ := strings.Cut(token, "."); decodePart(head, &header) != nil || s.keys[header.Kid] == nil ||
+		verifyES256(token, s.keys[header.Kid], &header, &claims) != nil || claims.Iss != APNSTeamID {
 		return "InvalidProviderToken"
 	}
 	now := s.o.Clock()
@@ -114,15 +117,15 @@ func (s *APNSServer) authorize(r *http.Request) string {
 		return "ExpiredProviderToken"
 	}
 	conn := connOf(r).number
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	last, known := s.tokens[conn]
 	switch {
 	case known && last.token == token:
+	case known && last.keyID != header.Kid: // another key takes another connection
+		return "UnrelatedKeyIdInToken"
 	case known && now.Sub(last.since) < apnsTokenRest:
 		return "TooManyProviderTokenUpdates"
 	default:
-		s.tokens[conn] = newestToken{token, now}
+		s.tokens[conn] = newestToken{token, header.Kid, now}
 	}
 	return ""
 }

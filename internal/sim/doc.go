@@ -1,5 +1,5 @@
 // Package sim simulates the providers that Stormpost hands messages to: an
-// SMTP server, Amazon SES, Resend, FCM's HTTP v1 API and the OAuth 2.0 token
+// SMTP server, Amazon SES, Resend, Postmark, SendGrid, FCM's HTTP v1 API and the OAuth 2.0 token
 // endpoint before it, APNs, and a browser's push service with the browsers behind
 // it.
 // `stormpost dev` runs them behind an inbox page, and tests use them as judges.

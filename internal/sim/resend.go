@@ -37,13 +37,15 @@ type ResendOptions struct {
 	Addr  string // where to listen; default a free port of 127.0.0.1
 	Store *Store
 	Key   string // the API key; empty: any is good
-	TLS   bool   // HTTPS with a certificate that Pool trusts; else clear text
-	Clock func() time.Time
-	Log   *slog.Logger
+	// SendingOnly is what the key may do.
+	SendingOnly bool
+	TLS         bool // HTTPS with a certificate that Pool trusts; else clear text
+	Clock       func() time.Time
+	Log         *slog.Logger
 }
 
 // ResendServer is Resend's API for one email: POST /emails, with its
-// Idempotency-Key. A key's first answer is remembered for 24 h, on disk with
+// Idempotency-Key, and GET /domains. A key's first answer is remembered for 24 h, on disk with
 // the message, so that after any kill a repeat is still absorbed.
 type ResendServer struct {
 	*httpServer
@@ -91,6 +93,7 @@ func StartResend(ctx context.Context, o ResendOptions) (*ResendServer, error) {
 	faults := newFaults(o.Clock, checkHTTPFault(documented), StepConnect, StepHeaders, StepBody, StepReply)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /emails", s.send)
+	mux.HandleFunc("GET /domains", s.domains)
 	mux.HandleFunc("/emails", func(w http.ResponseWriter, _ *http.Request) { answerResend(w, resendErrors["method_not_allowed"]) })
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { answerResend(w, resendErrors["not_found"]) })
 	if s.httpServer, err = serveHTTP(ctx, o.Addr, s.cert, faults, mux, o.Log); err != nil {
@@ -152,6 +155,39 @@ func (s *ResendServer) end(name, id string) {
 	}
 }
 
+// keyError names what is wrong with the key.
+func (s *ResendServer) keyError(r *http.Request) string {
+	switch key := bearer(r); {
+	case key == "":
+		return "missing_api_key"
+	case s.o.Key != "" && key != s.o.Key:
+		return "invalid_api_key"
+	}
+	return ""
+}
+
+// bearer is the token of an Authorization header, or nothing.
+func bearer(r *http.Request) string {
+	scheme, key, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	if !strings.EqualFold(scheme, "Bearer") {
+		return ""
+	}
+	return key
+}
+
+// domains lists none, to keys that may do more than send.
+func (s *ResendServer) domains(w http.ResponseWriter, r *http.Request) {
+	name := s.keyError(r)
+	if name == "" && s.o.SendingOnly {
+		name = "restricted_api_key"
+	}
+	if name != "" {
+		answerResend(w, resendErrors[name])
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"data": []any{}})
+}
+
 // send takes one email.
 func (s *ResendServer) send(w http.ResponseWriter, r *http.Request) {
 	var did []string
@@ -163,13 +199,8 @@ func (s *ResendServer) send(w http.ResponseWriter, r *http.Request) {
 	if failed(StepHeaders) {
 		return
 	}
-	scheme, key, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	switch {
-	case !strings.EqualFold(scheme, "Bearer") || key == "":
-		answerResend(w, resendErrors["missing_api_key"])
-		return
-	case s.o.Key != "" && key != s.o.Key:
-		answerResend(w, resendErrors["invalid_api_key"])
+	if name := s.keyError(r); name != "" {
+		answerResend(w, resendErrors[name])
 		return
 	}
 	body, err := readBody(w, r, resendMaxBody)

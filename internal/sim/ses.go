@@ -39,7 +39,7 @@ type SESOptions struct {
 	Log                            *slog.Logger
 }
 
-// SESServer is SendEmail of Amazon SES's API v2, with Content.Raw:
+// SESServer is GetAccount and SendEmail of Amazon SES's API v2, with Content.Raw:
 // https://docs.aws.amazon.com/ses/latest/APIReference-V2/API_SendEmail.html
 // It verifies signatures, and refuses what the documentation says is refused.
 type SESServer struct {
@@ -71,6 +71,7 @@ func StartSES(ctx context.Context, o SESOptions) (*SESServer, error) {
 	faults := newFaults(o.Clock, checkHTTPFault(documented), StepConnect, StepHeaders, StepBody, StepReply)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v2/email/outbound-emails", s.send)
+	mux.HandleFunc("GET /v2/email/account", s.account)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) { answerSES(w, "UnknownOperationException", "") })
 	if s.httpServer, err = serveHTTP(ctx, o.Addr, s.cert, faults, mux, o.Log); err != nil {
 		return nil, fmt.Errorf("start SES simulator: %w", err)
@@ -84,6 +85,17 @@ func (s *SESServer) Pool() *x509.CertPool {
 		return nil
 	}
 	return s.cert.pool
+}
+
+// account answers GetAccount.
+func (s *SESServer) account(w http.ResponseWriter, r *http.Request) {
+	if s.o.SecretKey != "" {
+		if kind, problem := s.verify(r, nil); kind != "" {
+			answerSES(w, kind, problem)
+			return
+		}
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"SendingEnabled": true, "ProductionAccessEnabled": true, "EnforcementStatus": "HEALTHY"})
 }
 
 // send takes one message.

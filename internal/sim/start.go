@@ -21,20 +21,24 @@ type Config struct {
 	TokenAddr  string
 	SESAddr    string
 	ResendAddr string
-	InboxAddr  string
-	Project    string // FCM's; default stormpost-dev
-	Store      StoreOptions
-	Clock      func() time.Time
-	Log        *slog.Logger
+	// PostmarkAddr and SendGridAddr are theirs.
+	PostmarkAddr, SendGridAddr string
+	InboxAddr                  string
+	Project                    string // FCM's; default stormpost-dev
+	Store                      StoreOptions
+	Clock                      func() time.Time
+	Log                        *slog.Logger
 }
 
-// What the simulators of SES and Resend that StartAll starts want to see. They
+// What the simulators of APIs for email that StartAll starts want to see. They
 // open nothing but these.
 const (
-	SESRegion = "eu-west-1"
-	SESKeyID  = "AKIASIMULATED"
-	SESSecret = "simulated-secret"
-	ResendKey = "re_simulated"
+	SESRegion   = "eu-west-1"
+	SESKeyID    = "AKIASIMULATED"
+	SESSecret   = "simulated-secret"
+	ResendKey   = "re_simulated"
+	PostmarkKey = "simulated-server-token"
+	SendGridKey = "SG.simulated"
 )
 
 // Sims are all simulators over one store, and the inbox page.
@@ -46,8 +50,10 @@ type Sims struct {
 	Web   *WebPushServer
 	SES   *SESServer
 	// Resend and SES want the keys of ResendKey, SESKeyID and SESSecret.
-	Resend *ResendServer
-	Token  *TokenServer
+	Resend   *ResendServer
+	Postmark *PostmarkServer // wants PostmarkKey
+	SendGrid *SendGridServer // wants SendGridKey
+	Token    *TokenServer
 	// InboxURL is the inbox's base URL, without a trailing slash.
 	InboxURL string
 	// ServiceAccountFile is for the FCM provider. It is new at each start.
@@ -108,10 +114,18 @@ func StartAll(ctx context.Context, c Config) (_ *Sims, err error) {
 		return nil, err
 	}
 	s.closers = append(s.closers, s.Resend.Close)
+	if s.Postmark, err = StartPostmark(ctx, MailOptions{Addr: c.PostmarkAddr, Store: s.Store, Key: PostmarkKey, Clock: c.Clock, Log: c.Log}); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.Postmark.Close)
+	if s.SendGrid, err = StartSendGrid(ctx, MailOptions{Addr: c.SendGridAddr, Store: s.Store, Key: SendGridKey, Clock: c.Clock, Log: c.Log}); err != nil {
+		return nil, err
+	}
+	s.closers = append(s.closers, s.SendGrid.Close)
 
 	inbox := NewInbox(s.Store, map[string]*Faults{
 		"smtp": s.SMTP.Faults, "ses": s.SES.Faults, "resend": s.Resend.Faults, "fcm": s.FCM.Faults, "token": s.Token.Faults,
-		"apns": s.APNS.Faults, "webpush": s.Web.Faults,
+		"postmark": s.Postmark.Faults, "sendgrid": s.SendGrid.Faults, "apns": s.APNS.Faults, "webpush": s.Web.Faults,
 	}, c.Log)
 	server, err := serveHTTP(ctx, c.InboxAddr, nil, nil, inbox, c.Log)
 	if err != nil {

@@ -20,7 +20,7 @@ const fieldLimit = 998
 // Store's file.
 type Taken struct {
 	Channel  string `json:"channel"`  // email or push
-	Provider string `json:"provider"` // smtp, ses, resend, fcm, apns or webpush
+	Provider string `json:"provider"` // smtp, ses, resend, postmark, sendgrid, fcm, apns or webpush
 	From     string `json:"from"`     // the envelope's sender; for push the project, the app's topic, or VAPID's subject
 	To       string `json:"to"`       // the envelope's recipient; token, /topics/NAME, condition or endpoint
 	Subject  string `json:"subject"`  // decoded; for push the notification's title

@@ -10,16 +10,19 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-// Numbering tells of the guard's open faults. It asks no store.
-func Numbering(open func() []message.Fault) Check {
+// Numbering tells of the guard's faults: open ones, and those that were a moment
+// ago. It asks no store.
+func Numbering(lately func() (faults []message.Fault, open int)) Check {
 	return Check{Kinds: []incident.Kind{incident.Numbering}, Look: func(context.Context) ([]incident.Condition, error) {
-		faults := open()
-		if len(faults) == 0 {
+		faults, open := lately()
+		what := "messages can't be numbered"
+		switch {
+		case len(faults) == 0:
 			return nil, nil
+		case open == 0:
+			what = "messages couldn't be numbered for a moment, and can again"
 		}
-		return []incident.Condition{{
-			Kind: incident.Numbering, Summary: fmt.Sprintf("messages can't be numbered: %s (%d faults)", faults[0], len(faults)),
-		}}, nil
+		return []incident.Condition{{Kind: incident.Numbering, Summary: fmt.Sprintf("%s: %s (%d faults)", what, faults[0], len(faults))}}, nil
 	}}
 }
 

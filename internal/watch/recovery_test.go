@@ -68,14 +68,19 @@ func TestRolledBack(t *testing.T) {
 }
 
 func TestNumbering(t *testing.T) {
-	var open []message.Fault
-	c := Numbering(func() []message.Fault { return open })
+	var faults []message.Fault
+	var open int
+	c := Numbering(func() ([]message.Fault, int) { return faults, open })
 	if found, err := c.Look(t.Context()); len(found) != 0 || err != nil {
 		t.Errorf("sound: %v, %v", found, err)
 	}
-	open = []message.Fault{{Name: "counter of stream 17 is missing"}, {Name: "sequence position is missing"}}
+	faults, open = []message.Fault{{Name: "counter of stream 17 is missing"}, {Name: "sequence position is missing"}}, 1
 	if found, err := c.Look(t.Context()); len(found) != 1 || err != nil || !strings.Contains(found[0].Summary, "counter of stream 17 is missing (2 faults)") {
 		t.Errorf("broken: %v, %v", found, err)
+	}
+	open = 0
+	if found, err := c.Look(t.Context()); len(found) != 1 || err != nil || !strings.Contains(found[0].Summary, "for a moment") {
+		t.Errorf("repaired: %v, %v", found, err)
 	}
 }
 

@@ -14,6 +14,9 @@ import (
 )
 
 const (
+	// tellAfter is how many looks in a row must fail to be told: one does while
+	// a store starts.
+	tellAfter = 2
 	lookEvery = 2 * time.Second
 	tellEvery = 500 * time.Millisecond
 )
@@ -91,7 +94,7 @@ func (w *Watch) tell() {
 func (c *check) run(ctx context.Context, log *slog.Logger) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
-	failing := false
+	failures := 0 // in a row
 	for {
 		select {
 		case <-timer.C:
@@ -105,13 +108,16 @@ func (c *check) run(ctx context.Context, log *slog.Logger) {
 		if ctx.Err() != nil {
 			return
 		}
-		if failing != (err != nil) {
-			failing = err != nil
-			if failing {
+		switch {
+		case err != nil:
+			if failures++; failures == tellAfter {
 				log.Warn("the watch can't look; what it knows of these stays", "kinds", c.Kinds, "error", err)
-			} else {
-				log.Info("the watch can look again", "kinds", c.Kinds)
 			}
+		case failures >= tellAfter:
+			log.Info("the watch can look again", "kinds", c.Kinds)
+			failures = 0
+		default:
+			failures = 0
 		}
 		c.mu.Lock()
 		if c.blind = err != nil; err == nil {

@@ -44,7 +44,7 @@ func NewKafka(t testing.TB, nodes int) *devstack.Kafka {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), startLimit)
 	defer cancel()
-	k, dir, err := newKafka(ctx, nodes)
+	k, dir, err := newKafka(ctx, nodes, true)
 	if err != nil {
 		t.Fatalf("teststack: no Kafka: %v", err)
 	}
@@ -65,7 +65,7 @@ func postgresProcess(ctx context.Context) (store, error) {
 }
 
 func kafkaProcess(ctx context.Context) (store, error) {
-	k, dir, err := newKafka(ctx, 1)
+	k, dir, err := newKafka(ctx, 1, false)
 	if err != nil {
 		return store{}, err
 	}
@@ -100,12 +100,12 @@ func newPostgres(ctx context.Context) (*devstack.Postgres, string, error) {
 	return p, dir, nil
 }
 
-func newKafka(ctx context.Context, nodes int) (*devstack.Kafka, string, error) {
+func newKafka(ctx context.Context, nodes int, shortLived bool) (*devstack.Kafka, string, error) {
 	dir, err := folder("kafka")
 	if err != nil {
 		return nil, "", err
 	}
-	k, err := devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(dir, "kafka"), Nodes: nodes})
+	k, err := devstack.StartKafka(ctx, devstack.KafkaConfig{Dir: filepath.Join(dir, "kafka"), Nodes: nodes, ShortLived: shortLived})
 	if err != nil {
 		return nil, "", errors.Join(err, os.RemoveAll(dir))
 	}

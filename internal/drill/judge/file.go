@@ -26,6 +26,7 @@ type Accepted struct {
 	Last      bool      `json:"last,omitzero"`          // of the submissions at the end, when all faults are over
 	Known     bool      `json:"-"`                      // its first answer had a number
 	Fresh     bool      `json:"fresh,omitzero"`         // the ledger had not known it
+	Keyless   bool      `json:"keyless,omitzero"`       // without an idempotency key
 }
 
 // File is the client's file. What Append has returned is on disk. It is safe

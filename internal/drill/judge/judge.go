@@ -15,7 +15,16 @@ type Case struct {
 	Taken  []string          // paths of the simulators' files
 	Ends   map[string]string // by message id: in_doubt, expired or superseded, as the API says
 	Told   []string          // ids that the API has ever called sent
-	Whole  bool              // no store was lost for good: what was accepted must be known at the end
+	// Repeats are the messages, by id, that ended as the repeat of another without
+	// a key: they have a number, and stand for the same key as that one.
+	Repeats map[string]Number
+	Whole   bool // no store was lost for good: what was accepted must be known at the end
+}
+
+// Number is a message's number in its stream.
+type Number struct {
+	Stream   string
+	Sequence int64
 }
 
 // staleSlack is how long a hand-over that began in time may take: the last
@@ -79,7 +88,13 @@ func Decide(c Case) (*Verdict, error) {
 			v.Forgotten++
 			problem("lost", "%s (%s), accepted at %s, was not known any more when it was submitted again", a.Key, a.ID, was.At.Format(time.RFC3339Nano))
 		}
+		_, ends := c.Repeats[a.ID]
+		_, ended := c.Repeats[was.ID]
 		switch {
+		case was.ID != a.ID && ends:
+		case was.ID != a.ID && (ended || a.Keyless):
+			// Without a key nobody promises one id: a double is what providers have.
+			was.ID, was.Sequence = a.ID, a.Sequence
 		case was.ID != a.ID:
 			v.Doubled++
 			problem("doubled", "%s was answered with the ids %s and %s", a.Key, was.ID, a.ID)
@@ -149,7 +164,7 @@ func Decide(c Case) (*Verdict, error) {
 		}
 	}
 	v.superseding(accepted, at, c.Ends, problem)
-	v.numbers(accepted, problem)
+	v.numbers(accepted, c.Repeats, problem)
 	for class, all := range latencies {
 		slices.Sort(all)
 		v.Latency[class] = Latency{P50: all[len(all)/2], P99: all[len(all)*99/100], Max: all[len(all)-1]}
@@ -191,7 +206,7 @@ func (v *Verdict) superseding(accepted map[string]*Accepted, at map[string]*take
 }
 
 // numbers sees to it that each stream's are 1..N.
-func (v *Verdict) numbers(accepted map[string]*Accepted, problem func(kind, format string, args ...any)) {
+func (v *Verdict) numbers(accepted map[string]*Accepted, repeats map[string]Number, problem func(kind, format string, args ...any)) {
 	streams := make(map[string]map[int64]string)
 	for _, key := range slices.Sorted(maps.Keys(accepted)) {
 		a := accepted[key]
@@ -208,6 +223,17 @@ func (v *Verdict) numbers(accepted map[string]*Accepted, problem func(kind, form
 		default:
 			streams[a.Stream][a.Sequence] = key
 		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(repeats)) {
+		n := repeats[id]
+		if streams[n.Stream] == nil {
+			streams[n.Stream] = make(map[int64]string)
+		}
+		if other, given := streams[n.Stream][n.Sequence]; given {
+			v.Gaps++
+			problem("gap", "stream %s: %s and %s both have number %d", n.Stream, other, id, n.Sequence)
+		}
+		streams[n.Stream][n.Sequence] = id
 	}
 	for _, stream := range slices.Sorted(maps.Keys(streams)) {
 		given := streams[stream]

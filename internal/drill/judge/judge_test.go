@@ -18,6 +18,7 @@ func TestDecide(t *testing.T) {
 		accepted []Accepted
 		taken    []sim.Taken
 		ends     map[string]string
+		repeats  map[string]Number
 	}
 	clean := func() plant {
 		p := plant{ends: map[string]string{}}
@@ -79,6 +80,19 @@ func TestDecide(t *testing.T) {
 			twin.ID = "another"
 			p.accepted = append(p.accepted, twin)
 		}, "sent 6, doubled 1"},
+		{"a repeat that ended", func(p *plant) {
+			twin := p.accepted[0]
+			twin.ID, twin.Sequence = "another", 0
+			p.accepted, p.repeats = append(p.accepted, twin), map[string]Number{"another": {twin.Stream, 4}}
+		}, "sent 6"},
+		{"the first ended as the repeat", func(p *plant) {
+			twin := p.accepted[0]
+			twin.ID, twin.Sequence = "another", 4
+			p.accepted, p.repeats = append(p.accepted, twin), map[string]Number{p.accepted[0].ID: {twin.Stream, p.accepted[0].Sequence}}
+		}, "sent 6"},
+		{"a repeat with another's number", func(p *plant) {
+			p.repeats = map[string]Number{"another": {p.accepted[0].Stream, p.accepted[0].Sequence}}
+		}, "sent 6, gaps 1"},
 		{"gap", func(p *plant) { p.accepted[5].Sequence = 9 }, "sent 6, gaps 6"},
 		{"two with one number", func(p *plant) { p.accepted[4].Sequence = 2 }, "sent 6, gaps 1"},
 		{"no number", func(p *plant) { p.accepted[5].Sequence = 0 }, "sent 6, gaps 1"},
@@ -110,7 +124,7 @@ func TestDecide(t *testing.T) {
 			if err := store.Append(p.taken...); err != nil {
 				t.Fatal(err)
 			}
-			v, err := Decide(Case{Client: filepath.Join(dir, "accepted"), Taken: []string{filepath.Join(dir, sim.TakenFile)}, Ends: p.ends, Whole: true})
+			v, err := Decide(Case{Client: filepath.Join(dir, "accepted"), Taken: []string{filepath.Join(dir, sim.TakenFile)}, Ends: p.ends, Repeats: p.repeats, Whole: true})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,0 +1,58 @@
+package recovery_test
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.opentelemetry.io/otel/metric/noop"
+
+	"github.com/stormpost/stormpost/internal/message"
+	"github.com/stormpost/stormpost/recovery"
+)
+
+// brief is a numbering that is lost at the second look, until it is repaired.
+type brief struct{ looks, repairs int }
+
+func (b *brief) Numbering(context.Context) ([]message.Fault, error) {
+	if b.looks++; b.looks > 1 && b.repairs == 0 {
+		return []message.Fault{{Name: "sequence position is missing"}}, nil
+	}
+	return nil, nil
+}
+
+func (b *brief) RepairNumbering(context.Context) ([]message.Fault, error) {
+	b.repairs++
+	return []message.Fault{{Name: "sequence position is missing"}}, nil
+}
+
+// What is repaired at once is told of for a while all the same.
+func TestGuardTellsOfWhatItRepaired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := new(brief)
+		g, err := recovery.NewGuard(recovery.GuardConfig{
+			Numbering: b, Every: time.Second, Repair: true, Log: slog.New(slog.DiscardHandler), Meters: noop.NewMeterProvider(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, end := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { g.Run(ctx); close(done) }()
+		for _, look := range []struct {
+			after time.Duration
+			want  int
+		}{{500 * time.Millisecond, 0}, {time.Second, 1}, {8 * time.Second, 1}, {3 * time.Second, 0}} {
+			time.Sleep(look.after)
+			synctest.Wait()
+			faults, open := g.Lately()
+			if len(faults) != look.want || open != 0 || g.Err() != nil {
+				t.Errorf("after another %s: %v, %d open", look.after, faults, open)
+			}
+		}
+		end()
+		<-done
+	})
+}
