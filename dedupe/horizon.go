@@ -15,11 +15,12 @@ import (
 // appear below others that are visible already. horizon knows up to where that
 // can't happen any more.
 //
-// A probe reads, in this order, the last submission number, then
-// (in a later statement, so in a later snapshot) the next transaction id X.
-// Whoever took a number up to that one had his transaction id by then, since
-// accept_batch gets it first; so it is below X. Once every transaction below X
-// has ended, all those numbers are visible or will never be.
+// A probe reads the last submission number, and then takes a transaction id X of
+// its own. Whoever took a number up to that one had his transaction id by then,
+// since accept_batch gets it first; so it is below X. Once every transaction below
+// X has ended, all those numbers are visible or will never be. A snapshot's xmax
+// would not do for X: it is one past the newest transaction that has ended, and
+// says nothing of a newer one that runs.
 type horizon struct {
 	mu      sync.Mutex
 	pending []probe
@@ -50,7 +51,7 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 	var oldest int64
 	var server time.Time
 	if err := pool.QueryRow(ctx, `
-		select pg_snapshot_xmax(s)::text::bigint, pg_snapshot_xmin(s)::text::bigint, clock_timestamp() from pg_current_snapshot() s`,
+		select pg_current_xact_id()::text::bigint, pg_snapshot_xmin(s)::text::bigint, clock_timestamp() from pg_current_snapshot() s`,
 	).Scan(&p.xid, &oldest, &server); err != nil {
 		return unavailable("probe", err)
 	}
