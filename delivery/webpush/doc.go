@@ -12,7 +12,8 @@
 //	no byte of the body had left   Deferred, or Returned when ctx ended
 //	REFUSED_STREAM, GOAWAY         Deferred: not processed
 //	201, 202                       Sent
-//	400                            Rejected
+//	400                            Rejected; but Deferred if it says that our VAPID
+//	                               key or token is wrong, or is cut off
 //	401, 403                       Deferred: our VAPID key, not the message
 //	404, 410                       Rejected, recipient_gone (RFC 8030 §7.3)
 //	413                            Rejected (§7.2)
