@@ -136,9 +136,6 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 	return place.Post(ctx, overhttp.Request{
 		URL: to, Header: header, Body: body, Secrets: secrets,
 		Judge: func(a overhttp.Answer) (message.Result, bool) {
-			if a.Status == 401 || a.Status == 403 {
-				s.p.vapid.forget(audience)
-			}
 			return judge(a, secrets...), false
 		},
 	}, last)

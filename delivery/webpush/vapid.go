@@ -17,7 +17,10 @@ import (
 const (
 	// tokenLife is how long a token is valid; RFC 8292 §2 allows a day.
 	tokenLife = 12 * time.Hour
-	// tokenUse is for how long it is used: a clock may be wrong by hours.
+	// tokenUse is for how long it is used: a clock may be wrong by hours. It isn't
+	// shorter, and a refusal makes no new token, since Apple wants none more often
+	// than hourly ("Sending web push notifications in web apps and browsers",
+	// https://developer.apple.com/documentation/usernotifications/sending-web-push-notifications-in-web-apps-and-browsers).
 	tokenUse = time.Hour
 	// maxTokens bounds those kept, one for each push service.
 	maxTokens = 256
@@ -107,11 +110,4 @@ func (v *vapid) authorization(audience string) (string, error) {
 	t := madeToken{header: "vapid t=" + token + ", k=" + v.public, until: now.Add(tokenUse)}
 	v.tokens[audience] = t
 	return t.header, nil
-}
-
-// forget drops the token for an audience that refused it.
-func (v *vapid) forget(audience string) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	delete(v.tokens, audience)
 }

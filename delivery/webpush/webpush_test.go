@@ -191,6 +191,34 @@ type limitedSlot struct {
 
 func (s limitedSlot) Release() { s.Slot.Release(); <-s.slots }
 
+// A token that is refused is used on for its hour: another says nothing else.
+func TestRefusedToken(t *testing.T) {
+	var mu sync.Mutex
+	var seen []string
+	s := providertest.ServeHTTP2(t, func(w http.ResponseWriter, r *http.Request, _ []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r.Header.Get("Authorization"))
+		w.WriteHeader([]int{403, 401, 201, 201}[len(seen)-1])
+	})
+	now := time.Now()
+	cfg := config(s)
+	cfg.Now = func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
+	p := newProvider(t, cfg)
+	defer p.Close()
+	for n := range 4 {
+		if n == 3 {
+			mu.Lock()
+			now = now.Add(tokenUse)
+			mu.Unlock()
+		}
+		send(t, p, envelope(n, s.Base+path, newBrowser()))
+	}
+	if len(seen) != 4 || seen[1] != seen[0] || seen[2] != seen[0] || seen[3] == seen[0] {
+		t.Errorf("tokens %q", seen)
+	}
+}
+
 // A push service that can't be reached has not been handed anything, and last is
 // not asked.
 func TestUnreachable(t *testing.T) {
