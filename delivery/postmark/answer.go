@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -19,18 +20,23 @@ const (
 // https://postmarkapp.com/developer/api/overview#error-codes
 const (
 	codeMaintenance = 100
+	codeInvalid     = 300
 	codeInactive    = 406
 	codeNone        = 0
 	noCode          = -1 // the answer has none
 )
 
-// faults are the codes of 422 that speak of the message.
+// unverified is in the message of a 300 that is for a sender whom the account has
+// not verified: https://postmarkapp.com/support/article/troubleshooting-422-unprocessable-entity-errors
+const unverified = "sender signature"
+
+// faults are the codes of 422 that speak of the message. 409 (JSON required) is of
+// the request's Accept and Content-Type, which are every message's.
 var faults = map[int]bool{
-	300: true, // invalid email request
+	300: true, // invalid email request; see unverified
 	402: true, // invalid JSON
 	403: true, // incompatible JSON
 	406: true, // inactive recipient: it bounced for good, complained or was unsubscribed
-	409: true, // JSON required
 	411: true, // forbidden attachment type
 }
 
@@ -53,6 +59,9 @@ func judge(a overhttp.Answer, hide []string) (message.Result, overhttp.Standing)
 	}
 	res := a.Result(text, b.Message, hide...)
 	res.Outcome = outcome(a.Status, code, b.MessageID)
+	if code == codeInvalid && res.Outcome == message.Rejected && strings.Contains(strings.ToLower(b.Message), unverified) {
+		res.Outcome = message.Deferred // as 400 and 401 are, by code
+	}
 	switch {
 	case res.Outcome == message.Sent:
 		res.Reference = overhttp.Line(b.MessageID, hide...)

@@ -12,13 +12,15 @@
 //	401                                              another token and once more, then Returned
 //	404, 415                                         Deferred: a wrong address
 //	413                                              Rejected
-//	422, ErrorCode 300 invalid email                 Rejected
-//	     402, 403, 409 invalid JSON                  Rejected
+//	422, ErrorCode 300 invalid email                 Rejected; but Deferred if it says
+//	                                                 that the sender is not verified
+//	     402, 403 invalid JSON                       Rejected
 //	     406 inactive recipient                      Rejected, recipient_gone
 //	     411 forbidden attachment type               Rejected
 //	422, others: 400 and 401 sender signature,       Deferred: our account
-//	     405 and 413 may not send, 412 not approved,
-//	     1235 no such stream, and what is not known
+//	     405 and 413 may not send, 409 JSON required,
+//	     412 not approved, 1235 no such stream, and
+//	     what is not known
 //	429                                              Deferred (default a second)
 //	503, ErrorCode 100 maintenance                   Deferred
 //	anything else                                    Unknown: 500, other statuses, an

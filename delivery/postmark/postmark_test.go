@@ -69,13 +69,15 @@ func TestProvider(t *testing.T) {
 		providertest.Answered(504, ``, message.Unknown, "504"),
 	}
 	answers[13].Code = "429"
-	for _, code := range []int{300, 402, 403, 409, 411} {
+	answers = append(answers, providertest.Answered(422,
+		`{"ErrorCode":300,"Message":"From: $SECRET is no verified Sender Signature"}`, message.Deferred, "300"))
+	for _, code := range []int{300, 402, 403, 411} {
 		answers = append(answers, refusal(422, code, message.Rejected, 0))
 	}
 	gone := refusal(422, 406, message.Rejected, 0)
 	gone.Code = message.RecipientGone
 	answers = append(answers, gone)
-	for _, code := range []int{400, 401, 405, 412, 413, 1235, 99999} {
+	for _, code := range []int{400, 401, 405, 409, 412, 413, 1235, 99999} {
 		answers = append(answers, refusal(422, code, message.Deferred, 0))
 	}
 	providertest.RunHTTP(t, providertest.HTTP{
