@@ -134,9 +134,15 @@ func TestCheck(t *testing.T) {
 		"small": {func(*message.Email) {}, ""},
 		"at the limit": {func(e *message.Email) {
 			e.Text = ""
-			e.Attachments = []message.Attachment{{Filename: "a", Content: big(MaxBytes)}}
+			e.Attachments = []message.Attachment{{Filename: "a", Content: big(MaxBytes / 4 * 3)}}
 		}, ""},
-		"attachment":       {func(e *message.Email) { e.Attachments = []message.Attachment{{Filename: "a", Content: big(MaxBytes)}} }, "attachments"},
+		"in base64 above it": {func(e *message.Email) {
+			e.Text = ""
+			e.Attachments = []message.Attachment{{Filename: "a", Content: big(MaxBytes/4*3 + 1)}}
+		}, "attachments"},
+		"attachment": {func(e *message.Email) {
+			e.Attachments = []message.Attachment{{Filename: "a", Content: big(MaxBytes / 4 * 3)}}
+		}, "attachments"},
 		"text":             {func(e *message.Email) { e.Text = string(big(maxText + 1)) }, "text"},
 		"html":             {func(e *message.Email) { e.HTML = string(big(maxText + 1)) }, "html"},
 		"both are allowed": {func(e *message.Email) { e.Text, e.HTML = string(big(maxText)), string(big(maxText)) }, ""},

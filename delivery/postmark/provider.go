@@ -19,8 +19,9 @@ var (
 const (
 	// DefaultBaseURL is Postmark's.
 	DefaultBaseURL = "https://api.postmarkapp.com"
-	// MaxBytes is the limit for a message with its attachments, and maxText that
-	// for each of its two texts: https://postmarkapp.com/developer/api/email-api
+	// MaxBytes is the limit for a message with its attachments in base64, and
+	// maxText that for each of its two texts:
+	// https://postmarkapp.com/developer/api/email-api
 	MaxBytes = 10 << 20
 	maxText  = 5 << 20
 )

@@ -1,6 +1,7 @@
 package postmark
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -67,18 +68,23 @@ func encode(env *message.Envelope, stream string) ([]byte, error) {
 
 func files(l *mail.Letter) (bytes int) {
 	for _, f := range l.Files {
-		bytes += len(f.Content)
+		bytes += encodedLen(f.Content)
 	}
 	return bytes
 }
 
-// checkSize takes sizes in bytes. It fails with *mail.Unfit.
+// encodedLen is what an attachment counts for: Postmark takes the size after
+// base64 (https://postmarkapp.com/support/article/1056-what-are-the-attachment-and-email-size-limits).
+func encodedLen(content []byte) int { return base64.StdEncoding.EncodedLen(len(content)) }
+
+// checkSize takes sizes in bytes, those of files in base64. It fails with
+// *mail.Unfit.
 func checkSize(text, html, files int) error {
 	switch {
 	case max(text, html) > maxText:
 		return &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("a text has %d bytes, Postmark takes %d", max(text, html), maxText)}
 	case text+html+files > MaxBytes:
-		return &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("texts and attachments have %d bytes together, Postmark takes %d", text+html+files, MaxBytes)}
+		return &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("texts and attachments in base64 have %d bytes together, Postmark takes %d", text+html+files, MaxBytes)}
 	}
 	return nil
 }
@@ -88,7 +94,7 @@ func checkSize(text, html, files int) error {
 func Check(e *message.Email) error {
 	bytes := 0
 	for _, a := range e.Attachments {
-		bytes += len(a.Content)
+		bytes += encodedLen(a.Content)
 	}
 	field := "attachments"
 	if bytes == 0 || max(len(e.Text), len(e.HTML)) > maxText {

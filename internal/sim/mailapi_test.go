@@ -76,6 +76,8 @@ func TestMailAPIsRefuse(t *testing.T) {
 		{"postmark", "51", "POST", "/email", "k", change(goodPostmark, "c@d.example", "c@d.example"+strings.Repeat(",c@d.example", 50), 1), 422, `"ErrorCode":300`},
 		{"postmark", "no text", "POST", "/email", "k", change(goodPostmark, `"TextBody":"t",`, "", 1), 422, `"ErrorCode":300`},
 		{"postmark", "too large", "POST", "/email", "k", change(goodPostmark, `:"t"`, `:"`+big+`"`, 1), 422, `"ErrorCode":300`},
+		{"postmark", "too large in base64", "POST", "/email", "k", change(goodPostmark, `:"t"`, `:"t","Attachments":[{"Name":"a","ContentType":"a/b","Content":"`+
+			strings.Repeat("AAAA", postmarkMaxMessage/4)+`"}]`, 1), 422, `"ErrorCode":300`},
 		{"postmark", "metadata", "POST", "/email", "k", change(goodPostmark, `:"x"`, `:"`+big[:81]+`"`, 1), 422, `"ErrorCode":300`},
 		{"postmark", "an exe", "POST", "/email", "k", change(goodPostmark, "{", `{"Attachments":[{"Name":"a.EXE","ContentType":"a/b","Content":"eA=="}],`, 1), 422, `"ErrorCode":411`},
 		{"postmark", "stream", "POST", "/email", "k", change(goodPostmark, "{", `{"MessageStream":"other",`, 1), 422, `"ErrorCode":1235`},

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"net/http"
 	netmail "net/mail"
@@ -16,7 +17,7 @@ import (
 // Postmark's documented limits: https://postmarkapp.com/developer/api/email-api
 // and https://postmarkapp.com/support/article/1125-custom-metadata-faq
 const (
-	postmarkMaxMessage = 10 << 20 // texts and attachments
+	postmarkMaxMessage = 10 << 20 // texts and attachments, these in base64
 	postmarkMaxText    = 5 << 20
 	postmarkMaxBody    = postmarkMaxMessage/3*4 + postmarkMaxMessage + 1<<20
 	postmarkMaxTo      = 50
@@ -134,7 +135,7 @@ func (m *postmarkMail) check() error {
 		if a.Name == "" || a.ContentType == "" || len(a.Content) == 0 || a.ContentID != "" && !strings.HasPrefix(a.ContentID, "cid:") {
 			return errors.New("an attachment lacks its Name, Content or ContentType, or its ContentID does not begin with cid")
 		}
-		size += len(a.Content)
+		size += base64.StdEncoding.EncodedLen(len(a.Content))
 	}
 	switch {
 	case m.TextBody == "" && m.HTMLBody == "":
