@@ -14,11 +14,12 @@ import (
 const ratePause = time.Second
 
 // ours are the types of 400 that speak of the account or the request's frame
-// rather than of the message.
+// rather than of the message. "Common Errors" had AccessDeniedException and
+// InvalidAction as such (https://docs.aws.amazon.com/ses/latest/APIReference/CommonErrors.html).
 var ours = map[string]bool{
 	"AccountSuspendedException": true, "LimitExceededException": true, "MailFromDomainNotVerifiedException": true,
 	"SendingPausedException": true, "NotAuthorized": true, "RequestExpired": true, "OptInRequired": true, "IncompleteSignature": true,
-	"Throttling": true, "ThrottlingException": true, "TooManyRequestsException": true,
+	"Throttling": true, "ThrottlingException": true, "TooManyRequestsException": true, "AccessDeniedException": true, "InvalidAction": true,
 }
 
 // credentials are the types of 403 after which other credentials may do.
@@ -65,7 +66,7 @@ func admits(a overhttp.Answer) overhttp.Standing {
 	kind := errorType(a.Header)
 	denied := a.Status == http.StatusUnauthorized || a.Status == http.StatusForbidden
 	switch {
-	case a.Status == http.StatusOK, denied && kind == "AccessDeniedException":
+	case a.Status == http.StatusOK, (denied || a.Status == http.StatusBadRequest) && kind == "AccessDeniedException":
 		return overhttp.LetIn
 	case denied && credentials[kind]:
 		return overhttp.Refused

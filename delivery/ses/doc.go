@@ -15,7 +15,8 @@
 //	400 AccountSuspendedException, LimitExceededException,
 //	    MailFromDomainNotVerifiedException, NotAuthorized,
 //	    SendingPausedException, RequestExpired, OptInRequired,
-//	    IncompleteSignature, Throttling, ThrottlingException  Deferred: our account
+//	    IncompleteSignature, AccessDeniedException,
+//	    InvalidAction, Throttling, ThrottlingException      Deferred: our account
 //	400 of another type, or of none                         Unknown
 //	401, 403 ExpiredToken, InvalidClientTokenId,            another key and once more, then
 //	    InvalidSignature, SignatureDoesNotMatch,            Returned

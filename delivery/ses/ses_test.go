@@ -49,6 +49,7 @@ func start(t *testing.T, o providertest.HTTPService) delivery.Provider {
 func TestAuthenticate(t *testing.T) {
 	providertest.RunSignIn(t, providertest.HTTP{New: start, Secret: secret}, "/v2/email/account", "Authorization",
 		providertest.SignedIn(200, `{"SendingEnabled":true}`, true), providertest.SignIn{HTTPAnswer: failure(403, "AccessDeniedException", "not allowed"), In: true},
+		providertest.SignIn{HTTPAnswer: failure(400, "AccessDeniedException", "not allowed"), In: true},
 		providertest.SignIn{HTTPAnswer: failure(403, "UnrecognizedClientException", "$SECRET")},
 		providertest.SignIn{HTTPAnswer: failure(403, "InvalidSignatureException", "no")}, providertest.SignIn{HTTPAnswer: failure(403, "ExpiredTokenException", "no")},
 		providertest.SignIn{HTTPAnswer: failure(429, "TooManyRequestsException", "slower")}, providertest.SignedIn(403, `<html>`, false),
@@ -94,6 +95,7 @@ func TestProvider(t *testing.T) {
 	for _, kind := range []string{
 		"AccountSuspendedException", "LimitExceededException", "MailFromDomainNotVerifiedException", "SendingPausedException",
 		"NotAuthorized", "RequestExpired", "OptInRequired", "IncompleteSignature", "Throttling", "ThrottlingException",
+		"AccessDeniedException", "InvalidAction",
 	} {
 		answers = append(answers, refusal(400, kind, message.Deferred))
 	}
