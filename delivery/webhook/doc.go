@@ -12,7 +12,9 @@
 //	2xx                                Sent
 //	301, 302, 307, 308                 Deferred: not followed; the receiver has moved
 //	400, 413, 422                      Rejected: this message, whatever comes later
-//	401, 403, 404, 405, 410, 415       Deferred: our secret or URL, not the message
+//	401, 403, 404, 405, 410, 415       Deferred: our secret or URL, not the message;
+//	                                   after 410, which is meant for all that come,
+//	                                   the breaker stops them
 //	425, 429                           Deferred, with Retry-After (default a second)
 //	anything else                      Unknown: 303, 408, 409, 5xx, an answer whose
 //	                                   body is cut off, none at all

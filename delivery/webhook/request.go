@@ -59,6 +59,11 @@ func encode(env *message.Envelope, channel message.Channel) ([]byte, error) {
 func (s *slot) judge(a overhttp.Answer) (message.Result, bool) {
 	res := a.Result("", "", s.p.cfg.Secrets...)
 	res.Outcome = outcome(a)
+	if a.Status == http.StatusGone {
+		// It wants none any more, whatever the message: Standard Webhooks 1.0.0,
+		// "Delivery success and failure".
+		res.Fault = true
+	}
 	switch {
 	case res.Outcome == message.Sent:
 		res.Reference = overhttp.Line(a.Header.Get("X-Message-Id"), s.p.cfg.Secrets...)

@@ -94,6 +94,16 @@ func TestProvider(t *testing.T) {
 	})
 }
 
+// What is meant for all messages stops them, and what is for one doesn't.
+func TestFault(t *testing.T) {
+	for status, want := range map[int]bool{200: false, 401: true, 404: false, 410: true, 422: false, 429: true, 502: true, 503: true, 504: true} {
+		res, _ := (&slot{p: &Provider{}}).judge(overhttp.Answer{Status: status, Whole: true})
+		if res.Fault != want {
+			t.Errorf("%d: fault %t, want %t", status, res.Fault, want)
+		}
+	}
+}
+
 // The test vector is the specification's.
 func TestSign(t *testing.T) {
 	p, err := New(config("https://receiver.example"))
