@@ -2,6 +2,8 @@ package httpapi_test
 
 import (
 	"context"
+	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,9 +16,54 @@ type journal struct {
 	known bool
 }
 
-func (j journal) Current(context.Context, time.Time) error { return nil }
+func (j journal) Read(context.Context, time.Time) error { return nil }
 
 func (j journal) Find(message.ID) (*message.Journaled, bool) { return j.j, j.known }
+
+// elsewhere is a journal that knows what another process wrote once it is read.
+type elsewhere struct {
+	journal
+	read *bool
+	err  error
+}
+
+func (e elsewhere) Find(message.ID) (*message.Journaled, bool) {
+	if *e.read {
+		return e.j, true
+	}
+	return nil, true
+}
+
+func (e elsewhere) Read(context.Context, time.Time) error {
+	*e.read = e.err == nil
+	return e.err
+}
+
+// What another process has just journaled is not unknown, and where nobody can
+// tell, nobody says so.
+func TestGetJournaledElsewhere(t *testing.T) {
+	sub := message.SubmissionID(message.HashKey(1, "k"), message.Fingerprint{1})
+	one, all := "/v1/messages/"+sub.Message(0).String(), "/v1/messages?submission="+sub.String()
+	for _, away := range []error{nil, errors.New("away")} {
+		read := false
+		its := journal{j: &message.Journaled{Submission: &message.Submission{Tenant: 1, Lane: message.Lanes()[0], Recipients: make([]string, 1)}, AcceptedAt: time.Now()}}
+		f := newFixture(t, func(c *httpapi.Config) { c.Journal = elsewhere{its, &read, away} })
+		for _, ask := range []struct {
+			method, path string
+			found        int
+		}{{"GET", one, 200}, {"GET", all, 200}, {"DELETE", one, 503}} {
+			read = false
+			a := f.do(ask.method, ask.path, "one", "")
+			want := ask.found
+			if away != nil {
+				want = 503
+			}
+			if a.StatusCode != want || want == 200 && !strings.Contains(string(a.body), "journaled") {
+				t.Errorf("away: %v, %s %s: %d %s", away, ask.method, ask.path, a.StatusCode, a.body)
+			}
+		}
+	}
+}
 
 // What each of the two stores says of an id, and what is answered.
 func TestGetJournaled(t *testing.T) {

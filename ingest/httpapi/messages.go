@@ -61,12 +61,37 @@ func (a *api) getMessage(ctx context.Context, in *messageInput) (*output[message
 }
 
 // seek is one message from the ledger, or from the journal that it is still in.
-// The journal is asked first: what has left it by then is in the ledger. What
-// neither store is known not to have is unavailable, never unknown.
+// What neither store is known not to have is unavailable, never unknown.
 func (a *api) seek(ctx context.Context, tenant int32, id message.ID) (*message.View, error) {
 	if a.Journal == nil {
 		return a.Ledger.Message(ctx, tenant, id)
 	}
+	v, err := a.seekOnce(ctx, tenant, id)
+	if !errors.Is(err, message.ErrNotFound) {
+		return v, err
+	}
+	if err := a.readJournal(ctx); err != nil {
+		return nil, err
+	}
+	return a.seekOnce(ctx, tenant, id)
+}
+
+// readLimit bounds the wait for what other processes have journaled.
+const readLimit = 2 * time.Second
+
+// readJournal waits until the journal can tell of all that any process had it keep
+// until now.
+func (a *api) readJournal(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readLimit)
+	defer cancel()
+	if err := a.Journal.Read(ctx, time.Now()); err != nil {
+		return fmt.Errorf("%w: the journal can't be read now: %w", message.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// seekOnce asks the journal first: what has left it by then is in the ledger.
+func (a *api) seekOnce(ctx context.Context, tenant int32, id message.ID) (*message.View, error) {
 	j, known := a.Journal.Find(id)
 	if j != nil && tenant != 0 && j.Tenant != tenant {
 		return nil, message.ErrNotFound
@@ -100,7 +125,18 @@ func (a *api) search(ctx context.Context, f message.Filter) (page message.Page[m
 	if a.Journal == nil || f.Submission == (message.ID{}) {
 		return a.Ledger.Messages(ctx, f)
 	}
-	j, known := a.Journal.Find(f.Submission) // before the ledger: see seek
+	page, err = a.searchOnce(ctx, f)
+	if err != nil || len(page.Items) > 0 || f.Cursor != "" {
+		return page, err
+	}
+	if err := a.readJournal(ctx); err != nil {
+		return page, err
+	}
+	return a.searchOnce(ctx, f)
+}
+
+func (a *api) searchOnce(ctx context.Context, f message.Filter) (page message.Page[message.View], err error) {
+	j, known := a.Journal.Find(f.Submission) // before the ledger: see seekOnce
 	page, err = a.Ledger.Messages(ctx, f)
 	switch {
 	case err != nil && !errors.Is(err, message.ErrUnavailable), len(page.Items) > 0, f.Cursor != "":
@@ -131,10 +167,13 @@ func (a *api) cancel(ctx context.Context, tenant int32, id message.ID) (*message
 	if a.Journal == nil || !errors.Is(err, message.ErrNotFound) {
 		return v, err
 	}
+	if err := a.readJournal(ctx); err != nil {
+		return nil, err
+	}
 	if j, known := a.Journal.Find(id); !known || j != nil && (tenant == 0 || j.Tenant == tenant) {
 		return nil, fmt.Errorf("%w: it is journaled, or may be: try again when it is entered", message.ErrUnavailable)
 	}
-	return v, err
+	return a.Ledger.Cancel(ctx, tenant, id) // it may have been entered meanwhile
 }
 
 // oneMessage answers with what do makes of a message. An id that can't be, that

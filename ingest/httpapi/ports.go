@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"time"
 
 	"github.com/stormpost/stormpost/internal/incident"
 	"github.com/stormpost/stormpost/internal/message"
@@ -13,6 +14,9 @@ type Journal interface {
 	// stream and who its recipients are it need not know. known is false while they
 	// may hold it without that it can tell.
 	Find(id message.ID) (j *message.Journaled, known bool)
+	// Read waits until Find knows of all that any process had the journals keep
+	// before a time. It fails when ctx ends, or when one can't be read.
+	Read(ctx context.Context, at time.Time) error
 }
 
 // Ledger is what the API reads and changes beside accepting. A tenant of 0
@@ -40,8 +44,9 @@ type Ledger interface {
 	// Doubts is one page of open doubts, oldest first.
 	Doubts(ctx context.Context, cursor string, limit int) (message.Page[message.Doubt], error)
 	// Decide settles the doubt of a message, once; message.ErrDecided after
-	// that, message.ErrNotFound when it has none.
-	Decide(ctx context.Context, id message.ID, d message.Decision, by, reason string) error
+	// that, message.ErrNotFound when it has none. An attempt of 0 is the one that is
+	// in doubt now.
+	Decide(ctx context.Context, id message.ID, attempt int, d message.Decision, by, reason string) error
 	// CountDoubts says how many open doubts a filter finds, with a sample.
 	CountDoubts(ctx context.Context, f message.DoubtFilter) (*message.DoubtCount, error)
 	// DecideMany settles the doubts that there are now, as far as it comes in

@@ -146,6 +146,23 @@ func (cs *clusters) Current(ctx context.Context, at time.Time) error {
 	return nil
 }
 
+// errUnread is of a cluster whose journal may hold what nobody here has read.
+var errUnread = errors.New("a Kafka cluster is away")
+
+// Read implements httpapi.Journal. Unlike Current it is for those who look for
+// what is journaled somewhere.
+func (cs *clusters) Read(ctx context.Context, at time.Time) error {
+	for _, c := range cs.all {
+		if c.away.Load() {
+			return errUnread
+		}
+		if err := c.tail.Current(ctx, at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Note tells a step of an attempt to the cluster that its lane uses.
 func (cs *clusters) Note(s message.Step) {
 	c := cs.of(s.Position.Lane())

@@ -16,7 +16,9 @@ import (
 const (
 	// mostTailed bounds the index, in submissions: some 150 MB of memory.
 	mostTailed = 2_000_000
-	tailEvery  = time.Second
+	// A round comes every tailEvery, and sooner, but not before tailLeast, when asked for.
+	tailEvery = time.Second
+	tailLeast = 100 * time.Millisecond
 )
 
 // Tail knows which submissions are in the journals and not in the ledger yet: it
@@ -37,6 +39,8 @@ type Tail struct {
 	own     int             // entries that this process wrote and has not read
 	asOf    time.Time       // the index has all that the journals had then; zero: it never had
 	further chan struct{}   // closed, and made anew, when asOf goes on
+
+	asked chan struct{} // somebody waits for it
 }
 
 // goal is how far the journals went at a time. With mail coming in all the time
@@ -79,7 +83,7 @@ type tailed struct {
 
 // NewTail makes a tail; one for a process. Run fills it.
 func (b *Broker) NewTail() *Tail {
-	return &Tail{broker: b, most: mostTailed, index: make(map[submissionKey]tailed), lost: make(map[place]int64), further: make(chan struct{})}
+	return &Tail{broker: b, most: mostTailed, index: make(map[submissionKey]tailed), lost: make(map[place]int64), further: make(chan struct{}), asked: make(chan struct{}, 1)}
 }
 
 // Find says what the journals hold of a message. known is false while they may
@@ -100,6 +104,8 @@ func (t *Tail) Find(id message.ID) (j *message.Journaled, known bool) {
 
 // Current waits until the tail knows all that the journals held at a time.
 func (t *Tail) Current(ctx context.Context, at time.Time) error {
+	again := time.NewTicker(tailLeast)
+	defer again.Stop()
 	for {
 		t.mu.RLock()
 		asOf, further := t.asOf, t.further
@@ -108,7 +114,12 @@ func (t *Tail) Current(ctx context.Context, at time.Time) error {
 			return nil
 		}
 		select {
+		case t.asked <- struct{}{}:
+		default:
+		}
+		select {
 		case <-further:
+		case <-again.C:
 		case <-ctx.Done():
 			return fmt.Errorf("tail: %w", ctx.Err())
 		}
@@ -152,8 +163,14 @@ func (t *Tail) Run(ctx context.Context) error {
 	defer tick.Stop()
 	for ctx.Err() == nil {
 		t.round(ctx, open)
+		rest := time.NewTimer(tailLeast)
+		select {
+		case <-rest.C:
+		case <-ctx.Done():
+		}
 		select {
 		case <-tick.C:
+		case <-t.asked:
 		case <-ctx.Done():
 		}
 	}
