@@ -126,13 +126,17 @@ func (d *Drain) Run(ctx context.Context) error {
 }
 
 // see notes which classes have a backlog that moves, and lets those look again
-// who wait.
+// who wait. What a class gets all the time, and is gone within a second, is none.
 func (d *Drain) see(left, done, before map[message.Class]int64, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for c := message.Transactional; c <= message.Campaign; c++ {
+		var moved int64
+		if before != nil {
+			moved = done[c] - before[c]
+		}
 		switch was := d.left[c].Swap(left[c]); {
-		case left[c] == 0:
+		case left[c] <= 2*moved, left[c] == 0:
 			d.busy[c] = time.Time{}
 		case was == 0 || done[c] != before[c]:
 			d.busy[c] = now

@@ -161,6 +161,32 @@ func TestUrgentFirst(t *testing.T) {
 	})
 }
 
+// What a class gets all the time, and is gone at once, holds up nobody.
+func TestTrickleHoldsUpNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var done int64
+		d := drain(t, &ledger{receipt: message.Receipt{Submission: 1}}, func(context.Context) (map[message.Class]int64, map[message.Class]int64, error) {
+			done += 10
+			return map[message.Class]int64{message.Transactional: 6}, map[message.Class]int64{message.Transactional: done}, nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = d.Run(ctx) })
+		synctest.Wait()
+		for range 10 {
+			began := time.Now()
+			d.Enter(ctx, record(t, "campaign"), "s", nil, func() {})
+			if took := time.Since(began); took > 2*backlogEvery {
+				t.Errorf("it waited %s", took)
+			}
+			time.Sleep(backlogEvery)
+		}
+		cancel()
+		wg.Wait()
+		d.Wait()
+	})
+}
+
 // A backlog that doesn't move holds up nobody for long.
 func TestStuckClassHoldsUpNobody(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
