@@ -10,7 +10,8 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-// maxFeedBytes bounds the content that one feed brings.
+// maxFeedBytes bounds the content that one feed brings: what comes behind it comes
+// without, to be read when it is needed.
 const maxFeedBytes = 8 << 20
 
 // Unclaimed implements delivery.Ledger.
@@ -74,8 +75,8 @@ func collectItems(op string, rows pgx.Rows) ([]message.Item, error) {
 		if err := rows.Scan(&n, &no, &id, &it.Content, &it.Trace, &it.Tenant, &it.Before.Provider, &kind, &it.Before.Basis); err != nil {
 			return nil, unavailable(op, err)
 		}
-		if size += len(it.Content); size > maxFeedBytes && len(items) > 0 {
-			return items, nil
+		if size += len(it.Content); size > maxFeedBytes {
+			it.Content = nil
 		}
 		it.Position, it.Attempt, it.Before.Outcome = message.Position(n), int(no), message.Outcome(kind)
 		copy(it.ID[:24], id)

@@ -25,6 +25,7 @@ type feeder struct {
 	share int
 	wait  time.Duration
 	full  bool // the round before found as many unclaimed ones as it wanted
+	deep  bool // it found nothing but what is in hand: there may be others behind
 	// crowded says that more is to go than the lane has in hand: then its tenants
 	// take turns. With one message after the other there is nothing to share.
 	crowded bool
@@ -94,6 +95,9 @@ func (f *feeder) round() error {
 	if away {
 		ready, _ := l.hand.counts()
 		age, pause, want, limit = 0, feedPause/4, room, room+ready
+	} else if f.deep {
+		ready, _ := l.hand.counts()
+		limit += ready
 	}
 	bounded := f.bound(&want)
 	if bounded && want == 0 {
@@ -107,6 +111,7 @@ func (f *feeder) round() error {
 	lost := l.fill(l.feed, unclaimed, want, f.clock().Mono)
 	f.spare -= float64(lost)
 	f.full = lost == want && !bounded
+	f.deep = len(unclaimed) == limit && lost < want || f.deep && len(unclaimed) > want
 	f.crowded = !bounded && (len(due) == ask || len(unclaimed) == limit)
 
 	if dues+lost > 0 {

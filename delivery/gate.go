@@ -152,14 +152,15 @@ func (g *gate) enter(ctx context.Context, class message.Class, expires time.Time
 		return err
 	}
 	g.mu.Lock()
-	if g.admits(class) {
-		g.admit(class)
+	now := time.Now()
+	if g.admits(class, now) {
+		g.admit(class, now)
 		g.mu.Unlock()
 		return nil
 	}
 	turn := make(chan struct{})
 	g.waiting[class] = append(g.waiting[class], turn)
-	g.wind()
+	g.wind(now)
 	g.mu.Unlock()
 
 	var past <-chan time.Time
@@ -217,11 +218,11 @@ func (g *gate) usable() bool {
 
 // admits says whether one of class may enter. A class may always have what is
 // kept for it, and beyond that what is free and not kept for another.
-func (g *gate) admits(class message.Class) bool {
+func (g *gate) admits(class message.Class, now time.Time) bool {
 	if state := g.state.Load(); state == gateClosed || state == gateAjar && g.probing {
 		return false
 	}
-	if g.rate.wait(time.Now()) > 0 {
+	if g.rate.wait(now) > 0 {
 		return false
 	}
 	if g.slots == 0 {
@@ -239,29 +240,31 @@ func (g *gate) admits(class message.Class) bool {
 	return free > 0
 }
 
-func (g *gate) admit(class message.Class) {
+func (g *gate) admit(class message.Class, now time.Time) {
 	g.held[class]++
 	g.total++
-	g.rate.begin(time.Now())
+	g.rate.begin(now)
 	g.probing = g.state.Load() == gateAjar
 }
 
 // call lets in whoever may enter, the most urgent first.
 func (g *gate) call() {
+	now := time.Now()
 	for c := message.Transactional; c <= message.Campaign; c++ {
-		for len(g.waiting[c]) > 0 && g.admits(c) {
+		for len(g.waiting[c]) > 0 && g.admits(c, now) {
 			turn := g.waiting[c][0]
 			g.waiting[c] = g.waiting[c][1:]
-			g.admit(c)
+			g.admit(c, now)
 			close(turn)
 		}
 	}
-	g.wind()
+	g.wind(now)
 }
 
-// wind has call come again when the pace lets in the next. The caller holds mu.
-func (g *gate) wind() {
-	wait := g.rate.wait(time.Now())
+// wind has call come again when the pace lets in the next; now is when it let
+// nobody in. The caller holds mu.
+func (g *gate) wind(now time.Time) {
+	wait := g.rate.wait(now)
 	if wait == 0 || len(g.waiting[message.Transactional])+len(g.waiting[message.Trigger])+len(g.waiting[message.Campaign]) == 0 {
 		return
 	}

@@ -73,7 +73,7 @@ func (s *sender) give(o *offer, t *track) {
 		select {
 		case t.to <- *o:
 			s.took(t)
-			if t.idle.Load() > 1 && t.full.Load() != 0 && t.full.Swap(0) != 0 {
+			if (t.idle.Load() > 1 || s.lane.senders == 1) && t.full.Load() != 0 && t.full.Swap(0) != 0 {
 				s.log.Info("provider has senders to spare again", "lane", s.lane.name, "provider", t.gate.provider.Name())
 			}
 			return

@@ -112,6 +112,28 @@ func TestProvidersDoNotDelayEachOther(t *testing.T) {
 	}
 }
 
+// What no Kafka brings is fed, though as much as the feed takes at once is in the
+// hands of senders whose provider can't be used.
+func TestFeedLooksBehindWhatIsInHand(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		r, fcm, _ := twoPlatforms(t, l, func(c *Config) { c.Senders = map[message.Lane]int{push: 2 * feedShare} })
+		fcm.reserve = func(context.Context) error { return errTrouble }
+		for range feedShare {
+			r.mustOffer(l.platform("fcm", 24*time.Hour))
+		}
+		idle(time.Second)
+		it := l.platform("apns", 24*time.Hour) // and Kafka loses it
+		begun := time.Now()
+		for s, _, _ := l.view(it.Position); s != "sent"; s, _, _ = l.view(it.Position) {
+			if time.Since(begun) > 10*time.Second {
+				t.Fatalf("%s after %s", s, time.Since(begun))
+			}
+			idle(10 * time.Millisecond)
+		}
+	})
+}
+
 // A provider that is just busy has nothing set aside while the lane has messages
 // for nobody else; once it has, those pass.
 func TestBusyIsNotStuck(t *testing.T) {
