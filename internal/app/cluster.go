@@ -49,10 +49,9 @@ type cluster struct {
 	change  atomic.Pointer[clusterChange]
 
 	// The loop's.
-	seen    broker.Sight
-	kept    time.Time
-	unkept  bool // the file could not be written
-	trailed bool // the trail's topic was made
+	seen   broker.Sight
+	kept   time.Time
+	unkept bool // the file could not be written
 }
 
 // clusterChange is how the cluster became another one, last.
@@ -148,12 +147,10 @@ func (c *cluster) look(ctx context.Context) error {
 	}
 	c.saw(s)
 	c.canKeep.Store(len(c.journalsOf(s.Missing)) == 0)
-	if c.trail != nil && !c.trailed {
+	if c.trail != nil && s.Trailless {
 		tctx, cancel := context.WithTimeout(ctx, makeLimit)
 		if terr := c.broker.EnsureTrail(tctx); terr != nil {
 			c.log.Warn("there is no trail of attempts, so no offset is committed; trying again", "error", terr)
-		} else {
-			c.trailed = true
 		}
 		cancel()
 	}
@@ -195,7 +192,6 @@ func (c *cluster) saw(s broker.Sight) {
 	}
 	c.log.Warn("Kafka was wiped or rolled back; what it lost comes from the ledger", "change", what)
 	c.change.Store(&clusterChange{time.Now(), what})
-	c.trailed = false
 	c.keep()
 	c.changed()
 }

@@ -17,7 +17,8 @@ type Sight struct {
 	Brokers   int              `json:"brokers"`
 	Ends      map[string]int64 `json:"ends"`
 	Committed map[string]int64 `json:"committed"` // by the group that reads the topic; nil: the cluster didn't say
-	Missing   []string         `json:"-"`         // topics of ours that it hasn't got
+	Missing   []string         `json:"-"`         // topics of the lanes and journals that it hasn't got
+	Trailless bool             `json:"-"`         // it has no topic for the trail of attempts
 }
 
 // Look asks the cluster for its id, and for the ends and committed offsets of the
@@ -26,8 +27,9 @@ type Sight struct {
 // that the group's coordinator doesn't answer.
 func (b *Broker) Look(ctx context.Context) (s Sight, err error) {
 	subs := []sub{b.lanes(), b.journals()}
+	trail := b.trail().topics[0]
 	err = b.withClient(func(c *kafka.Client) error {
-		meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: slices.Concat(subs[0].topics, subs[1].topics)})
+		meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: slices.Concat(subs[0].topics, subs[1].topics, []string{trail})})
 		if err != nil {
 			return err
 		}
@@ -35,6 +37,10 @@ func (b *Broker) Look(ctx context.Context) (s Sight, err error) {
 		places := make(map[string][]place)
 		var faults []error
 		for _, t := range meta.Topics {
+			if t.Name == trail {
+				s.Trailless = errors.Is(t.Error, kafka.UnknownTopicOrPartition)
+				continue
+			}
 			if errors.Is(t.Error, kafka.UnknownTopicOrPartition) {
 				s.Missing = append(s.Missing, t.Name)
 				continue
