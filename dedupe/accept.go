@@ -69,6 +69,7 @@ func (l *Ledger) submit(ctx context.Context, in *batcher[*acceptCall], c *accept
 // acceptBatch answers every call. Of several with one key the first goes into
 // the ledger; the others are answered by what it then holds.
 func (l *Ledger) acceptBatch(calls []*acceptCall) {
+	unsure := l.unsure.Load()
 	firsts := make([]*acceptCall, 0, len(calls))
 	seen := make(map[message.KeyHash]struct{}, len(calls))
 	var repeats, shielded []*acceptCall
@@ -87,7 +88,7 @@ func (l *Ledger) acceptBatch(calls []*acceptCall) {
 	if len(firsts) > 0 {
 		repeats = append(repeats, l.enter(firsts)...)
 	}
-	l.answerRepeats(append(repeats, l.enterShielded(shielded)...))
+	l.answerRepeats(append(repeats, l.enterShielded(shielded)...), unsure)
 }
 
 // enter puts calls into the ledger and answers those that went in or failed.
@@ -304,8 +305,9 @@ func acceptRows(ctx context.Context, in querier, a *acceptArrays, calls []*accep
 }
 
 // answerRepeats answers calls whose key is in the ledger, in a statement of its
-// own: the loser of a race sees no row in the one that it lost.
-func (l *Ledger) answerRepeats(calls []*acceptCall) {
+// own: the loser of a race sees no row in the one that it lost. unsure is
+// l.unsure of before their batch.
+func (l *Ledger) answerRepeats(calls []*acceptCall, unsure int64) {
 	if len(calls) == 0 {
 		return
 	}
@@ -331,6 +333,9 @@ func (l *Ledger) answerRepeats(calls []*acceptCall) {
 			k.print, k.first = nil, nil
 			return nil
 		})
+	}
+	if err == nil && l.unsure.Load() != unsure { // what they repeat may be in this server alone
+		err = errUnsure
 	}
 	replayed := make([]*acceptCall, 0, len(calls))
 	for _, c := range calls {

@@ -89,7 +89,7 @@ func everyState(t *testing.T) (*dedupe.Ledger, string, map[message.State][]messa
 			record(t, l, it, o, 0)
 		}
 		if d != "" {
-			if err := l.Decide(t.Context(), it.ID, d, "ops", "r"); err != nil {
+			if err := l.Decide(t.Context(), it.ID, 0, d, "ops", "r"); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -99,12 +99,16 @@ func (l *Ledger) insist(do func() error) error {
 	})
 }
 
+// claimOnce asks once. A server that comes to it after it was given up makes no
+// attempt any more: the worker may have had another answer by then, and wouldn't
+// know of it.
 func (l *Ledger) claimOnce(calls []*claimCall) error {
 	if err := l.stands("claim"); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
+	until := l.until(ctx)
 	worker, err := l.processID(ctx)
 	if err != nil {
 		return err
@@ -125,7 +129,9 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 		query = tx.Query
 	}
 	rows, err := query(ctx, `select ord, verdict, coalesce(tenant, 0), coalesce(test, false), coalesce(recipient, ''), coalesce(expires_at, 'epoch'), coalesce(life, 0)
-		from claim_batch($1,$2,$3,$4,$5)`, ns, nos, ids, tokens, worker)
+		from (select coalesce(clock_timestamp() <= $6, true) as in_time offset 0) x
+		cross join lateral claim_batch(case when in_time then $1::bigint[] end, case when in_time then $2::smallint[] end,
+			case when in_time then $3::bytea[] end, case when in_time then $4::bigint[] end, $5)`, ns, nos, ids, tokens, worker, until)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package dedupe
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -43,6 +44,19 @@ func (c *serverClock) at(t time.Time) (server time.Time, known bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.server.Add(t.Sub(c.local)), !c.server.IsZero()
+}
+
+// until is ctx's end by PostgreSQL's clock, or nil where that isn't known.
+func (l *Ledger) until(ctx context.Context) *time.Time {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return nil
+	}
+	server, known := l.horizon.clock.at(deadline)
+	if !known {
+		return nil
+	}
+	return &server
 }
 
 // ServerTime is what PostgreSQL's clock showed at a moment of this process, if that

@@ -127,7 +127,7 @@ func (l *Ledger) OpenDoubts(ctx context.Context) (message.DoubtsOpen, error) {
 }
 
 // Decide implements httpapi.Ledger.
-func (l *Ledger) Decide(ctx context.Context, id message.ID, d message.Decision, by, reason string) error {
+func (l *Ledger) Decide(ctx context.Context, id message.ID, attempt int, d message.Decision, by, reason string) error {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	n, err := l.find(ctx, id)
@@ -135,7 +135,7 @@ func (l *Ledger) Decide(ctx context.Context, id message.ID, d message.Decision, 
 		return err
 	}
 	var settled bool
-	if err := l.pool.QueryRow(ctx, `select decide_doubt($1, $2, $3, $4)`, int64(n), string(d), by, bounded(reason, 2000)).Scan(&settled); err != nil {
+	if err := l.pool.QueryRow(ctx, `select decide_doubt($1, $2, $3, $4, $5)`, int64(n), string(d), by, bounded(reason, 2000), attempt).Scan(&settled); err != nil {
 		return unavailable("decide", err)
 	}
 	if settled {

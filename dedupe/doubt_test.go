@@ -44,10 +44,10 @@ func TestUnknownIsADoubtAtOnce(t *testing.T) {
 	if d := doubts(t, l, 1)[0]; d.Cause != "unknown" || d.ID != it.ID || d.Provider != "p" {
 		t.Fatalf("doubt: %+v", d)
 	}
-	if err := l.Decide(t.Context(), it.ID, message.DecideResend, "ops", "asked the provider"); err != nil {
+	if err := l.Decide(t.Context(), it.ID, 0, message.DecideResend, "ops", "asked the provider"); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Decide(t.Context(), it.ID, message.DecideDrop, "ops", "again"); !errors.Is(err, message.ErrDecided) {
+	if err := l.Decide(t.Context(), it.ID, 0, message.DecideDrop, "ops", "again"); !errors.Is(err, message.ErrDecided) {
 		t.Fatalf("deciding twice: %v", err)
 	}
 	items, err := l.Due(t.Context(), it.Position.Lane(), 10)
@@ -83,12 +83,12 @@ func TestDecideDropAndSent(t *testing.T) {
 	t.Parallel()
 	for d, want := range map[message.Decision]message.State{message.DecideDrop: message.StateFailed, message.DecideSent: message.StateSent} {
 		l, _, it := one(t)
-		if err := l.Decide(t.Context(), it.ID, d, "ops", ""); !errors.Is(err, message.ErrNotFound) {
+		if err := l.Decide(t.Context(), it.ID, 0, d, "ops", ""); !errors.Is(err, message.ErrNotFound) {
 			t.Fatalf("deciding what is in no doubt: %v", err)
 		}
 		claim(t, l, it, message.Claimed)
 		record(t, l, it, message.Unknown, 0)
-		if err := l.Decide(t.Context(), it.ID, d, "ops", ""); err != nil {
+		if err := l.Decide(t.Context(), it.ID, 0, d, "ops", ""); err != nil {
 			t.Fatal(err)
 		}
 		state(t, l, it, want)
@@ -134,7 +134,7 @@ func TestALateOutcomeDoesNotUndoADecision(t *testing.T) {
 	defer gone.Close()
 	claim(t, gone, it, message.Claimed)
 	doubts(t, l, 1)
-	if err := l.Decide(t.Context(), it.ID, message.DecideResend, "ops", ""); err != nil {
+	if err := l.Decide(t.Context(), it.ID, 0, message.DecideResend, "ops", ""); err != nil {
 		t.Fatal(err)
 	}
 	record(t, gone, it, message.Returned, 0) // the paused worker gives it back
@@ -257,7 +257,7 @@ func TestClaimTellsItsBasis(t *testing.T) {
 	if v := state(t, l, it, message.StateInDoubt); v.Attempts[0].DecidedBy != policy || v.Attempts[0].Decision != message.DecideResend {
 		t.Errorf("the policy isn't on record: %+v", v.Attempts)
 	}
-	if err := l.Decide(t.Context(), it.ID, message.DecideResend, "ops", "it is not there"); err != nil {
+	if err := l.Decide(t.Context(), it.ID, 0, message.DecideResend, "ops", "it is not there"); err != nil {
 		t.Fatal(err)
 	}
 	claimed(4, "ops")

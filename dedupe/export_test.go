@@ -22,5 +22,7 @@ func (l *Ledger) AcceptLate(ctx context.Context, s *message.Submission, came tim
 func (l *Ledger) SetPatience(d time.Duration) { l.patient = d }
 
 // Probe and Sweep are what Run does again and again.
-func (l *Ledger) Probe(ctx context.Context) error { return l.horizon.probe(ctx, l.pool, l.cfg.Deadline) }
+func (l *Ledger) Probe(ctx context.Context) error {
+	return l.horizon.probe(ctx, l.pool, l.cfg.Deadline)
+}
 func (l *Ledger) Sweep(ctx context.Context) error { return l.sweep(ctx) }

@@ -21,6 +21,10 @@ import (
 // X has ended, all those numbers are visible or will never be. A snapshot's xmax
 // would not do for X: it is one past the newest transaction that has ended, and
 // says nothing of a newer one that runs.
+//
+// Numbers and ids that only a crash's victim knew are given out again. So a probe
+// counts when it is on disk, and with it whatever it has read: it writes a message
+// to the log, for its commit to wait.
 type horizon struct {
 	mu      sync.Mutex
 	pending []probe
@@ -51,8 +55,9 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 	var oldest int64
 	var server time.Time
 	if err := pool.QueryRow(ctx, `
-		select pg_current_xact_id()::text::bigint, pg_snapshot_xmin(s)::text::bigint, clock_timestamp() from pg_current_snapshot() s`,
-	).Scan(&p.xid, &oldest, &server); err != nil {
+		select pg_current_xact_id()::text::bigint, pg_snapshot_xmin(s)::text::bigint, clock_timestamp(),
+			pg_logical_emit_message(true, 'stormpost.probe', '')::text from pg_current_snapshot() s`,
+	).Scan(&p.xid, &oldest, &server, nil); err != nil {
 		return unavailable("probe", err)
 	}
 	h.clock.told(p.taken, time.Now(), server)

@@ -2,6 +2,8 @@ package dedupe_test
 
 import (
 	"context"
+	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -202,4 +204,97 @@ func TestCursorStaysWhereItWasSetBack(t *testing.T) {
 	if at := count(t, dsn, `select cursor from lane where code = $1`, lane); int64(at) <= int64(it.Position) {
 		t.Errorf("the cursor stays at %d", at)
 	}
+}
+
+// What a stopped server comes to only after it was given up is not done: neither a
+// claim, of which the worker had another answer by then, nor a heartbeat, whose
+// list is an old one.
+func TestLateStatementsDoNothing(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l, err := dedupe.Open(dedupe.Config{DSN: dsn + "&search_path=public,pg_catalog", Deadline: 500 * time.Millisecond, BeatEvery: time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	it := firstItem(t, l, ledgertest.Tenant(t, l, "acme"), "k")
+	if err := l.Probe(t.Context()); err != nil { // it knows the server's clock
+		t.Fatal(err)
+	}
+	key := []message.AttemptKey{{Position: it.Position, Attempt: 1}}
+	if err := l.Beat(t.Context(), key, time.Second); err != nil {
+		t.Fatal(err)
+	}
+	// The functions' clock goes ahead by what a stopped server would have slept.
+	exec(t, dsn, `create function clock_timestamp() returns timestamptz language sql volatile as 'select pg_catalog.clock_timestamp() + interval ''1 second'''`)
+	exec(t, dsn, `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`)
+	for range 5 { // also by connections that are made anew
+		if err := l.Beat(t.Context(), nil, time.Second); err == nil {
+			t.Error("a late heartbeat counts")
+		}
+	}
+	if n := count(t, dsn, `select cardinality(open_n) from process`); n != 1 {
+		t.Errorf("%d attempts are listed", n)
+	}
+	claimed := make(chan error, 1)
+	go func() {
+		_, err := l.Claim(context.Background(), it)
+		claimed <- err
+	}()
+	select {
+	case err := <-claimed:
+		t.Fatalf("a late claim was answered: %v", err)
+	case <-time.After(time.Second): // some tries
+	}
+	if n := count(t, dsn, `select count(*) from attempt`); n != 0 {
+		t.Errorf("a late claim made %d attempts", n)
+	}
+	exec(t, dsn, `drop function public.clock_timestamp`)
+	if err := <-claimed; err != nil {
+		t.Error(err)
+	}
+}
+
+// A decision about one attempt does not settle the doubt of another.
+func TestDecisionIsAboutAnAttempt(t *testing.T) {
+	t.Parallel()
+	l, _, it := one(t)
+	claim(t, l, it, message.Claimed)
+	record(t, l, it, message.Unknown, 0)
+	if err := l.Decide(t.Context(), it.ID, 2, message.DecideResend, "ops", "r"); err == nil {
+		t.Error("an attempt that is not in doubt was decided")
+	}
+	if err := l.Decide(t.Context(), it.ID, 1, message.DecideResend, "ops", "r"); err != nil {
+		t.Fatal(err)
+	}
+	it = due(t, l, it.Position.Lane())
+	claim(t, l, it, message.Claimed)
+	record(t, l, it, message.Unknown, 0)
+	if err := l.Decide(t.Context(), it.ID, 1, message.DecideResend, "ops", "r"); !errors.Is(err, message.ErrDecided) {
+		t.Errorf("the same once more: %v", err)
+	}
+	state(t, l, it, message.StateInDoubt)
+	if err := l.Decide(t.Context(), it.ID, 0, message.DecideSent, "ops", "r"); err != nil {
+		t.Error(err)
+	}
+}
+
+// What the only server may have alone is promised to nobody, also not to those who
+// ask for the same at once.
+func TestUnsureCommitIsNoPromise(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := quiet(t, dsn)
+	s := ledgertest.Email(t, ledgertest.Tenant(t, l, "acme"), "k", "s", "a@example.com")
+	exec(t, dsn, `create function warn() returns trigger language plpgsql as $$ begin raise warning 'canceling wait for synchronous replication due to user request'; return null; end $$`)
+	exec(t, dsn, `create trigger warn before insert on message for each statement execute function warn()`)
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() {
+			if r, err := l.Accept(t.Context(), s); !errors.Is(err, message.ErrUnavailable) {
+				t.Errorf("accepted: %+v, %v", r, err)
+			}
+		})
+	}
+	all.Wait()
 }

@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -45,10 +46,15 @@ func (l *Ledger) Beat(ctx context.Context, open []message.AttemptKey, giveUp tim
 		ns[i], nos[i] = int64(k.Position), int16(k.Attempt)
 	}
 	accepted, attempted := l.counts.snapshot()
-	if _, err := l.pool.Exec(ctx, `
+	// A server that comes to it late doesn't take the old list for a new one.
+	tag, err := l.pool.Exec(ctx, `
 		update process set beat_at = clock_timestamp(), give_up = $2, open_n = $3, open_no = $4, accepted = $5, attempted = $6,
 			given_up_at = null, barrier = null, swept = false
-		where id = $1`, id, giveUp, ns, nos, accepted, attempted); err != nil {
+		where id = $1 and coalesce(clock_timestamp() <= $7, true)`, id, giveUp, ns, nos, accepted, attempted, l.until(ctx))
+	if err == nil && tag.RowsAffected() == 0 {
+		err = errors.New("it came too late, or its process is not known")
+	}
+	if err != nil {
 		return unavailable("beat", err)
 	}
 	return nil

@@ -131,7 +131,7 @@ func TestDecidedAsSentIsNotCanceled(t *testing.T) {
 	l, dsn, it := one(t)
 	claim(t, l, it, message.Claimed)
 	exec(t, dsn, `insert into doubt (n, no, cause) select n, 1, 'silent' from message`)
-	if err := l.Decide(t.Context(), it.ID, message.DecideSent, "ops", "seen in the relay's log"); err != nil {
+	if err := l.Decide(t.Context(), it.ID, 0, message.DecideSent, "ops", "seen in the relay's log"); err != nil {
 		t.Fatal(err)
 	}
 	record(t, l, it, message.Returned, 0)

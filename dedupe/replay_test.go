@@ -219,7 +219,7 @@ func TestReplayLooksAtAllAttempts(t *testing.T) {
 	l, _, it := one(t)
 	claim(t, l, it, message.Claimed)
 	record(t, l, it, message.Unknown, 0)
-	if err := l.Decide(t.Context(), it.ID, message.DecideResend, "ops", "r"); err != nil {
+	if err := l.Decide(t.Context(), it.ID, 0, message.DecideResend, "ops", "r"); err != nil {
 		t.Fatal(err)
 	}
 	second := dueNow(t, l, message.Lanes()[0])[it.Position]

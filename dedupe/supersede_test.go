@@ -239,7 +239,7 @@ func TestNoRetryOnceANewerOneExists(t *testing.T) {
 	record(t, l, doubted, message.Unknown, 0)
 	accepted(t, l, keyed(t, tenant, "doubted2", "doubted"))
 	state(t, l, doubted, message.StateInDoubt)
-	if err := l.Decide(t.Context(), doubted.ID, message.DecideResend, "me", "why not"); err != nil {
+	if err := l.Decide(t.Context(), doubted.ID, 0, message.DecideResend, "me", "why not"); err != nil {
 		t.Fatal(err)
 	}
 	ended(doubted)

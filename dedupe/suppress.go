@@ -94,8 +94,11 @@ func (l *Ledger) SuppressionChanges(ctx context.Context, since uint64, each func
 	}); err != nil {
 		return since, unavailable("suppressions", err)
 	}
-	return next, nil
+	return next - min(next, crashed), nil
 }
+
+// crashed is how many transaction ids may be given out a second time after a crash.
+const crashed = 1000
 
 // suppressionLimit is for the first reading, which takes all of them.
 const suppressionLimit = time.Minute

@@ -36,7 +36,7 @@ func TestOpenDoubts(t *testing.T) {
 		}
 	}
 	want(2)
-	if err := l.Decide(t.Context(), sub.ID().Message(0), message.DecideSent, "ops", "seen"); err != nil {
+	if err := l.Decide(t.Context(), sub.ID().Message(0), 0, message.DecideSent, "ops", "seen"); err != nil {
 		t.Fatal(err)
 	}
 	want(1)

@@ -62,7 +62,7 @@ func (a *api) registerDecisions() {
 func (a *api) decideDoubts(ctx context.Context, in *decisionsInput) (*output[decisionsView], error) {
 	b := in.Body
 	filter, wrong := b.Filter.parse()
-	wrong = append(wrong, decisionBody{b.Decision, b.Reason}.problems()...)
+	wrong = append(wrong, decisionBody{Decision: b.Decision, Reason: b.Reason}.problems()...)
 	switch empty := b.Filter == (doubtFilter{}); {
 	case empty && !b.All:
 		wrong = append(wrong, message.FieldError{Field: "filter", Problem: "is empty: that is every doubt, which takes all"})

@@ -184,7 +184,7 @@ func (s *store) Doubts(_ context.Context, cursor string, limit int) (message.Pag
 	return p, nil
 }
 
-func (s *store) Decide(_ context.Context, id message.ID, d message.Decision, _, _ string) error {
+func (s *store) Decide(_ context.Context, id message.ID, _ int, d message.Decision, _, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, err := s.view(0, id); err != nil {
@@ -206,7 +206,7 @@ func (s *store) CountDoubts(ctx context.Context, f message.DoubtFilter) (*messag
 func (s *store) DecideMany(ctx context.Context, f message.DoubtFilter, d message.Decision, by, reason string) (n int64, more bool, err error) {
 	p, _ := s.Doubts(ctx, "", 10)
 	for _, doubt := range p.Items {
-		if s.Decide(ctx, doubt.ID, d, by, reason) == nil {
+		if s.Decide(ctx, doubt.ID, 0, d, by, reason) == nil {
 			n++
 		}
 	}

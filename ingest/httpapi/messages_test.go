@@ -155,6 +155,11 @@ func TestDoubts(t *testing.T) {
 		`{"decision":"sent","reason":"` + strings.Repeat("a", 501) + `"}`:    "reason",
 		`{"decision":"sent","reason":"r","by":"me"}`:                         "by",
 		`{"decision":5,"reason":"r"}`:                                        "decision",
+		`{"decision":"sent","reason":"r","attempt":-1}`:                      "attempt",
+		`{"decision":"sent","reason":"r","attempt":"1"}`:                     "attempt",
+		`{"decision":"sent","reason":"r","attempt":1.5}`:                     "attempt",
+		`{"decision":"sent","reason":"r","attempt":1e99}`:                    "attempt",
+		`{"decision":5,"reason":"r","attempt":1}`:                            "decision",
 		`{"decision":"sent","decision":"drop","reason":"they are the same"}`: "decision",
 	} {
 		wantProblem(t, f.do("POST", path, "operator", body), 422, field)

@@ -22,6 +22,7 @@ const (
 	kindBytes               // a string of base64
 	kindTime                // a string as in RFC 3339
 	kindBool                // true or false
+	kindWhole               // a number of digits
 	kindList                // an array of elem
 	kindMembers             // an object whose names the client chooses, of elem
 	kindObject              // an object of fields
@@ -32,7 +33,7 @@ const halfPair = "has half a surrogate pair"
 
 var wanted = [...]string{
 	kindText: "a string", kindBytes: "a string of base64", kindTime: "a time as in RFC 3339",
-	kindBool: "true or false",
+	kindBool: "true or false", kindWhole: "a whole number",
 	kindList: "an array", kindMembers: "an object", kindObject: "an object", kindTarget: "a string or an object",
 }
 
@@ -70,6 +71,8 @@ func shapeOf(t reflect.Type) *shape {
 		return &shape{kind: kindText}
 	case reflect.Bool:
 		return &shape{kind: kindBool}
+	case reflect.Int32:
+		return &shape{kind: kindWhole}
 	case reflect.Slice:
 		return &shape{kind: kindList, elem: shapeOf(t.Elem())}
 	case reflect.Map:
@@ -137,8 +140,17 @@ func (w *walker) value(s *shape) {
 		}
 		w.skip()
 	default:
-		w.mismatch(s)
+		start := w.at
+		w.skip()
+		if s.kind != kindWhole || !whole(w.body[start:w.at]) {
+			w.add("want %s", wanted[s.kind])
+		}
 	}
+}
+
+func whole(number []byte) bool {
+	_, err := strconv.ParseInt(string(number), 10, 32)
+	return err == nil
 }
 
 func (w *walker) text(s *shape) {

@@ -37,6 +37,8 @@ type decisionsRequest struct {
 	Decision string       `json:"decision"`
 	Reason   string       `json:"reason"`
 	DryRun   bool         `json:"dry_run,omitempty"`
+
+	attempt int // of a message that is named
 }
 
 type decisionsAnswer struct {
@@ -154,6 +156,8 @@ With several filters a doubt has to fit all of them. Look first, with --dry-run.
 				return usage("name a message's ID or a filter, or give --all for every doubt")
 			case filtered && in.All:
 				return usage("--all goes without a filter")
+			case len(args) == 0 && in.attempt != 0:
+				return usage("--attempt goes with an ID")
 			}
 			cl, err := c.client(f)
 			if err != nil {
@@ -173,6 +177,7 @@ With several filters a doubt has to fit all of them. Look first, with --dry-run.
 	p.StringVar(&in.Decision, "decision", "", "sent, resend or drop")
 	p.StringVar(&in.Reason, "reason", "", "why, for whoever asks later")
 	p.BoolVar(&in.DryRun, "dry-run", false, "show how many that is, with a sample, and decide none")
+	p.IntVar(&in.attempt, "attempt", 0, "of the message ID, only if it is this attempt that is in doubt")
 	p.BoolVar(&in.All, "all", false, "every doubt there is")
 	p.StringVar(&filter.Lane, "lane", "", "those of this lane, as transactional.email")
 	p.StringVar(&filter.Provider, "provider", "", "those whose answer this provider owes; silent ones are nobody's")
@@ -199,7 +204,10 @@ func timeFlag(name, text string) (*time.Time, error) {
 
 func (c *command) decideOne(cmd *cobra.Command, cl *client, id string, in decisionsRequest) error {
 	var raw json.RawMessage
-	body := map[string]string{"decision": in.Decision, "reason": in.Reason}
+	body := map[string]any{"decision": in.Decision, "reason": in.Reason}
+	if in.attempt != 0 {
+		body["attempt"] = in.attempt
+	}
 	if err := cl.call(cmd.Context(), http.MethodPost, "/v1/doubts/"+url.PathEscape(id), nil, body, &raw); err != nil {
 		return err
 	}
