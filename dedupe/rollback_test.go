@@ -3,6 +3,7 @@ package dedupe_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -376,5 +377,85 @@ func TestToldButLost(t *testing.T) {
 	state(t, l, claimed[0], message.StateInDoubt)
 	if n := count(t, pg.DSN(), `select count(*) from told`); n != 0 {
 		t.Errorf("%d are still told of", n)
+	}
+}
+
+// What was failed, in doubt or sent in the backup, and was sent again since by a
+// replay or a decision, is as the trail tells it; the decision, which no topic
+// has, comes back for it.
+func TestReconcileKnowsWhatWasResent(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	items := make(map[string]message.Item)
+	for name, o := range map[string]message.Outcome{
+		"rejected": message.Rejected, "canceled": message.Rejected, "unknown": message.Unknown, "dropped": message.Unknown, "sent": message.Sent, "silent": 0, "thrice": message.Rejected,
+	} {
+		it := firstItem(t, l, tenant, name)
+		claim(t, l, it, message.Claimed)
+		if o != 0 {
+			record(t, l, it, o, 0)
+		}
+		items[name] = it
+	}
+	if err := l.Decide(t.Context(), items["dropped"].ID, message.DecideDrop, "ops", "too late"); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, dsn, `insert into doubt (n, no, cause) values ($1, 1, 'silent')`, int64(items["silent"].Position))
+
+	exec(t, dsn, `insert into rollback (cause, back_to) values ('a restore', now())`)
+	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	by, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4, Reconciling: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer by.Close()
+	r, err := by.BeginReconcile(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 2 { // as after one that broke off
+		for name, it := range items {
+			s := message.Step{Position: it.Position, ID: it.ID, Attempt: 2, Kind: message.StepKind(message.Rejected), At: time.Now(), Provider: "test"}
+			switch name {
+			case "canceled":
+				s.Kind = message.StepCanceled
+			case "thrice":
+				s.Attempt = 3
+			}
+			if _, err := r.Retrace(t.Context(), []message.Step{s}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if err := r.End(t.Context(), "test"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() (bool, bool) { c, _ := l.RolledBack(); return true, c == "" })
+	doubts(t, l, 0)
+	for name, it := range items {
+		want := message.StateFailed
+		if name == "canceled" {
+			want = message.StateCanceled
+		}
+		v := state(t, l, it, want)
+		if a := v.Attempts[0]; a.Decision != message.DecideResend || a.DecidedBy != "reconciled" {
+			t.Errorf("%s: %+v", name, a)
+		}
+		it.Attempt = 2
+		claim(t, l, it, message.Taken)
+	}
+	if v := state(t, l, items["dropped"], message.StateFailed); !strings.Contains(v.Attempts[0].Because, "(before: drop by ops, too late)") {
+		t.Errorf("of the decision before: %q", v.Attempts[0].Because)
+	}
+	// What may have been taken is not sent again by a filter.
+	look, err := l.LookReplay(t.Context(), message.ReplayFilter{}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]int64{"": 2, "maybe_sent": 3, "sent": 1, "canceled": 1}; !maps.Equal(look.Counts, want) {
+		t.Errorf("a replay would look at them as %v, want %v", look.Counts, want)
 	}
 }
