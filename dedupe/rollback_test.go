@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -378,6 +380,67 @@ func TestToldButLost(t *testing.T) {
 	if n := count(t, pg.DSN(), `select count(*) from told`); n != 0 {
 		t.Errorf("%d are still told of", n)
 	}
+}
+
+// keptOut sees that l claims nothing while another transaction keeps it from
+// noting the rollback, and notes it as soon as that has ended without.
+func keptOut(t *testing.T, dsn string, l *dedupe.Ledger, it message.Item, unlock func()) {
+	t.Helper()
+	answered := make(chan message.ClaimVerdict, 1)
+	go func() {
+		c, err := l.Claim(context.Background(), it)
+		if err == nil {
+			answered <- c.Verdict
+		}
+	}()
+	select {
+	case v := <-answered:
+		t.Errorf("a claim was answered: %v", v)
+	case <-time.After(3 * time.Second): // some tries
+	}
+	unlock()
+	eventually(t, func() (int, bool) {
+		n := count(t, dsn, `select count(*) from rollback where closed_at is null`)
+		return n, n == 1
+	})
+}
+
+const notingElsewhere = `insert into rollback (cause, back_to) values ('seen by another, who does not commit it', 'epoch')`
+
+// A connection that shows a rollback is not used before that is noted.
+func TestRollbackThatANewConnectionCannotNote(t *testing.T) {
+	t.Parallel()
+	dsn, file := ledgertest.DSN(t), filepath.Join(t.TempDir(), "ledger.json")
+	before, err := dedupe.Open(dedupe.Config{DSN: dsn, StateFile: file, MaxConns: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	it := firstItem(t, before, ledgertest.Tenant(t, before, "acme"), "old")
+	before.Close()
+	knew, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ahead := regexp.MustCompile(`"flushed":\d+`).ReplaceAll(knew, []byte(`"flushed":1000000000000000000`))
+	if err := os.WriteFile(file, ahead, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	unlock := lock(t, dsn, notingElsewhere)
+	keptOut(t, dsn, ledgertest.OpenWith(t, dedupe.Config{DSN: dsn, StateFile: file, MaxConns: 4, Deadline: 2 * time.Second}), it, unlock)
+}
+
+// A process whose house has seen a rollback stands still before that is noted.
+func TestRollbackThatTheHouseCannotNote(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.OpenWith(t, dedupe.Config{DSN: dsn, MaxConns: 4, Deadline: 2 * time.Second})
+	tenant := ledgertest.Tenant(t, l, "acme")
+	it := firstItem(t, l, tenant, "old")
+	firstItem(t, l, tenant, "lost")
+	unlock := lock(t, dsn, notingElsewhere)
+	exec(t, dsn, `with lost as (delete from message where seq = 2) select setval('position', 1)`)
+	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	keptOut(t, dsn, l, it, unlock)
 }
 
 // What was failed, in doubt or sent in the backup, and was sent again since by a
