@@ -99,10 +99,14 @@ func (l *Ledger) Retain(ctx context.Context, r Retention) error {
 	return nil
 }
 
+// dropEras drops the eras that were over that long ago: one is over when a later
+// one has begun. Lanes' floors and cursors go up to the end of what is dropped,
+// so it keeps what comes after an era that is still needed.
 func (l *Ledger) dropEras(ctx context.Context, age time.Duration, onlyContent bool) error {
 	rows, err := l.pool.Query(ctx, `
-		select e.no from era e join era next on next.no = e.no + 1
-		where next.began_at < clock_timestamp() - $1::interval and (e.content or not $2) order by e.no`, age, onlyContent)
+		select e.no from era e
+		where (select min(later.began_at) from era later where later.no > e.no) < clock_timestamp() - $1::interval
+		  and (e.content or not $2) order by e.no`, age, onlyContent)
 	if err != nil {
 		return unavailable("retain", err)
 	}
@@ -128,6 +132,8 @@ func (l *Ledger) dropEras(ctx context.Context, age time.Duration, onlyContent bo
 		}
 		if dropped {
 			l.log.InfoContext(ctx, "dropped for age", "era", w, "only_content", onlyContent)
+		} else if !onlyContent {
+			break
 		}
 	}
 	if onlyContent {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -119,11 +120,13 @@ func (s *rollbackState) begin(l *Ledger) {
 	s.saved = s.known
 }
 
+// afterConnect lets no connection be used whose descent was not looked at, but
+// where the schema can't tell it: one in pieces is the guard's to tell of.
 func (l *Ledger) afterConnect(ctx context.Context, c *pgx.Conn) error {
 	fastBytes(c.TypeMap())
 	err := l.checkDescent(ctx, c)
 	var pe *pgconn.PgError
-	if errors.As(err, &pe) { // a schema in pieces is the guard's to tell of
+	if errors.As(err, &pe) && strings.HasPrefix(pe.Code, "42") {
 		l.log.Warn("the ledger's descent can't be told", "error", err)
 		return nil
 	}
@@ -154,14 +157,16 @@ func (l *Ledger) checkDescent(ctx context.Context, q querier) error {
 	}
 	if cause == nil {
 		if why := mismatch(was, now, descends); why != "" {
-			if err := noteRollback(ctx, q, why); err != nil {
-				return fmt.Errorf("note that the ledger was rolled back (%s): %w", why, err)
-			}
 			cause = &why
+			if err = noteRollback(ctx, q, why); err != nil {
+				// The cause is not wrapped: its code says nothing of what was asked of
+				// the connection. This process stands still meanwhile.
+				err = fmt.Errorf("%w: %s: it can't be noted: %v", ErrRolledBack, why, err)
+			}
 		}
 	}
 	l.learn(was, now, cause)
-	return nil
+	return err
 }
 
 // noteRollback stops the ledger, for everybody.

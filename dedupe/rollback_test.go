@@ -3,7 +3,10 @@ package dedupe_test
 import (
 	"context"
 	"errors"
+	"maps"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -376,5 +379,152 @@ func TestToldButLost(t *testing.T) {
 	state(t, l, claimed[0], message.StateInDoubt)
 	if n := count(t, pg.DSN(), `select count(*) from told`); n != 0 {
 		t.Errorf("%d are still told of", n)
+	}
+}
+
+// keptOut sees that l claims nothing while another transaction keeps it from
+// seeing or noting the rollback, and notes it once that has ended.
+func keptOut(t *testing.T, dsn string, l *dedupe.Ledger, it message.Item, unlock func()) {
+	t.Helper()
+	answered := make(chan message.ClaimVerdict, 1)
+	go func() {
+		c, err := l.Claim(context.Background(), it)
+		if err == nil {
+			answered <- c.Verdict
+		}
+	}()
+	select {
+	case v := <-answered:
+		t.Errorf("a claim was answered: %v", v)
+	case <-time.After(3 * time.Second): // some tries
+	}
+	unlock()
+	eventually(t, func() (int, bool) {
+		n := count(t, dsn, `select count(*) from rollback where closed_at is null`)
+		return n, n == 1
+	})
+}
+
+const notingElsewhere = `insert into rollback (cause, back_to) values ('seen by another, who does not commit it', 'epoch')`
+
+// A connection is not used before it was looked at, and before the rollback that
+// it shows is noted.
+func TestRollbackThatANewConnectionCannotNote(t *testing.T) {
+	t.Parallel()
+	for name, busy := range map[string]string{"see": `lock lineage in access exclusive mode`, "note": notingElsewhere} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn, file := ledgertest.DSN(t), filepath.Join(t.TempDir(), "ledger.json")
+			before, err := dedupe.Open(dedupe.Config{DSN: dsn, StateFile: file, MaxConns: 4})
+			if err != nil {
+				t.Fatal(err)
+			}
+			it := firstItem(t, before, ledgertest.Tenant(t, before, "acme"), "old")
+			before.Close()
+			knew, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ahead := regexp.MustCompile(`"flushed":\d+`).ReplaceAll(knew, []byte(`"flushed":1000000000000000000`))
+			if err := os.WriteFile(file, ahead, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			unlock := lock(t, dsn, busy)
+			keptOut(t, dsn, ledgertest.OpenWith(t, dedupe.Config{DSN: dsn, StateFile: file, MaxConns: 4, Deadline: 2 * time.Second}), it, unlock)
+		})
+	}
+}
+
+// A process whose house has seen a rollback stands still before that is noted.
+func TestRollbackThatTheHouseCannotNote(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.OpenWith(t, dedupe.Config{DSN: dsn, MaxConns: 4, Deadline: 2 * time.Second})
+	tenant := ledgertest.Tenant(t, l, "acme")
+	it := firstItem(t, l, tenant, "old")
+	firstItem(t, l, tenant, "lost")
+	unlock := lock(t, dsn, notingElsewhere)
+	exec(t, dsn, `with lost as (delete from message where seq = 2) select setval('position', 1)`)
+	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	keptOut(t, dsn, l, it, unlock)
+}
+
+// What was failed, in doubt or sent in the backup, and was sent again since by a
+// replay or a decision, is as the trail tells it; the decision, which no topic
+// has, comes back for it.
+func TestReconcileKnowsWhatWasResent(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	items := make(map[string]message.Item)
+	for name, o := range map[string]message.Outcome{
+		"rejected": message.Rejected, "canceled": message.Rejected, "unknown": message.Unknown, "dropped": message.Unknown, "sent": message.Sent, "silent": 0, "thrice": message.Rejected,
+	} {
+		it := firstItem(t, l, tenant, name)
+		claim(t, l, it, message.Claimed)
+		if o != 0 {
+			record(t, l, it, o, 0)
+		}
+		items[name] = it
+	}
+	if err := l.Decide(t.Context(), items["dropped"].ID, message.DecideDrop, "ops", "too late"); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, dsn, `insert into doubt (n, no, cause) values ($1, 1, 'silent')`, int64(items["silent"].Position))
+
+	exec(t, dsn, `insert into rollback (cause, back_to) values ('a restore', now())`)
+	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	by, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4, Reconciling: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer by.Close()
+	r, err := by.BeginReconcile(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for range 2 { // as after one that broke off
+		for name, it := range items {
+			s := message.Step{Position: it.Position, ID: it.ID, Attempt: 2, Kind: message.StepKind(message.Rejected), At: time.Now(), Provider: "test"}
+			switch name {
+			case "canceled":
+				s.Kind = message.StepCanceled
+			case "thrice":
+				s.Attempt = 3
+			}
+			if _, err := r.Retrace(t.Context(), []message.Step{s}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if err := r.End(t.Context(), "test"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() (bool, bool) { c, _ := l.RolledBack(); return true, c == "" })
+	doubts(t, l, 0)
+	for name, it := range items {
+		want := message.StateFailed
+		if name == "canceled" {
+			want = message.StateCanceled
+		}
+		v := state(t, l, it, want)
+		if a := v.Attempts[0]; a.Decision != message.DecideResend || a.DecidedBy != "reconciled" {
+			t.Errorf("%s: %+v", name, a)
+		}
+		it.Attempt = 2
+		claim(t, l, it, message.Taken)
+	}
+	if v := state(t, l, items["dropped"], message.StateFailed); !strings.Contains(v.Attempts[0].Because, "(before: drop by ops, too late)") {
+		t.Errorf("of the decision before: %q", v.Attempts[0].Because)
+	}
+	// What may have been taken is not sent again by a filter.
+	look, err := l.LookReplay(t.Context(), message.ReplayFilter{}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := map[string]int64{"": 2, "maybe_sent": 3, "sent": 1, "canceled": 1}; !maps.Equal(look.Counts, want) {
+		t.Errorf("a replay would look at them as %v, want %v", look.Counts, want)
 	}
 }

@@ -61,6 +61,58 @@ func TestRetainDropsWhatHasEnded(t *testing.T) {
 	claim(t, l, later, message.Claimed)
 }
 
+// An era is kept while one before it is: below a lane's cursor nobody looks for
+// what is queued there. That one of them never began changes nothing.
+func TestRetainDropsErasInOrder(t *testing.T) {
+	t.Parallel()
+	for name, over := range map[string]int{"each begun": 2, "one never begun": 4} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dsn := ledgertest.DSN(t)
+			l := ledgertest.Open(t, dsn)
+			tenant := ledgertest.Tenant(t, l, "acme")
+			retain := func(r dedupe.Retention) {
+				t.Helper()
+				r.Era = time.Nanosecond
+				if err := l.Retain(t.Context(), r); err != nil {
+					t.Fatal(err)
+				}
+			}
+			queued := firstItem(t, l, tenant, "queued")
+			if over > 2 { // as after a reconciliation whose topics knew of much more
+				exec(t, dsn, `select add_era(2); select add_era(3)`)
+				exec(t, dsn, `select setval('position', 2 << 23)`)
+			}
+			retain(dedupe.Retention{})
+			ended := firstItem(t, l, tenant, "ended")
+			sentOnce(t, l, ended)
+			retain(dedupe.Retention{})
+			if n := count(t, dsn, `select count(*) from era where no < (select last_value >> 23 from position)`); n != over {
+				t.Fatalf("%d eras are over, want %d", n, over)
+			}
+			retain(dedupe.Retention{Messages: time.Nanosecond})
+			state(t, l, ended, message.StateSent)
+			found := eventually(t, func() ([]message.Item, bool) {
+				items, err := l.Unclaimed(t.Context(), queued.Position.Lane(), 0, 10)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return items, len(items) > 0
+			})
+			if found[0].ID != queued.ID {
+				t.Errorf("unclaimed: %+v", found)
+			}
+			sentOnce(t, l, queued)
+			retain(dedupe.Retention{Messages: time.Nanosecond})
+			for _, it := range []message.Item{queued, ended} {
+				if _, err := l.Message(t.Context(), tenant, it.ID); !errors.Is(err, message.ErrNotFound) {
+					t.Errorf("once all have ended: %v", err)
+				}
+			}
+		})
+	}
+}
+
 func TestAuditFindsWhatIsMissing(t *testing.T) {
 	t.Parallel()
 	dsn := ledgertest.DSN(t)
