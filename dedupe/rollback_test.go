@@ -468,7 +468,7 @@ func TestReconcileKnowsWhatWasResent(t *testing.T) {
 		}
 		items[name] = it
 	}
-	if err := l.Decide(t.Context(), items["dropped"].ID, message.DecideDrop, "ops", "too late"); err != nil {
+	if err := l.Decide(t.Context(), items["dropped"].ID, 0, message.DecideDrop, "ops", "too late"); err != nil {
 		t.Fatal(err)
 	}
 	exec(t, dsn, `insert into doubt (n, no, cause) values ($1, 1, 'silent')`, int64(items["silent"].Position))
