@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -58,6 +59,7 @@ func (l *Ledger) RepairNumbering(ctx context.Context) (repaired []message.Fault,
 		}
 		repaired = append(repaired, f)
 	}
+	defer func() { l.noteRepairs(ctx, conn, repaired) }()
 	for _, f := range s.faults {
 		if f.fix != nil && !f.locked {
 			done(f.Fault, repairTx(ctx, conn.Conn(), func(tx pgx.Tx) error { return f.fix(ctx, tx) }))
@@ -74,6 +76,47 @@ func (l *Ledger) RepairNumbering(ctx context.Context) (repaired []message.Fault,
 		return repaired, errors.Join(append(errs, unavailable("repair", err))...)
 	}
 	return append(repaired, inside...), errors.Join(errs...)
+}
+
+// noteRepairs has the other processes know. A repair that isn't noted is one all
+// the same.
+func (l *Ledger) noteRepairs(ctx context.Context, conn querier, repaired []message.Fault) {
+	if len(repaired) == 0 {
+		return
+	}
+	var names, details []string
+	for _, f := range repaired[:min(len(repaired), mostNoted)] {
+		names, details = append(names, f.Name), append(details, f.Detail)
+	}
+	if _, err := conn.Exec(ctx, `
+		with old as (delete from repair where at < clock_timestamp() - interval '1 day')
+		insert into repair (name, detail) select * from unnest($1::text[], $2::text[])`, names, details); err != nil {
+		l.log.WarnContext(ctx, "a repair of the numbering could not be noted", "error", err)
+	}
+}
+
+// mostNoted bounds the repairs that are noted at once, and told of.
+const mostNoted = 20
+
+// Repaired implements recovery.Numbering.
+func (l *Ledger) Repaired(ctx context.Context, after int64, within time.Duration) (faults []message.Fault, last int64, err error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	last = after
+	rows, err := l.pool.Query(ctx, `
+		select id, name, detail from repair where id > $1 and at > clock_timestamp() - $2::interval order by id desc limit $3`, after, within, mostNoted)
+	if err == nil {
+		var id int64
+		var f message.Fault
+		_, err = pgx.ForEachRow(rows, []any{&id, &f.Name, &f.Detail}, func() error {
+			faults, last = append(faults, f), max(last, id)
+			return nil
+		})
+	}
+	if err != nil && !isCode(err, codeNoTable) { // an older schema tells of none
+		return nil, after, unavailable("repairs", err)
+	}
+	return faults, last, nil
 }
 
 func repairTx(ctx context.Context, conn *pgx.Conn, fn func(pgx.Tx) error) error {

@@ -392,6 +392,13 @@ func TestGuardFindsOneAmongMany(t *testing.T) {
 	if r, err := l.RepairNumbering(t.Context()); err != nil || len(r) != 1 || r[0].Name != "counter of stream 44444 is missing" {
 		t.Fatalf("%v %v", r, err)
 	}
+	noted, last, err := l.Repaired(t.Context(), 0, time.Minute)
+	if err != nil || len(noted) != 1 || noted[0].Name != "counter of stream 44444 is missing" {
+		t.Errorf("noted: %v, %v", noted, err)
+	}
+	if noted, again, err := l.Repaired(t.Context(), last, time.Minute); err != nil || len(noted) > 0 || again != last {
+		t.Errorf("noted: %v, %v", noted, err)
+	}
 	exec(t, dsn, `truncate counter`)
 	find()
 	rounds := 0

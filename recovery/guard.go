@@ -23,6 +23,9 @@ type Numbering interface {
 	// RepairNumbering repairs what it can. err joins what it can't. Only one
 	// process at a time does; the others get nothing.
 	RepairNumbering(ctx context.Context) (repaired []message.Fault, err error)
+	// Repaired is what any process repaired within the time before now, after the
+	// one that an earlier call gave as last.
+	Repaired(ctx context.Context, after int64, within time.Duration) (faults []message.Fault, last int64, err error)
 }
 
 // GuardConfig is what a Guard works with.
@@ -55,6 +58,8 @@ type Guard struct {
 	open map[string]message.Fault // by name
 	over map[string]ended         // likewise, for a while
 	down bool                     // the ledger could not be asked
+
+	repaired int64 // the last of Repaired; the loop's
 }
 
 type ended struct {
@@ -145,6 +150,10 @@ func (g *Guard) Run(ctx context.Context) {
 // check asks the ledger, and tells what is new and what has gone.
 func (g *Guard) check(ctx context.Context) (faults []message.Fault, ok bool) {
 	faults, err := g.cfg.Numbering.Numbering(ctx)
+	var repaired []message.Fault // by others, between two looks
+	if err == nil {
+		repaired, g.repaired, err = g.cfg.Numbering.Repaired(ctx, g.repaired, lately)
+	}
 	if ctx.Err() != nil {
 		return nil, false
 	}
@@ -166,6 +175,11 @@ func (g *Guard) check(ctx context.Context) (faults []message.Fault, ok bool) {
 				if len(g.over) < mostTold {
 					g.over[name] = ended{f, time.Now()}
 				}
+			}
+		}
+		for _, f := range repaired {
+			if len(g.over) < mostTold {
+				g.over[f.Name] = ended{f, time.Now()}
 			}
 		}
 		g.open = now

@@ -28,6 +28,49 @@ func (b *brief) RepairNumbering(context.Context) ([]message.Fault, error) {
 	return []message.Fault{{Name: "sequence position is missing"}}, nil
 }
 
+func (b *brief) Repaired(context.Context, int64, time.Duration) ([]message.Fault, int64, error) {
+	return nil, 0, nil
+}
+
+// mended is a numbering that another process repaired between two looks.
+type mended struct{ asked int64 }
+
+func (*mended) Numbering(context.Context) ([]message.Fault, error)       { return nil, nil }
+func (*mended) RepairNumbering(context.Context) ([]message.Fault, error) { return nil, nil }
+func (m *mended) Repaired(_ context.Context, after int64, _ time.Duration) (faults []message.Fault, last int64, err error) {
+	if m.asked++; m.asked > 1 && after < 7 {
+		return []message.Fault{{Name: "sequence position is missing"}}, 7, nil
+	}
+	return nil, after, nil
+}
+
+// What others repaired is told of, too.
+func TestGuardTellsOfWhatOthersRepaired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, err := recovery.NewGuard(recovery.GuardConfig{
+			Numbering: new(mended), Every: time.Second, Log: slog.New(slog.DiscardHandler), Meters: noop.NewMeterProvider(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, end := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { g.Run(ctx); close(done) }()
+		for _, look := range []struct {
+			after time.Duration
+			want  int
+		}{{500 * time.Millisecond, 0}, {time.Second, 1}, {8 * time.Second, 1}, {3 * time.Second, 0}} {
+			time.Sleep(look.after)
+			synctest.Wait()
+			if faults, open := g.Lately(); len(faults) != look.want || open != 0 {
+				t.Errorf("after another %s: %v, %d open", look.after, faults, open)
+			}
+		}
+		end()
+		<-done
+	})
+}
+
 // What is repaired at once is told of for a while all the same.
 func TestGuardTellsOfWhatItRepaired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
