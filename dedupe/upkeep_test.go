@@ -1,9 +1,12 @@
 package dedupe_test
 
 import (
+	"context"
 	"errors"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/dedupe/ledgertest"
@@ -111,6 +114,38 @@ func TestRetainDropsErasInOrder(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Partitions are made while others write, and are as those of the first era are.
+func TestErasAreMadeBesideWriters(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	writer, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close(context.Background())
+	if _, err := writer.Exec(t.Context(), `begin; lock table message, content, attempt, outcome in row exclusive mode`); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, dsn, `set lock_timeout = '5s'; select add_era(7)`)
+	if _, err := writer.Exec(t.Context(), `rollback`); err != nil {
+		t.Fatal(err)
+	}
+	const parts = `
+		from (select substring(c.relname from '^[a-z]+_[0-9]+') as base, (c.reloptions,
+			(select array_agg((x.indisunique, x.indisprimary, x.indkey::text, p.inhparent::regclass)::text order by x.indkey::text)
+				from pg_index x left join pg_inherits p on p.inhrelid = x.indexrelid where x.indrelid = c.oid),
+			(select array_agg(g.tgname::text order by g.tgname) from pg_trigger g where g.tgrelid = c.oid),
+			(select array_agg((a.attname, a.atttypid, a.attnotnull, a.attstorage)::text order by a.attnum) from pg_attribute a where a.attrelid = c.oid and a.attnum > 0),
+			(select array_agg(pg_get_constraintdef(k.oid) order by pg_get_constraintdef(k.oid)) from pg_constraint k where k.conrelid = c.oid))::text as shape
+		from pg_class c where c.relkind = 'r' and c.relname ~ '^(message|content|attempt|outcome)_[0-9]+_[07]$') x`
+	if all, shapes := count(t, dsn, `select count(*)`+parts), count(t, dsn, `select count(distinct (base, shape))`+parts); all != 48 || shapes != 24 {
+		t.Errorf("two eras have %d partitions, of %d kinds", all, shapes)
+	}
+	exec(t, dsn, `select setval('position', 7 << 23)`)
+	sentOnce(t, l, firstItem(t, l, ledgertest.Tenant(t, l, "acme"), "k"))
 }
 
 func TestAuditFindsWhatIsMissing(t *testing.T) {
