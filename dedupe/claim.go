@@ -149,6 +149,9 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 	}); err != nil {
 		return err
 	}
+	if answered == 0 && until != nil {
+		return fmt.Errorf("PostgreSQL came to it too late, by its clock as this process knows it: %s", until.Format(time.RFC3339Nano))
+	}
 	if answered != len(calls) {
 		return fmt.Errorf("the ledger answered %d of %d claims", answered, len(calls))
 	}

@@ -142,11 +142,17 @@ func (l *Ledger) Decide(ctx context.Context, id message.ID, attempt int, d messa
 		return nil
 	}
 	var decided bool
-	if err := l.pool.QueryRow(ctx, `select exists (select from decision where n = $1) or exists (select from outcome where n = $1 and kind = 4)`, int64(n)).Scan(&decided); err != nil {
+	var other int
+	if err := l.pool.QueryRow(ctx, `
+		select exists (select from decision where n = $1 and $2::int in (0, no)) or exists (select from outcome where n = $1 and $2::int in (0, no) and kind = 4),
+			coalesce((select max(no) from doubt where n = $1 and $2::int not in (0, no)), 0)`, int64(n), attempt).Scan(&decided, &other); err != nil {
 		return unavailable("decide", err)
 	}
-	if decided {
+	switch {
+	case decided:
 		return fmt.Errorf("decide: %w", message.ErrDecided)
+	case other > 0:
+		return message.FieldErrors{{Field: "attempt", Problem: fmt.Sprintf("is not in doubt: attempt %d is", other)}}
 	}
 	return fmt.Errorf("decide: no doubt about it: %w", message.ErrNotFound)
 }

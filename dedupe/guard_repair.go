@@ -102,9 +102,10 @@ const mostNoted = 20
 func (l *Ledger) Repaired(ctx context.Context, after int64, within time.Duration) (faults []message.Fault, last int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
-	last = after
 	rows, err := l.pool.Query(ctx, `
-		select id, name, detail from repair where id > $1 and at > clock_timestamp() - $2::interval order by id desc limit $3`, after, within, mostNoted)
+		select id, name, detail from repair
+		where id > case when $1 <= (select max(id) from repair) then $1 else 0 end -- a restored ledger counts anew
+			and at > clock_timestamp() - $2::interval order by id desc limit $3`, after, within, mostNoted)
 	if err == nil {
 		var id int64
 		var f message.Fault
@@ -115,6 +116,9 @@ func (l *Ledger) Repaired(ctx context.Context, after int64, within time.Duration
 	}
 	if err != nil && !isCode(err, codeNoTable) { // an older schema tells of none
 		return nil, after, unavailable("repairs", err)
+	}
+	if len(faults) == 0 {
+		last = after
 	}
 	return faults, last, nil
 }

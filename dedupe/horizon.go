@@ -48,19 +48,20 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 	ctx, cancel := context.WithTimeout(ctx, deadline)
 	defer cancel()
 	var p probe
-	if err := pool.QueryRow(ctx, `select case when is_called then last_value else 0 end from position`).Scan(&p.submission); err != nil {
+	var server time.Time
+	asked := time.Now()
+	if err := pool.QueryRow(ctx, `select case when is_called then last_value else 0 end, clock_timestamp() from position`).Scan(&p.submission, &server); err != nil {
 		return unavailable("probe", err)
 	}
 	p.taken = time.Now()
+	h.clock.told(asked, p.taken, server)
 	var oldest int64
-	var server time.Time
 	if err := pool.QueryRow(ctx, `
-		select pg_current_xact_id()::text::bigint, pg_snapshot_xmin(s)::text::bigint, clock_timestamp(),
+		select pg_current_xact_id()::text::bigint, pg_snapshot_xmin(s)::text::bigint,
 			pg_logical_emit_message(true, 'stormpost.probe', '')::text from pg_current_snapshot() s`,
-	).Scan(&p.xid, &oldest, &server, nil); err != nil {
+	).Scan(&p.xid, &oldest, nil); err != nil {
 		return unavailable("probe", err)
 	}
-	h.clock.told(p.taken, time.Now(), server)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.pending = append(h.pending, p)

@@ -261,8 +261,9 @@ func TestDecisionIsAboutAnAttempt(t *testing.T) {
 	l, _, it := one(t)
 	claim(t, l, it, message.Claimed)
 	record(t, l, it, message.Unknown, 0)
-	if err := l.Decide(t.Context(), it.ID, 2, message.DecideResend, "ops", "r"); err == nil {
-		t.Error("an attempt that is not in doubt was decided")
+	var wrong message.FieldErrors
+	if err := l.Decide(t.Context(), it.ID, 2, message.DecideResend, "ops", "r"); !errors.As(err, &wrong) || wrong[0].Problem != "is not in doubt: attempt 1 is" {
+		t.Errorf("an attempt that is not in doubt: %v", err)
 	}
 	if err := l.Decide(t.Context(), it.ID, 1, message.DecideResend, "ops", "r"); err != nil {
 		t.Fatal(err)

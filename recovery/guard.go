@@ -152,7 +152,10 @@ func (g *Guard) check(ctx context.Context) (faults []message.Fault, ok bool) {
 	faults, err := g.cfg.Numbering.Numbering(ctx)
 	var repaired []message.Fault // by others, between two looks
 	if err == nil {
-		repaired, g.repaired, err = g.cfg.Numbering.Repaired(ctx, g.repaired, lately)
+		var rerr error
+		if repaired, g.repaired, rerr = g.cfg.Numbering.Repaired(ctx, g.repaired, lately); rerr != nil && ctx.Err() == nil {
+			g.cfg.Log.WarnContext(ctx, "what was repaired can't be read", "error", rerr)
+		}
 	}
 	if ctx.Err() != nil {
 		return nil, false

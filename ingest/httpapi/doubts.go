@@ -35,7 +35,7 @@ type doubtView struct {
 type decisionBody struct {
 	Decision message.Decision `json:"decision" enum:"sent,resend,drop" doc:"sent: it was taken. resend: hand it over again. drop: end it as failed."`
 	Reason   string           `json:"reason" minLength:"1" maxLength:"500" doc:"Why, for whoever asks later."`
-	Attempt  int32            `json:"attempt,omitempty" minimum:"1" doc:"Which attempt it is about, as the doubt says. Without it, the one that is in doubt now: a request that is repeated may then decide a later doubt."`
+	Attempt  *int32           `json:"attempt,omitempty" minimum:"1" doc:"Which attempt it is about, as the doubt says. Without it, the one that is in doubt now: a request that is repeated may then decide a later doubt."`
 }
 
 type decisionView struct {
@@ -58,7 +58,7 @@ func (a *api) registerDoubts() {
 		Parameters: []*huma.Param{{
 			Name: "id", In: "path", Required: true, Description: "The message's id.", Schema: &huma.Schema{Type: huma.TypeString},
 		}},
-		RequestBody: a.requestBody(a.schemaOf(decisionBody{}), decisionBody{message.DecideResend, "the relay's log has no such message", 1}),
+		RequestBody: a.requestBody(a.schemaOf(decisionBody{}), decisionBody{message.DecideResend, "the relay's log has no such message", new(int32(1))}),
 	}, decisionView{exampleMessage, message.DecideResend, "the relay's log has no such message", "acme key k3v9x2ab"},
 		http.StatusBadRequest, http.StatusNotFound, http.StatusConflict, http.StatusUnsupportedMediaType)
 	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(decisionView{})
@@ -98,9 +98,13 @@ func (a *api) decideDoubt(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		by := whoAsks(r.Context())
+		attempt := 0
+		if in.Attempt != nil {
+			attempt = int(*in.Attempt)
+		}
 		ctx, cancel := context.WithTimeout(r.Context(), a.Limits.Request)
 		defer cancel()
-		if err := a.Ledger.Decide(ctx, id, int(in.Attempt), in.Decision, by, in.Reason); err != nil {
+		if err := a.Ledger.Decide(ctx, id, attempt, in.Decision, by, in.Reason); err != nil {
 			a.fail(w, r, err)
 			return
 		}
@@ -115,7 +119,7 @@ func (d decisionBody) problems() message.FieldErrors {
 	default:
 		wrong = append(wrong, message.FieldError{Field: "decision", Problem: "want sent, resend or drop"})
 	}
-	if d.Attempt < 0 {
+	if d.Attempt != nil && *d.Attempt < 1 {
 		wrong = append(wrong, message.FieldError{Field: "attempt", Problem: "want 1 or more"})
 	}
 	return append(wrong, reasonProblems(d.Reason)...)

@@ -184,7 +184,7 @@ func (s *store) Doubts(_ context.Context, cursor string, limit int) (message.Pag
 	return p, nil
 }
 
-func (s *store) Decide(_ context.Context, id message.ID, _ int, d message.Decision, _, _ string) error {
+func (s *store) Decide(_ context.Context, id message.ID, attempt int, d message.Decision, _, _ string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, err := s.view(0, id); err != nil {
@@ -192,6 +192,9 @@ func (s *store) Decide(_ context.Context, id message.ID, _ int, d message.Decisi
 	}
 	if s.decided[id] != "" {
 		return message.ErrDecided
+	}
+	if attempt > 1 {
+		return message.FieldErrors{{Field: "attempt", Problem: "is not in doubt: attempt 1 is"}}
 	}
 	s.decided[id] = d
 	return nil

@@ -156,6 +156,8 @@ func TestDoubts(t *testing.T) {
 		`{"decision":"sent","reason":"r","by":"me"}`:                         "by",
 		`{"decision":5,"reason":"r"}`:                                        "decision",
 		`{"decision":"sent","reason":"r","attempt":-1}`:                      "attempt",
+		`{"decision":"sent","reason":"r","attempt":0}`:                       "attempt",
+		`{"decision":"sent","reason":"r","attempt":2}`:                       "attempt",
 		`{"decision":"sent","reason":"r","attempt":"1"}`:                     "attempt",
 		`{"decision":"sent","reason":"r","attempt":1.5}`:                     "attempt",
 		`{"decision":"sent","reason":"r","attempt":1e99}`:                    "attempt",
@@ -167,7 +169,7 @@ func TestDoubts(t *testing.T) {
 	if len(f.decided) != 0 {
 		t.Errorf("decided: %v", f.decided)
 	}
-	body := `{"decision":"drop","reason":"asked for"}`
+	body := `{"decision":"drop","reason":"asked for","attempt":1}`
 	decided := decodeInto[map[string]string](t, f.do("POST", path, "operator", body), 200)
 	if decided["decision"] != "drop" || decided["by"] != "key 1" {
 		t.Errorf("answer: %v", decided)

@@ -28,8 +28,8 @@ func (p *process) standBy(ctx context.Context) {
 		return
 	}
 	standby := p.clusters.named(name)
-	since := make(map[*cluster]time.Time) // away without a break
-	var well time.Time                    // since when the standby is
+	v := newVigil(p.cfg.Kafka.EvacuateAfter)
+	var well time.Time // since when the standby is
 	var next time.Time
 	tick := time.NewTicker(standbyEvery)
 	defer tick.Stop()
@@ -45,15 +45,14 @@ func (p *process) standBy(ctx context.Context) {
 		} else if well.IsZero() {
 			well = now
 		}
-		var lanes []message.Lane
+		away := make(map[string]bool)
 		for _, c := range p.clusters.all {
-			if !c.isAway() {
-				delete(since, c)
-			} else if since[c].IsZero() {
-				since[c] = now
-			}
-			if c != standby && !since[c].IsZero() && now.Sub(since[c]) >= p.cfg.Kafka.EvacuateAfter && p.gone(ctx, c.name, name) {
-				lanes = append(lanes, p.clusters.lanesOf(c)...)
+			away[c.name] = c.isAway()
+		}
+		var lanes []message.Lane
+		for cluster, its := range v.look(now, p.clusters.placed.where, away) {
+			if cluster != name && p.gone(ctx, cluster, name) {
+				lanes = append(lanes, its...)
 			}
 		}
 		if len(lanes) == 0 || well.IsZero() || now.Sub(well) < standbyWell || now.Before(next) {
@@ -67,6 +66,48 @@ func (p *process) standBy(ctx context.Context) {
 		}
 		next = time.Now().Add(standbyAgain)
 	}
+}
+
+// vigil is since when clusters have been away, and lanes on them, as this process
+// sees it.
+type vigil struct {
+	after time.Duration
+	away  map[string]time.Time // without a break
+	lanes map[message.Lane]use
+}
+
+type use struct {
+	cluster string
+	since   time.Time
+}
+
+func newVigil(after time.Duration) *vigil {
+	return &vigil{after: after, away: make(map[string]time.Time), lanes: make(map[message.Lane]use)}
+}
+
+// look says, by cluster, which lanes have waited for one that is away for long
+// enough: one that a person has just put there is given as long as any other.
+func (v *vigil) look(now time.Time, where func(message.Lane) string, away map[string]bool) map[string][]message.Lane {
+	for cluster, is := range away {
+		if !is {
+			delete(v.away, cluster)
+		} else if v.away[cluster].IsZero() {
+			v.away[cluster] = now
+		}
+	}
+	waiting := make(map[string][]message.Lane)
+	for _, l := range message.Lanes() {
+		u := v.lanes[l]
+		if at := where(l); u.since.IsZero() || u.cluster != at {
+			u = use{at, now}
+			v.lanes[l] = u
+		}
+		since, is := v.away[u.cluster]
+		if is && now.Sub(since) >= v.after && now.Sub(u.since) >= v.after {
+			waiting[u.cluster] = append(waiting[u.cluster], l)
+		}
+	}
+	return waiting
 }
 
 // gone says that no process sees the cluster well, nor the standby away.

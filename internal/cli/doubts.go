@@ -156,7 +156,7 @@ With several filters a doubt has to fit all of them. Look first, with --dry-run.
 				return usage("name a message's ID or a filter, or give --all for every doubt")
 			case filtered && in.All:
 				return usage("--all goes without a filter")
-			case len(args) == 0 && in.attempt != 0:
+			case len(args) == 0 && cmd.Flags().Changed("attempt"):
 				return usage("--attempt goes with an ID")
 			}
 			cl, err := c.client(f)
@@ -205,7 +205,7 @@ func timeFlag(name, text string) (*time.Time, error) {
 func (c *command) decideOne(cmd *cobra.Command, cl *client, id string, in decisionsRequest) error {
 	var raw json.RawMessage
 	body := map[string]any{"decision": in.Decision, "reason": in.Reason}
-	if in.attempt != 0 {
+	if cmd.Flags().Changed("attempt") {
 		body["attempt"] = in.attempt
 	}
 	if err := cl.call(cmd.Context(), http.MethodPost, "/v1/doubts/"+url.PathEscape(id), nil, body, &raw); err != nil {

@@ -17,11 +17,11 @@ func TestDoubts(t *testing.T) {
 		t.Errorf("%+v %s", r, a.last.URL)
 	}
 	a.body = `{"id":"msg_1","decision":"sent","reason":"r","by":"k"}`
-	r = run(t, a.environ(), "doubts", "decide", "msg_1", "--decision", "sent", "--reason", "r", "--json")
+	r = run(t, a.environ(), "doubts", "decide", "msg_1", "--decision", "sent", "--reason", "r", "--attempt", "2", "--json")
 	if r.code != exitOK || a.last.Method != http.MethodPost || a.last.URL.Path != "/v1/doubts/msg_1" {
 		t.Errorf("%+v %s", r, a.last.URL)
 	}
-	sameJSON(t, a.sent, `{"decision":"sent","reason":"r"}`)
+	sameJSON(t, a.sent, `{"decision":"sent","reason":"r","attempt":2}`)
 	sameJSON(t, r.out, a.body)
 
 	a.body = `{"dry_run":true,"matched":3,"lanes":{"trigger.push":3},"causes":{"unknown":3},"sample":[` + doubt + `],"by":"k"}`
@@ -32,7 +32,7 @@ func TestDoubts(t *testing.T) {
 	}
 	sameJSON(t, a.sent, `{"filter":{"lane":"trigger.push","provider":"fcm","tenant":7,"since":"2026-01-02T15:00:00Z"},"decision":"drop","reason":"r","dry_run":true}`)
 
-	for _, args := range [][]string{{}, {"msg_1", "--all"}, {"msg_1", "--dry-run"}, {"--all", "--lane", "x"}, {"--since", "noon"}} {
+	for _, args := range [][]string{{}, {"msg_1", "--all"}, {"msg_1", "--dry-run"}, {"--all", "--lane", "x"}, {"--since", "noon"}, {"--all", "--attempt", "1"}} {
 		args = append([]string{"doubts", "decide", "--decision", "drop", "--reason", "r"}, args...)
 		if r := run(t, a.environ(), args...); r.code != exitUsage {
 			t.Errorf("%v: %+v", args, r)
