@@ -109,7 +109,8 @@ func TestWipedClusterIsReadAnew(t *testing.T) {
 	}
 	up := time.Now()
 	now := look(t, b)
-	if what := now.Since(&was); !strings.Contains(what, "another Kafka cluster") || len(now.Missing) != 9 {
+	// The consumer may have made its own topics anew by then, and no others.
+	if what := now.Since(&was); !strings.Contains(what, "another Kafka cluster") || len(now.Missing) < 3 {
 		t.Errorf("%q, missing %v", what, now.Missing)
 	}
 	if err := b.EnsureTopics(patient(t)); err != nil {

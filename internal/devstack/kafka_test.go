@@ -3,6 +3,9 @@ package devstack
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -117,6 +120,7 @@ func TestKafkaKillRestartFreeze(t *testing.T) {
 	if err := k.Signal(0, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	frozen(t, k.Pid(0))
 	produced := make(chan error, 1)
 	go func() { produced <- client.ProduceSync(testContext(t), kgo.StringRecord("three")).FirstErr() }()
 	select {
@@ -139,6 +143,29 @@ func TestKafkaKillRestartFreeze(t *testing.T) {
 		t.Errorf("cluster id %s after a restart, was %s", again.ClusterID(), k.ClusterID())
 	}
 	consume(t, []string{"one", "two", "three"}, again.Brokers()...)
+}
+
+// frozen waits until every thread of a process has stopped, which takes a moment
+// on a busy machine.
+func frozen(t *testing.T, pid int) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+		if err != nil || len(tasks) == 0 {
+			t.Fatalf("threads of %d: %v", pid, err)
+		}
+		running := slices.ContainsFunc(tasks, func(task string) bool {
+			stat, _ := os.ReadFile(task)
+			_, state, _ := strings.Cut(string(stat), ") ")
+			return !strings.HasPrefix(state, "T")
+		})
+		if !running {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("the process doesn't stop")
+		}
+	}
 }
 
 func TestKafkaAfterItsParentWasKilled(t *testing.T) {
