@@ -44,58 +44,34 @@ func (m *mended) Repaired(_ context.Context, after int64, _ time.Duration) (faul
 	return nil, after, nil
 }
 
-// What others repaired is told of, too.
-func TestGuardTellsOfWhatOthersRepaired(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		g, err := recovery.NewGuard(recovery.GuardConfig{
-			Numbering: new(mended), Every: time.Second, Log: slog.New(slog.DiscardHandler), Meters: noop.NewMeterProvider(),
+// What is repaired at once is told of for a while all the same, whoever did.
+func TestGuardTellsOfWhatWasRepaired(t *testing.T) {
+	for name, n := range map[string]recovery.Numbering{"by itself": new(brief), "by another": new(mended)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				g, err := recovery.NewGuard(recovery.GuardConfig{
+					Numbering: n, Every: time.Second, Repair: true, Log: slog.New(slog.DiscardHandler), Meters: noop.NewMeterProvider(),
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, end := context.WithCancel(t.Context())
+				done := make(chan struct{})
+				go func() { g.Run(ctx); close(done) }()
+				for _, look := range []struct {
+					after time.Duration
+					want  int
+				}{{500 * time.Millisecond, 0}, {time.Second, 1}, {8 * time.Second, 1}, {3 * time.Second, 0}} {
+					time.Sleep(look.after)
+					synctest.Wait()
+					faults, open := g.Lately()
+					if len(faults) != look.want || open != 0 || g.Err() != nil {
+						t.Errorf("after another %s: %v, %d open", look.after, faults, open)
+					}
+				}
+				end()
+				<-done
+			})
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, end := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { g.Run(ctx); close(done) }()
-		for _, look := range []struct {
-			after time.Duration
-			want  int
-		}{{500 * time.Millisecond, 0}, {time.Second, 1}, {8 * time.Second, 1}, {3 * time.Second, 0}} {
-			time.Sleep(look.after)
-			synctest.Wait()
-			if faults, open := g.Lately(); len(faults) != look.want || open != 0 {
-				t.Errorf("after another %s: %v, %d open", look.after, faults, open)
-			}
-		}
-		end()
-		<-done
-	})
-}
-
-// What is repaired at once is told of for a while all the same.
-func TestGuardTellsOfWhatItRepaired(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		b := new(brief)
-		g, err := recovery.NewGuard(recovery.GuardConfig{
-			Numbering: b, Every: time.Second, Repair: true, Log: slog.New(slog.DiscardHandler), Meters: noop.NewMeterProvider(),
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		ctx, end := context.WithCancel(t.Context())
-		done := make(chan struct{})
-		go func() { g.Run(ctx); close(done) }()
-		for _, look := range []struct {
-			after time.Duration
-			want  int
-		}{{500 * time.Millisecond, 0}, {time.Second, 1}, {8 * time.Second, 1}, {3 * time.Second, 0}} {
-			time.Sleep(look.after)
-			synctest.Wait()
-			faults, open := g.Lately()
-			if len(faults) != look.want || open != 0 || g.Err() != nil {
-				t.Errorf("after another %s: %v, %d open", look.after, faults, open)
-			}
-		}
-		end()
-		<-done
-	})
+	}
 }
