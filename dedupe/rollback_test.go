@@ -54,6 +54,13 @@ func stopped(t *testing.T, l *dedupe.Ledger, tenant int32, it message.Item) stri
 	if _, err := l.Message(t.Context(), 0, it.ID); !errors.Is(err, dedupe.ErrRolledBack) {
 		t.Errorf("a message that it may have forgotten: %v", err)
 	}
+	unanswered(t, l, it, 2*time.Second) // some beats, each with a look
+	return cause
+}
+
+// unanswered sees that no claim is answered for so long.
+func unanswered(t *testing.T, l *dedupe.Ledger, it message.Item, patience time.Duration) {
+	t.Helper()
 	answered := make(chan message.ClaimVerdict, 1)
 	go func() {
 		c, err := l.Claim(context.Background(), it)
@@ -64,9 +71,8 @@ func stopped(t *testing.T, l *dedupe.Ledger, tenant int32, it message.Item) stri
 	select {
 	case v := <-answered:
 		t.Errorf("a claim was answered: %v", v)
-	case <-time.After(2 * time.Second): // some beats, each with a look
+	case <-time.After(patience):
 	}
-	return cause
 }
 
 func eventually[T any](t *testing.T, so func() (T, bool)) T {
@@ -386,18 +392,7 @@ func TestToldButLost(t *testing.T) {
 // seeing or noting the rollback, and notes it once that has ended.
 func keptOut(t *testing.T, dsn string, l *dedupe.Ledger, it message.Item, unlock func()) {
 	t.Helper()
-	answered := make(chan message.ClaimVerdict, 1)
-	go func() {
-		c, err := l.Claim(context.Background(), it)
-		if err == nil {
-			answered <- c.Verdict
-		}
-	}()
-	select {
-	case v := <-answered:
-		t.Errorf("a claim was answered: %v", v)
-	case <-time.After(3 * time.Second): // some tries
-	}
+	unanswered(t, l, it, 3*time.Second) // some tries
 	unlock()
 	eventually(t, func() (int, bool) {
 		n := count(t, dsn, `select count(*) from rollback where closed_at is null`)

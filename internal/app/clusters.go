@@ -153,7 +153,7 @@ var errUnread = errors.New("a Kafka cluster is away")
 // what is journaled somewhere.
 func (cs *clusters) Read(ctx context.Context, at time.Time) error {
 	for _, c := range cs.all {
-		if c.away.Load() {
+		if c.isAway() {
 			return errUnread
 		}
 		if err := c.tail.Current(ctx, at); err != nil {

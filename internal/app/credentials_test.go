@@ -127,23 +127,30 @@ func TestBadSecretsAreRefused(t *testing.T) {
 	}
 }
 
-// Named credentials are made once, of each other, and shared by their users.
-func TestNamedCredentialsAreShared(t *testing.T) {
+// tokensAndFCM starts a token server, and an FCM that takes its tokens.
+func tokensAndFCM(t *testing.T) (*sim.TokenServer, *sim.FCMServer) {
+	t.Helper()
 	tokens, err := sim.StartToken(t.Context(), sim.TokenOptions{ClientID: "stormpost", ClientSecret: "CANARY-secret"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tokens.Close()
+	t.Cleanup(func() { tokens.Close() })
 	store, err := sim.OpenStore(t.TempDir(), sim.StoreOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer store.Close()
+	t.Cleanup(func() { store.Close() })
 	fcm, err := sim.StartFCM(t.Context(), sim.FCMOptions{Store: store, Tokens: tokens})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer fcm.Close()
+	t.Cleanup(func() { fcm.Close() })
+	return tokens, fcm
+}
+
+// Named credentials are made once, of each other, and shared by their users.
+func TestNamedCredentialsAreShared(t *testing.T) {
+	tokens, fcm := tokensAndFCM(t)
 	p, err := signingIn(t, func(c *config.Config) {
 		c.Credentials = []config.Credential{
 			{Name: "secret", Source: "value", Value: secretFile(t, "CANARY-secret\n", 0o600)},
@@ -180,21 +187,7 @@ func TestNamedCredentialsAreShared(t *testing.T) {
 // With a safe, a process that starts while the token server is away works with
 // what the last one had; without, it has nothing.
 func TestSafeOutlivesTheProcess(t *testing.T) {
-	tokens, err := sim.StartToken(t.Context(), sim.TokenOptions{ClientID: "stormpost", ClientSecret: "CANARY-secret"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tokens.Close()
-	store, err := sim.OpenStore(t.TempDir(), sim.StoreOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
-	fcm, err := sim.StartFCM(t.Context(), sim.FCMOptions{Store: store, Tokens: tokens})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer fcm.Close()
+	tokens, fcm := tokensAndFCM(t)
 	dir := filepath.Join(t.TempDir(), "safe")
 	start := func(safe string) *process {
 		t.Helper()
