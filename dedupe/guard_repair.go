@@ -32,7 +32,7 @@ func (l *Ledger) RepairNumbering(ctx context.Context) (repaired []message.Fault,
 	if err != nil {
 		return nil, unavailable("repair", err)
 	}
-	defer conn.Release()
+	defer l.unlock(conn)
 	var mine bool
 	if err := conn.QueryRow(ctx, `select pg_try_advisory_lock(hashtext('stormpost numbering'))`).Scan(&mine); err != nil {
 		return nil, unavailable("repair", err)
@@ -40,13 +40,6 @@ func (l *Ledger) RepairNumbering(ctx context.Context) (repaired []message.Fault,
 	if !mine {
 		return nil, nil
 	}
-	defer func() {
-		uctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), l.cfg.Deadline)
-		defer cancel()
-		if _, uerr := conn.Exec(uctx, `select pg_advisory_unlock(hashtext('stormpost numbering'))`); uerr != nil {
-			_ = conn.Conn().Close(uctx) // so that the lock ends with it
-		}
-	}()
 	s, err := structure(ctx, conn)
 	if err != nil {
 		return nil, unavailable("repair", err)

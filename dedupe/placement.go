@@ -74,10 +74,7 @@ func (l *Ledger) BeginEvacuation(ctx context.Context, cluster, by string) (e mes
 	if err != nil {
 		return e, nil, unavailable("evacuate", err)
 	}
-	done = func() {
-		// A connection that goes takes its lock with it.
-		_ = conn.Hijack().Close(context.Background())
-	}
+	done = func() { l.unlock(conn) }
 	var locked bool
 	if err = conn.QueryRow(ctx, `select pg_try_advisory_lock($1)`, int64(evacuationLock)).Scan(&locked); err != nil {
 		done()

@@ -76,12 +76,19 @@ func (l *Ledger) BeginReconcile(ctx context.Context) (_ *Reconciliation, err err
 
 // Close gives the right back.
 func (r *Reconciliation) Close() {
-	ctx, cancel := context.WithTimeout(context.Background(), r.l.cfg.Deadline)
+	r.l.unlock(r.conn)
+}
+
+// unlock gives a connection back without the advisory locks it took. They are free
+// when it returns, unless the server couldn't be asked: then once it sees that the
+// connection has gone.
+func (l *Ledger) unlock(conn *pgxpool.Conn) {
+	ctx, cancel := context.WithTimeout(context.Background(), l.cfg.Deadline)
 	defer cancel()
-	if _, err := r.conn.Exec(ctx, `select pg_advisory_unlock_all()`); err != nil {
-		_ = r.conn.Conn().Close(ctx) // the server gives it back then
+	if _, err := conn.Exec(ctx, `select pg_advisory_unlock_all()`); err != nil {
+		_ = conn.Conn().Close(ctx)
 	}
-	r.conn.Release()
+	conn.Release()
 }
 
 // Raise sets what is numbered by beyond everything that Kafka knows was given
