@@ -184,8 +184,8 @@ func (c *command) auditLanes(ctx context.Context, cl *client, lane string) error
 			Audit       json.RawMessage
 			Error       json.RawMessage
 		}
-		if err := json.Unmarshal(line, &l); err != nil {
-			return fmt.Errorf("the API's answer can't be read: %w", err)
+		if err := readAnswer(line, &l); err != nil {
+			return err
 		}
 		if l.Error != nil {
 			var p struct{ Status int }
@@ -204,8 +204,8 @@ func (c *command) auditLanes(ctx context.Context, cl *client, lane string) error
 		Total laneAudit
 		Lanes []laneAudit
 	}
-	if err := json.Unmarshal(raw, &a); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
+	if err := readAnswer(raw, &a); err != nil {
+		return err
 	}
 	if err := c.showLanes(raw, append(a.Lanes, a.Total)); err != nil {
 		return err

@@ -59,7 +59,7 @@ func (a *fakeAPI) environ() []string {
 
 const (
 	receipt = `{"id":"sub_1","messages":[{"id":"msg_1","to":"you@example.com","state":"queued","stream":"default","sequence":7}]}`
-	list    = `{"items":[{"id":"msg_1","state":"sent","stream":"codes","sequence":3,"class":"transactional","channel":"email","to":"you@example.com","accepted_at":"2026-01-02T15:04:05Z"}],"next":"c2"}`
+	items   = `{"items":[{"id":"msg_1","state":"sent","stream":"codes","sequence":3,"class":"transactional","channel":"email","to":"you@example.com","accepted_at":"2026-01-02T15:04:05Z"}],"next":"c2"}`
 	one     = `{"id":"msg_1","state":"failed","reason":"dropped","stream":"codes","sequence":3,"class":"trigger","channel":"push","to":"tok","timeline":[{"at":"2026-01-02T15:04:05Z","event":"accepted"}]}`
 	refusal = `{"title":"Unprocessable Entity","status":422,"code":"invalid_request","detail":"The request is not valid.","errors":[{"field":"to[0]","message":"is not one mailbox"}]}`
 )
@@ -220,7 +220,7 @@ func TestSend(t *testing.T) {
 }
 
 func TestMessages(t *testing.T) {
-	a := newAPI(t, 200, list)
+	a := newAPI(t, 200, items)
 	r := run(t, a.environ(), "messages", "--state", "sent", "--to", "you+a@example.com", "--idempotency-key", "k&1", "--limit", "2")
 	if r.code != exitOK || !strings.Contains(r.out, "msg_1") || !strings.Contains(r.out, "codes/3") || !strings.Contains(r.out, "--cursor c2") {
 		t.Errorf("%+v", r)
@@ -230,7 +230,7 @@ func TestMessages(t *testing.T) {
 		t.Errorf("%s", a.last.URL)
 	}
 	r = run(t, a.environ(), "messages", "--json")
-	sameJSON(t, r.out, list)
+	sameJSON(t, r.out, items)
 
 	a.body = one
 	r = run(t, a.environ(), "messages", "msg_1/../x")
@@ -246,7 +246,7 @@ func TestMessages(t *testing.T) {
 
 // TestRunningDev finds the API and the key of a running `stormpost dev`.
 func TestRunningDev(t *testing.T) {
-	a := newAPI(t, 200, list)
+	a := newAPI(t, 200, items)
 	dir := t.TempDir()
 	b, _ := json.Marshal(map[string]string{"api": a.URL, "api_key": "sp_live_dev"})
 	if err := os.WriteFile(filepath.Join(dir, "dev.json"), b, 0o600); err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -113,10 +114,72 @@ func (cl *client) call(ctx context.Context, method, path string, header map[stri
 	if out == nil {
 		return nil
 	}
+	return readAnswer(b, out)
+}
+
+func readAnswer(b []byte, out any) error {
 	if err := json.Unmarshal(b, out); err != nil {
 		return fmt.Errorf("the API's answer can't be read: %w", err)
 	}
 	return nil
+}
+
+// ask makes a request and shows its answer: as it came with --json, else by show.
+func ask[A any](ctx context.Context, c *command, cl *client, method, path string, in any, show func(A) error) error {
+	var raw json.RawMessage
+	if err := cl.call(ctx, method, path, nil, in, &raw); err != nil {
+		return err
+	}
+	if c.json {
+		return c.printJSON(raw)
+	}
+	var a A
+	if err := readAnswer(raw, &a); err != nil {
+		return err
+	}
+	return show(a)
+}
+
+// list asks for a list, or a page of one, and shows it.
+func list[T any](ctx context.Context, c *command, cl *client, path string, q url.Values, show func([]T) error) error {
+	type page struct {
+		Items []T    `json:"items"`
+		Next  string `json:"next"`
+	}
+	if len(q) > 0 {
+		path += "?" + q.Encode()
+	}
+	return ask(ctx, c, cl, http.MethodGet, path, nil, func(p page) error {
+		if err := show(p.Items); err != nil {
+			return err
+		}
+		if p.Next != "" {
+			fmt.Fprintf(c.Out, "more: --cursor %s\n", p.Next)
+		}
+		return nil
+	})
+}
+
+// paging is which page of a list is wanted.
+type paging struct {
+	cursor string
+	limit  int
+}
+
+func (p *paging) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&p.cursor, "cursor", "", "go on where the last page ended")
+	cmd.Flags().IntVar(&p.limit, "limit", 50, "at most this many, 1 to 200")
+}
+
+func (p *paging) query() (url.Values, error) {
+	if p.limit < 1 || p.limit > 200 {
+		return nil, usage("--limit: want 1 to 200, not %d", p.limit)
+	}
+	q := url.Values{"limit": {strconv.Itoa(p.limit)}}
+	if p.cursor != "" {
+		q.Set("cursor", p.cursor)
+	}
+	return q, nil
 }
 
 // laterError is a refusal that says when to come again.

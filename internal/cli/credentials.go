@@ -13,29 +13,27 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// credentialPage is what the command shows of credentials.
-type credentialPage struct {
-	Items []struct {
-		Name        string     `json:"name"`
-		Source      string     `json:"source"`
-		Health      string     `json:"health"`
-		Trouble     string     `json:"trouble"`
-		ExpiresAt   *time.Time `json:"expires_at"`
-		LastUsed    *time.Time `json:"last_used_at"`
-		LastWorked  *time.Time `json:"last_worked_at"`
-		Refreshed   *time.Time `json:"refreshed_at"`
-		NextRefresh *time.Time `json:"next_refresh_at"`
-		Generations []struct {
-			Number     int        `json:"number"`
-			State      string     `json:"state"`
-			Label      string     `json:"label"`
-			Kept       bool       `json:"kept"`
-			Received   time.Time  `json:"received_at"`
-			ExpiresAt  *time.Time `json:"expires_at"`
-			LastWorked *time.Time `json:"last_worked_at"`
-			Reply      string     `json:"reply"`
-		} `json:"generations"`
-	} `json:"items"`
+// credentialAnswer is what the command shows of a credential.
+type credentialAnswer struct {
+	Name        string     `json:"name"`
+	Source      string     `json:"source"`
+	Health      string     `json:"health"`
+	Trouble     string     `json:"trouble"`
+	ExpiresAt   *time.Time `json:"expires_at"`
+	LastUsed    *time.Time `json:"last_used_at"`
+	LastWorked  *time.Time `json:"last_worked_at"`
+	Refreshed   *time.Time `json:"refreshed_at"`
+	NextRefresh *time.Time `json:"next_refresh_at"`
+	Generations []struct {
+		Number     int        `json:"number"`
+		State      string     `json:"state"`
+		Label      string     `json:"label"`
+		Kept       bool       `json:"kept"`
+		Received   time.Time  `json:"received_at"`
+		ExpiresAt  *time.Time `json:"expires_at"`
+		LastWorked *time.Time `json:"last_worked_at"`
+		Reply      string     `json:"reply"`
+	} `json:"generations"`
 }
 
 func (c *command) credentials() *cobra.Command {
@@ -63,14 +61,7 @@ With --json it prints {"items": [...]} as GET /v1/credentials answers.`,
 			if err != nil {
 				return err
 			}
-			var raw json.RawMessage
-			if err := cl.call(cmd.Context(), http.MethodGet, "/v1/credentials", nil, nil, &raw); err != nil {
-				return err
-			}
-			if c.json {
-				return c.printJSON(raw)
-			}
-			return c.showCredentials(raw)
+			return list(cmd.Context(), c, cl, "/v1/credentials", nil, c.showCredentials)
 		},
 	}
 	f.add(cmd)
@@ -78,12 +69,8 @@ With --json it prints {"items": [...]} as GET /v1/credentials answers.`,
 	return cmd
 }
 
-func (c *command) showCredentials(raw []byte) error {
-	var page credentialPage
-	if err := json.Unmarshal(raw, &page); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
-	}
-	if len(page.Items) == 0 {
+func (c *command) showCredentials(all []credentialAnswer) error {
+	if len(all) == 0 {
 		fmt.Fprintln(c.Out, "no credentials: this process signs in nowhere")
 		return nil
 	}
@@ -94,7 +81,7 @@ func (c *command) showCredentials(raw []byte) error {
 		return t.Local().Format(time.Stamp)
 	}
 	var out bytes.Buffer
-	for n, i := range page.Items {
+	for n, i := range all {
 		if n > 0 {
 			fmt.Fprintln(&out)
 		}
@@ -155,8 +142,8 @@ With --json it prints {"name", "ok", "tests": [{"route", "ok", "error"}]}.`,
 					Error string `json:"error"`
 				} `json:"tests"`
 			}
-			if err := json.Unmarshal(raw, &answer); err != nil {
-				return fmt.Errorf("the API's answer can't be read: %w", err)
+			if err := readAnswer(raw, &answer); err != nil {
+				return err
 			}
 			if c.json {
 				if err := c.printJSON(raw); err != nil {

@@ -70,48 +70,26 @@ it, once. Ask the provider first: resending what was taken sends it twice.`,
 
 func (c *command) doubtsList() *cobra.Command {
 	var f clientFlags
-	var cursor string
-	var limit int
+	var pages paging
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List open doubts, oldest first",
 		Example: `  stormpost doubts list --limit 200`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			q, err := pages.query()
+			if err != nil {
+				return err
+			}
 			cl, err := c.client(f)
 			if err != nil {
 				return err
 			}
-			q := url.Values{"limit": {fmt.Sprint(limit)}}
-			if cursor != "" {
-				q.Set("cursor", cursor)
-			}
-			var raw json.RawMessage
-			if err := cl.call(cmd.Context(), http.MethodGet, "/v1/doubts?"+q.Encode(), nil, nil, &raw); err != nil {
-				return err
-			}
-			if c.json {
-				return c.printJSON(raw)
-			}
-			var page struct {
-				Items []doubtAnswer `json:"items"`
-				Next  string        `json:"next"`
-			}
-			if err := json.Unmarshal(raw, &page); err != nil {
-				return fmt.Errorf("the API's answer can't be read: %w", err)
-			}
-			if err := showDoubts(c.Out, page.Items); err != nil {
-				return err
-			}
-			if page.Next != "" {
-				fmt.Fprintf(c.Out, "more: --cursor %s\n", page.Next)
-			}
-			return nil
+			return list(cmd.Context(), c, cl, "/v1/doubts", q, func(all []doubtAnswer) error { return showDoubts(c.Out, all) })
 		},
 	}
 	f.add(cmd)
-	cmd.Flags().StringVar(&cursor, "cursor", "", "go on where the last page ended")
-	cmd.Flags().IntVar(&limit, "limit", 50, "at most this many, 1 to 200")
+	pages.add(cmd)
 	return cmd
 }
 
@@ -203,19 +181,14 @@ func timeFlag(name, text string) (*time.Time, error) {
 }
 
 func (c *command) decideOne(cmd *cobra.Command, cl *client, id string, in decisionsRequest) error {
-	var raw json.RawMessage
 	body := map[string]any{"decision": in.Decision, "reason": in.Reason}
 	if cmd.Flags().Changed("attempt") {
 		body["attempt"] = in.attempt
 	}
-	if err := cl.call(cmd.Context(), http.MethodPost, "/v1/doubts/"+url.PathEscape(id), nil, body, &raw); err != nil {
+	return ask(cmd.Context(), c, cl, http.MethodPost, "/v1/doubts/"+url.PathEscape(id), body, func(json.RawMessage) error {
+		_, err := fmt.Fprintf(c.Out, "%s: %s\n", id, in.Decision)
 		return err
-	}
-	if c.json {
-		return c.printJSON(raw)
-	}
-	fmt.Fprintf(c.Out, "%s: %s\n", id, in.Decision)
-	return nil
+	})
 }
 
 // decideMany asks until everything that was found is decided.

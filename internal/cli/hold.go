@@ -91,7 +91,7 @@ A tag is held of all tenants, or of the one that --tenant names.`,
 			if err != nil {
 				return err
 			}
-			return c.listHolds(cmd, cl)
+			return list(cmd.Context(), c, cl, "/v1/holds", nil, func(all []holdAnswer) error { return showHolds(c.Out, all) })
 		},
 	})
 	return cmd
@@ -122,16 +122,11 @@ it made a provider's code fail, is released by its id: it is tried once more.`,
 			if reason == "" {
 				return usage("--reason is needed to release a message")
 			}
-			var raw json.RawMessage
 			path := "/v1/messages/" + url.PathEscape(args[0]) + "/release"
-			if err := cl.call(cmd.Context(), http.MethodPost, path, nil, map[string]string{"reason": reason}, &raw); err != nil {
+			return ask(cmd.Context(), c, cl, http.MethodPost, path, map[string]string{"reason": reason}, func(json.RawMessage) error {
+				_, err := fmt.Fprintf(c.Out, "%s: released\n", args[0])
 				return err
-			}
-			if c.json {
-				return c.printJSON(raw)
-			}
-			fmt.Fprintf(c.Out, "%s: released\n", args[0])
-			return nil
+			})
 		},
 	}
 	f.add(cmd)
@@ -140,36 +135,10 @@ it made a provider's code fail, is released by its id: it is tried once more.`,
 }
 
 func (c *command) showHold(cmd *cobra.Command, cl *client, method, path string, in any, done string) error {
-	var raw json.RawMessage
-	if err := cl.call(cmd.Context(), method, path, nil, in, &raw); err != nil {
+	return ask(cmd.Context(), c, cl, method, path, in, func(h holdAnswer) error {
+		_, err := fmt.Fprintf(c.Out, "hold %d: %s is %s\n", h.ID, h.what(), done)
 		return err
-	}
-	if c.json {
-		return c.printJSON(raw)
-	}
-	var h holdAnswer
-	if err := json.Unmarshal(raw, &h); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
-	}
-	fmt.Fprintf(c.Out, "hold %d: %s is %s\n", h.ID, h.what(), done)
-	return nil
-}
-
-func (c *command) listHolds(cmd *cobra.Command, cl *client) error {
-	var raw json.RawMessage
-	if err := cl.call(cmd.Context(), http.MethodGet, "/v1/holds", nil, nil, &raw); err != nil {
-		return err
-	}
-	if c.json {
-		return c.printJSON(raw)
-	}
-	var page struct {
-		Items []holdAnswer `json:"items"`
-	}
-	if err := json.Unmarshal(raw, &page); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
-	}
-	return showHolds(c.Out, page.Items)
+	})
 }
 
 func showHolds(out io.Writer, all []holdAnswer) error {

@@ -2,10 +2,8 @@ package cli
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"net/http"
 	"net/url"
 	"text/tabwriter"
 	"time"
@@ -13,25 +11,22 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// incidentPage is what the command shows of incidents.
-type incidentPage struct {
-	Items []struct {
-		State      string     `json:"state"`
-		Cause      string     `json:"cause"`
-		Severity   string     `json:"severity"`
-		Summary    string     `json:"summary"`
-		Runbook    string     `json:"runbook"`
-		Command    string     `json:"command"`
-		OpenedAt   time.Time  `json:"opened_at"`
-		ResolvedAt *time.Time `json:"resolved_at"`
-	} `json:"items"`
-	Next string `json:"next"`
+// incidentAnswer is what the command shows of an incident.
+type incidentAnswer struct {
+	State      string     `json:"state"`
+	Cause      string     `json:"cause"`
+	Severity   string     `json:"severity"`
+	Summary    string     `json:"summary"`
+	Runbook    string     `json:"runbook"`
+	Command    string     `json:"command"`
+	OpenedAt   time.Time  `json:"opened_at"`
+	ResolvedAt *time.Time `json:"resolved_at"`
 }
 
 func (c *command) incidents() *cobra.Command {
 	f := clientFlags{operator: true}
-	var state, cursor string
-	var limit int
+	var state string
+	var pages paging
 	var watch bool
 	cmd := &cobra.Command{
 		Use:   "incidents",
@@ -48,19 +43,16 @@ with --watch, one such object every two seconds.`,
   stormpost incidents --state resolved --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			q := url.Values{"limit": {fmt.Sprint(limit)}}
+			q, err := pages.query()
+			if err != nil {
+				return err
+			}
 			switch state {
 			case "open", "resolved":
 				q.Set("state", state)
 			case "all":
 			default:
 				return usage("--state: want open, resolved or all, not %q", state)
-			}
-			if limit < 1 || limit > 200 {
-				return usage("--limit: want 1 to 200, not %d", limit)
-			}
-			if cursor != "" {
-				q.Set("cursor", cursor)
 			}
 			cl, err := c.client(f)
 			if err != nil {
@@ -75,8 +67,7 @@ with --watch, one such object every two seconds.`,
 	f.add(cmd)
 	p := cmd.Flags()
 	p.StringVar(&state, "state", "open", "open, resolved or all")
-	p.StringVar(&cursor, "cursor", "", "go on where the last page ended")
-	p.IntVar(&limit, "limit", 50, "at most this many, 1 to 200")
+	pages.add(cmd)
 	p.BoolVar(&watch, "watch", false, "ask again every two seconds, until ^C")
 	return cmd
 }
@@ -109,24 +100,17 @@ func (c *command) watchIncidents(cmd *cobra.Command, cl *client, q url.Values, s
 }
 
 func (c *command) listIncidents(cmd *cobra.Command, cl *client, q url.Values, state string) error {
-	var raw json.RawMessage
-	if err := cl.call(cmd.Context(), http.MethodGet, "/v1/incidents?"+q.Encode(), nil, nil, &raw); err != nil {
-		return err
-	}
-	if c.json {
-		return c.printJSON(raw)
-	}
-	var page incidentPage
-	if err := json.Unmarshal(raw, &page); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
-	}
-	if len(page.Items) == 0 {
+	return list(cmd.Context(), c, cl, "/v1/incidents", q, func(all []incidentAnswer) error { return c.showIncidents(all, state) })
+}
+
+func (c *command) showIncidents(all []incidentAnswer, state string) error {
+	if len(all) == 0 {
 		fmt.Fprintf(c.Out, "no %s\n", map[string]string{"open": "open incidents", "resolved": "resolved incidents", "all": "incidents"}[state])
 		return nil
 	}
 	var out bytes.Buffer
 	w := tabwriter.NewWriter(&out, 0, 0, 2, ' ', 0)
-	for n, i := range page.Items {
+	for n, i := range all {
 		if n > 0 {
 			fmt.Fprintln(w)
 		}
@@ -140,9 +124,6 @@ func (c *command) listIncidents(cmd *cobra.Command, cl *client, q url.Values, st
 	}
 	if err := w.Flush(); err != nil {
 		return err
-	}
-	if page.Next != "" {
-		fmt.Fprintf(&out, "more: --cursor %s\n", page.Next)
 	}
 	_, err := out.WriteTo(c.Out)
 	return err

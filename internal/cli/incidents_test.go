@@ -25,7 +25,7 @@ func TestIncidents(t *testing.T) {
 		}
 	}
 	r = run(t, api.environ(), "incidents", "--state", "all", "--json")
-	var page incidentPage
+	var page struct{ Items []incidentAnswer }
 	if err := json.Unmarshal([]byte(r.out), &page); err != nil || len(page.Items) != 1 || api.last.URL.Query().Has("state") {
 		t.Errorf("%+v, %v, %s", r, err, api.last.URL)
 	}

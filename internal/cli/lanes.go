@@ -1,9 +1,7 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"text/tabwriter"
 	"time"
 
@@ -38,23 +36,14 @@ or since attempts began. DRAINED IN is when nothing will be ready, at these rate
 			if err != nil {
 				return err
 			}
-			var raw json.RawMessage
-			if err := cl.call(cmd.Context(), http.MethodGet, "/v1/lanes", nil, nil, &raw); err != nil {
-				return err
-			}
-			if c.json {
-				return c.printJSON(raw)
-			}
-			var page struct{ Items []laneAnswer }
-			if err := json.Unmarshal(raw, &page); err != nil {
-				return fmt.Errorf("the API's answer can't be read: %w", err)
-			}
-			w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "LANE\tREADY\tWAITING\tOLDEST\tIN/s\tOUT/s\tDRAINED IN")
-			for _, l := range page.Items {
-				fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%.1f\t%.1f\t%s\n", l.Lane, l.Depth, l.Waiting, seconds(l.OldestAge), l.InRate, l.OutRate, l.drained())
-			}
-			return w.Flush()
+			return list(cmd.Context(), c, cl, "/v1/lanes", nil, func(all []laneAnswer) error {
+				w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
+				fmt.Fprintln(w, "LANE\tREADY\tWAITING\tOLDEST\tIN/s\tOUT/s\tDRAINED IN")
+				for _, l := range all {
+					fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%.1f\t%.1f\t%s\n", l.Lane, l.Depth, l.Waiting, seconds(l.OldestAge), l.InRate, l.OutRate, l.drained())
+				}
+				return w.Flush()
+			})
 		},
 	}
 	f.operator = true

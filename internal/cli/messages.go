@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -30,10 +29,8 @@ type messageAnswer struct {
 
 func (c *command) messages() *cobra.Command {
 	var f clientFlags
-	var filter struct {
-		state, class, channel, to, tag, stream, since, cursor, key string
-		limit                                                      int
-	}
+	var pages paging
+	var filter struct{ state, class, channel, to, tag, stream, since, key string }
 	cmd := &cobra.Command{
 		Use:   "messages [ID]",
 		Short: "Ask what became of messages: queued, sent or dropped?",
@@ -50,15 +47,17 @@ func (c *command) messages() *cobra.Command {
 			if len(args) == 1 {
 				return c.showMessage(cmd, cl, http.MethodGet, args[0])
 			}
-			q := url.Values{}
+			q, err := pages.query()
+			if err != nil {
+				return err
+			}
 			for name, v := range map[string]string{"state": filter.state, "class": filter.class, "channel": filter.channel, "to": filter.to,
-				"tag": filter.tag, "stream": filter.stream, "since": filter.since, "cursor": filter.cursor, "idempotency_key": filter.key} {
+				"tag": filter.tag, "stream": filter.stream, "since": filter.since, "idempotency_key": filter.key} {
 				if v != "" {
 					q.Set(name, v)
 				}
 			}
-			q.Set("limit", fmt.Sprint(filter.limit))
-			return c.listMessages(cmd, cl, q)
+			return list(cmd.Context(), c, cl, "/v1/messages", q, c.showMessages)
 		},
 	}
 	f.add(cmd)
@@ -71,8 +70,7 @@ func (c *command) messages() *cobra.Command {
 	p.StringVar(&filter.stream, "stream", "", "only of this stream")
 	p.StringVar(&filter.since, "since", "", "only accepted since this time, RFC 3339")
 	p.StringVar(&filter.key, "idempotency-key", "", "only those submitted under this key")
-	p.StringVar(&filter.cursor, "cursor", "", "go on where the last page ended")
-	p.IntVar(&filter.limit, "limit", 50, "at most this many, 1 to 200")
+	pages.add(cmd)
 	cmd.AddCommand(&cobra.Command{
 		Use:   "cancel ID",
 		Short: "Cancel a message that is not handed over yet",
@@ -89,17 +87,10 @@ func (c *command) messages() *cobra.Command {
 }
 
 func (c *command) showMessage(cmd *cobra.Command, cl *client, method, id string) error {
-	var raw json.RawMessage
-	if err := cl.call(cmd.Context(), method, "/v1/messages/"+url.PathEscape(id), nil, nil, &raw); err != nil {
-		return err
-	}
-	if c.json {
-		return c.printJSON(raw)
-	}
-	var m messageAnswer
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
-	}
+	return ask(cmd.Context(), c, cl, method, "/v1/messages/"+url.PathEscape(id), nil, c.showTimeline)
+}
+
+func (c *command) showTimeline(m messageAnswer) error {
 	w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "id\t%s\nstate\t%s\n", m.ID, m.State)
 	if m.Reason != "" {
@@ -112,33 +103,13 @@ func (c *command) showMessage(cmd *cobra.Command, cl *client, method, id string)
 	return w.Flush()
 }
 
-func (c *command) listMessages(cmd *cobra.Command, cl *client, q url.Values) error {
-	var raw json.RawMessage
-	if err := cl.call(cmd.Context(), http.MethodGet, "/v1/messages?"+q.Encode(), nil, nil, &raw); err != nil {
-		return err
-	}
-	if c.json {
-		return c.printJSON(raw)
-	}
-	var page struct {
-		Items []messageAnswer `json:"items"`
-		Next  string          `json:"next"`
-	}
-	if err := json.Unmarshal(raw, &page); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
-	}
+func (c *command) showMessages(all []messageAnswer) error {
 	w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "ACCEPTED\tID\tSTATE\tNUMBER\tLANE\tTO")
-	for _, m := range page.Items {
+	for _, m := range all {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s/%s\t%s.%s\t%s\n", m.AcceptedAt.Local().Format(time.Stamp), m.ID, m.State, m.Stream, sequence(m.Sequence), m.Class, m.Channel, m.To)
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if page.Next != "" {
-		fmt.Fprintf(c.Out, "more: --cursor %s\n", page.Next)
-	}
-	return nil
+	return w.Flush()
 }
 
 func sequence(n *int64) string {

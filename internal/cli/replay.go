@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -331,17 +330,10 @@ func (r replayAnswer) bar() string {
 
 // showReplay makes a request that a replay is the answer to, and shows it.
 func (c *command) showReplay(ctx context.Context, cl *client, method, path string, in any) error {
-	var raw json.RawMessage
-	if err := cl.call(ctx, method, path, nil, in, &raw); err != nil {
-		return err
-	}
-	if c.json {
-		return c.printJSON(raw)
-	}
-	var r replayAnswer
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
-	}
+	return ask(ctx, c, cl, method, path, in, c.tellReplay)
+}
+
+func (c *command) tellReplay(r replayAnswer) error {
 	fmt.Fprintf(c.Out, "replay %d is %s: %d of %d given, %s, by %s: %s\n", r.ID, r.Status, r.Given, r.ToSend, r.what(), r.By, r.Reason)
 	if r.Status == "running" {
 		fmt.Fprintf(c.Out, "about %s left, at most %d a second\n", r.eta(), r.Rate)
@@ -350,52 +342,32 @@ func (c *command) showReplay(ctx context.Context, cl *client, method, path strin
 }
 
 func (c *command) replayList(f *clientFlags) *cobra.Command {
-	var cursor string
-	var limit int
+	var pages paging
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List replays, newest first, by whom and why",
 		Example: `  stormpost replay list --limit 10`,
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			q, err := pages.query()
+			if err != nil {
+				return err
+			}
 			cl, err := c.client(*f)
 			if err != nil {
 				return err
 			}
-			q := url.Values{"limit": {fmt.Sprint(limit)}}
-			if cursor != "" {
-				q.Set("cursor", cursor)
-			}
-			var raw json.RawMessage
-			if err := cl.call(cmd.Context(), http.MethodGet, "/v1/replays?"+q.Encode(), nil, nil, &raw); err != nil {
-				return err
-			}
-			if c.json {
-				return c.printJSON(raw)
-			}
-			var page struct {
-				Items []replayAnswer `json:"items"`
-				Next  string         `json:"next"`
-			}
-			if err := json.Unmarshal(raw, &page); err != nil {
-				return fmt.Errorf("the API's answer can't be read: %w", err)
-			}
-			w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "REPLAY\tAT\tSTATUS\tGIVEN\tOF\tLEFT\tWHAT\tBY\tREASON")
-			for _, r := range page.Items {
-				fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", r.ID, r.At.Local().Format(time.Stamp), r.Status, r.Given, r.ToSend, r.eta(), r.what(), r.By, r.Reason)
-			}
-			if err := w.Flush(); err != nil {
-				return err
-			}
-			if page.Next != "" {
-				fmt.Fprintf(c.Out, "more: --cursor %s\n", page.Next)
-			}
-			return nil
+			return list(cmd.Context(), c, cl, "/v1/replays", q, func(all []replayAnswer) error {
+				w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
+				fmt.Fprintln(w, "REPLAY\tAT\tSTATUS\tGIVEN\tOF\tLEFT\tWHAT\tBY\tREASON")
+				for _, r := range all {
+					fmt.Fprintf(w, "%d\t%s\t%s\t%d\t%d\t%s\t%s\t%s\t%s\n", r.ID, r.At.Local().Format(time.Stamp), r.Status, r.Given, r.ToSend, r.eta(), r.what(), r.By, r.Reason)
+				}
+				return w.Flush()
+			})
 		},
 	}
-	cmd.Flags().StringVar(&cursor, "cursor", "", "go on where the last page ended")
-	cmd.Flags().IntVar(&limit, "limit", 50, "at most this many, 1 to 200")
+	pages.add(cmd)
 	return cmd
 }
 

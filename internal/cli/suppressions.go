@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"net/url"
 	"strconv"
 	"text/tabwriter"
 	"time"
@@ -45,9 +44,9 @@ The key sees its own tenant's; one with the scope operator sees all.`,
 }
 
 func (c *command) listSuppressions(f *clientFlags) *cobra.Command {
-	var channel, to, cursor string
+	var channel, to string
 	var tenant int32
-	var limit int
+	var pages paging
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List who is suppressed, newest first, and why",
@@ -63,11 +62,11 @@ answers.`,
 			if channel != "" && channel != "email" && channel != "push" {
 				return usage("--channel: want email or push, not %q", channel)
 			}
-			if limit < 1 || limit > 200 {
-				return usage("--limit: want 1 to 200, not %d", limit)
+			q, err := pages.query()
+			if err != nil {
+				return err
 			}
-			q := url.Values{"limit": {strconv.Itoa(limit)}}
-			for name, value := range map[string]string{"channel": channel, "to": to, "cursor": cursor} {
+			for name, value := range map[string]string{"channel": channel, "to": to} {
 				if value != "" {
 					q.Set(name, value)
 				}
@@ -79,49 +78,28 @@ answers.`,
 			if err != nil {
 				return err
 			}
-			var raw json.RawMessage
-			if err := cl.call(cmd.Context(), http.MethodGet, "/v1/suppressions?"+q.Encode(), nil, nil, &raw); err != nil {
-				return err
-			}
-			if c.json {
-				return c.printJSON(raw)
-			}
-			return c.showSuppressions(raw)
+			return list(cmd.Context(), c, cl, "/v1/suppressions", q, c.showSuppressions)
 		},
 	}
 	p := cmd.Flags()
 	p.StringVar(&channel, "channel", "", "email or push; default both")
 	p.StringVar(&to, "to", "", "that of this address, token or endpoint")
 	p.Int32Var(&tenant, "tenant", 0, "for operators: those of this tenant")
-	p.IntVar(&limit, "limit", 50, "how many at most, 1 to 200")
-	p.StringVar(&cursor, "cursor", "", "go on with the next page")
+	pages.add(cmd)
 	return cmd
 }
 
-func (c *command) showSuppressions(raw []byte) error {
-	var page struct {
-		Items []suppressionAnswer `json:"items"`
-		Next  string              `json:"next"`
-	}
-	if err := json.Unmarshal(raw, &page); err != nil {
-		return fmt.Errorf("the API's answer can't be read: %w", err)
-	}
-	if len(page.Items) == 0 {
+func (c *command) showSuppressions(all []suppressionAnswer) error {
+	if len(all) == 0 {
 		fmt.Fprintln(c.Out, "nobody is suppressed")
 		return nil
 	}
 	w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NUMBER\tCHANNEL\tRECIPIENT\tREASON\tPROVIDER\tSINCE")
-	for _, s := range page.Items {
+	for _, s := range all {
 		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\t%s\n", s.ID, s.Channel, s.To, s.Reason, s.Provider, s.At.Local().Format(time.DateTime))
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	if page.Next != "" {
-		fmt.Fprintf(c.Out, "more: --cursor %s\n", page.Next)
-	}
-	return nil
+	return w.Flush()
 }
 
 func (c *command) clearSuppressions(f *clientFlags) *cobra.Command {
