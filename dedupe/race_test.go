@@ -59,6 +59,47 @@ func TestOneClaimWithoutLeaveFailsAlone(t *testing.T) {
 	wg.Wait()
 }
 
+// A batch of claims has both channels of its class: each message gets its own
+// verdict, whichever lane it is in.
+func TestClaimsOfTwoLanes(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	wants := []message.ClaimVerdict{message.Claimed, message.Taken, message.NotDue, message.Stranger}
+	var items []message.Item
+	for i, key := range ledgertest.Keys(40) {
+		s := ledgertest.Email(t, tenant, key, "s", "a@example.com")
+		if i/len(wants)%2 == 1 {
+			s.Lane.Channel = message.ChannelPush
+		}
+		want := wants[i%len(wants)]
+		if want == message.NotDue {
+			s.SendAt = time.Now().Add(time.Hour)
+		}
+		it := ledgertest.Items(s, accept(t, l, s))[0]
+		switch want {
+		case message.Taken:
+			claim(t, l, it, message.Claimed)
+		case message.Stranger:
+			it.ID[20] ^= 1
+		}
+		items = append(items, it)
+	}
+	unlock := lock(t, dsn, `lock attempt in share row exclusive mode`) // so that a batch gathers
+	var wg sync.WaitGroup
+	for i, it := range items {
+		wg.Go(func() {
+			if c, err := l.Claim(t.Context(), it); err != nil || c.Verdict != wants[i%len(wants)] {
+				t.Errorf("claim %d: %d %v, want %d", i, c.Verdict, err, wants[i%len(wants)])
+			}
+		})
+	}
+	time.Sleep(300 * time.Millisecond)
+	unlock()
+	wg.Wait()
+}
+
 // A race of two records of one end can leave a leave that was used. It must not
 // keep out, nor take along, the next one.
 func TestUsedLeaveIsInNobodysWay(t *testing.T) {
