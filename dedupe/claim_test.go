@@ -45,6 +45,17 @@ func record(t *testing.T, l *dedupe.Ledger, it message.Item, o message.Outcome, 
 	}
 }
 
+// lost records that an attempt's answer was lost, and that a policy has the
+// message sent again.
+func lost(t *testing.T, l *dedupe.Ledger, it message.Item, in time.Duration) {
+	t.Helper()
+	if err := l.Record(t.Context(), message.Report{
+		Position: it.Position, Attempt: it.Attempt, Provider: "p", Result: message.Result{Outcome: message.Unknown}, Resend: "policy:transactional.email", RetryIn: in,
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func state(t *testing.T, l *dedupe.Ledger, it message.Item, want message.State) *message.View {
 	t.Helper()
 	v, err := l.Message(t.Context(), 0, it.ID)
@@ -149,6 +160,57 @@ func TestClaimEndsExpired(t *testing.T) {
 	claim(t, l, it, message.Expired)
 	state(t, l, it, message.StateExpired)
 	claim(t, l, it, message.Taken)
+}
+
+// A message whose answer was lost may have been taken, while it waits to be sent
+// again: so nobody can cancel it, and if its life ends first it is in doubt, not
+// expired. Submitted anew it is known.
+func TestLostAnswerIsNoEnd(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	acme := suppressing(t, l, "acme")
+	s := keyless(t, acme, "a", "a@example.com")
+	it := ledgertest.Items(s, accept(t, l, s))[0]
+	claim(t, l, it, message.Claimed)
+	lost(t, l, it, time.Hour)
+	if _, err := l.Cancel(t.Context(), acme, it.ID); !errors.Is(err, message.ErrTooLate) {
+		t.Errorf("canceled: %v", err)
+	}
+	it.Attempt = 2
+	claim(t, l, it, message.NotDue)
+	exec(t, dsn, `update message set expires_at = now()`)
+	claim(t, l, it, message.Taken)
+	v := state(t, l, it, message.StateInDoubt)
+	if last := v.Attempts[len(v.Attempts)-1]; last.Number != 2 || last.Code != "repeat_too_late" {
+		t.Errorf("%+v", last)
+	}
+	if r := accept(t, l, keyless(t, acme, "a", "a@example.com")); r.RepeatOf == (message.ID{}) {
+		t.Errorf("submitted anew it would be sent: %+v", r)
+	}
+	// What a person has resent is not thought to have been taken.
+	if err := l.Decide(t.Context(), it.ID, 2, message.DecideResend, "alice", "not in its log"); err != nil {
+		t.Fatal(err)
+	}
+	it.Attempt = 3
+	claim(t, l, it, message.Expired)
+	state(t, l, it, message.StateExpired)
+
+	// Nor is it superseded as if nobody had got it.
+	var items []message.Item
+	for _, key := range []string{"older", "newer"} {
+		s := ledgertest.Email(t, acme, key, "s", "a@example.com")
+		s.Supersede = "code"
+		items = append(items, ledgertest.Items(s, accept(t, l, s))[0])
+		if key == "older" {
+			claim(t, l, items[0], message.Claimed)
+			lost(t, l, items[0], time.Hour)
+		}
+	}
+	items[0].Attempt = 2
+	claim(t, l, items[0], message.Taken)
+	state(t, l, items[0], message.StateInDoubt)
+	claim(t, l, items[1], message.Claimed)
 }
 
 func TestScheduledWaits(t *testing.T) {

@@ -69,6 +69,29 @@ func TestProviderEvents(t *testing.T) {
 			t.Fatalf("told before it was a doubt: %v, %v", v.State, err)
 		}
 	}
+	// Told while it waits to be sent again, by a policy or a person: it isn't.
+	for kind, want := range map[message.EventKind]message.State{message.EventDelivered: message.StateSent, message.EventBounced: message.StateFailed} {
+		again := take("again"+string(kind), 0)
+		lost(t, l, again, time.Hour)
+		tell(again, kind)
+		state(t, l, again, want)
+		again.Attempt = 2
+		claim(t, l, again, message.Taken)
+
+		asked := take("asked"+string(kind), message.Unknown)
+		if err := l.Decide(t.Context(), asked.ID, 0, message.DecideResend, "alice", "not in its log"); err != nil {
+			t.Fatal(err)
+		}
+		tell(asked, kind)
+		state(t, l, asked, want)
+	}
+	// Nor if it was told before its answer was lost.
+	before := take("before", 0)
+	tell(before, message.EventDelivered)
+	lost(t, l, before, 0)
+	before.Attempt = 2
+	claim(t, l, before, message.Taken)
+	state(t, l, before, message.StateSent)
 	// Nobody else's: another id of the same key.
 	other := doubt.ID
 	other[20] ^= 1

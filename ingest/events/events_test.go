@@ -322,7 +322,12 @@ func TestSNSForgeries(t *testing.T) {
 	if err := open(a.sign(t, map[string]string{"Type": "SubscriptionConfirmation", "Token": "K", "SubscribeURL": confirm})); err != nil || a.asked[len(a.asked)-1] != confirm {
 		t.Errorf("confirming: %v, asked %v", err, a.asked)
 	}
+	sns.asks.TryAcquire(maxAsks)
 	before := len(a.asked)
+	if err := open(a.sign(t, map[string]string{"SigningCertURL": "https://sns.eu-west-1.amazonaws.com/new.pem"})); err == nil || errors.Is(err, ingest.ErrForged) || len(a.asked) != before {
+		t.Errorf("too many at once: %v, want a temporary error", err)
+	}
+	sns.asks.Release(maxAsks)
 	if err := open(a.sign(t, map[string]string{"Type": "SubscriptionConfirmation", "SubscribeURL": "https://169.254.169.254/?Action=ConfirmSubscription"})); !errors.Is(err, ingest.ErrForged) || len(a.asked) != before {
 		t.Errorf("confirming elsewhere: %v", err)
 	}

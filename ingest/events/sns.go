@@ -21,6 +21,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
@@ -28,6 +30,7 @@ import (
 const (
 	maxCert  = 64 << 10
 	maxCerts = 16
+	maxAsks  = 4
 	// certFor is how long a certificate is kept before it is asked for again.
 	certFor = 24 * time.Hour
 	snsTime = 5 * time.Second
@@ -42,6 +45,7 @@ type SNS struct {
 	topic string
 	http  *http.Client
 	now   func() time.Time
+	asks  *semaphore.Weighted // whoever writes to us can have Amazon asked
 
 	mu    sync.Mutex
 	certs map[string]cert
@@ -64,7 +68,7 @@ func NewSNS(topic string, rt http.RoundTripper, now func() time.Time) (*SNS, err
 			TLSHandshakeTimeout: snsTime, MaxIdleConns: 1, IdleConnTimeout: time.Minute,
 		}
 	}
-	return &SNS{topic: topic, now: now, certs: make(map[string]cert), http: &http.Client{
+	return &SNS{topic: topic, now: now, asks: semaphore.NewWeighted(maxAsks), certs: make(map[string]cert), http: &http.Client{
 		Transport: rt, Timeout: snsTime, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
@@ -211,6 +215,10 @@ func (s *SNS) confirm(ctx context.Context, text string) error {
 }
 
 func (s *SNS) get(ctx context.Context, u string) ([]byte, error) {
+	if !s.asks.TryAcquire(1) {
+		return nil, errors.New("asking Amazon SNS: too many at once")
+	}
+	defer s.asks.Release(1)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u, nil)
 	if err != nil {
 		return nil, err

@@ -35,6 +35,11 @@ func (a *api) readAndUse(w http.ResponseWriter, r *http.Request, types []string,
 	if err != nil {
 		return err
 	}
+	return a.read(w, in, a.Limits.Body, use)
+}
+
+// read reads in, which a limit bounds, and calls use with it.
+func (a *api) read(w http.ResponseWriter, in io.Reader, limit int64, use func(body []byte)) error {
 	buf, ok := a.body.Get().(*bytes.Buffer)
 	if !ok {
 		buf = &bytes.Buffer{}
@@ -51,20 +56,20 @@ func (a *api) readAndUse(w http.ResponseWriter, r *http.Request, types []string,
 	// client that hangs up, and would take a late deadline for that.
 	deadline := http.NewResponseController(w)
 	_ = deadline.SetReadDeadline(time.Now().Add(a.Limits.BodyTime)) // a writer in a test may not know how
-	_, err = buf.ReadFrom(io.LimitReader(in, smallBody))
+	_, err := buf.ReadFrom(io.LimitReader(in, smallBody))
 	if err == nil && buf.Len() == smallBody {
 		// With the decoded form beside it, a large body takes twice its limit.
-		if !a.memory.TryAcquire(2 * a.Limits.Body) {
+		if !a.memory.TryAcquire(2 * limit) {
 			return unavailable("Too many large requests at once. Repeat the request with the same idempotency key.")
 		}
-		defer a.memory.Release(2 * a.Limits.Body)
-		_, err = buf.ReadFrom(io.LimitReader(in, a.Limits.Body+1-smallBody))
+		defer a.memory.Release(2 * limit)
+		_, err = buf.ReadFrom(io.LimitReader(in, limit+1-smallBody))
 	}
 	_ = deadline.SetReadDeadline(time.Time{})
 	if err != nil {
 		return bodyError(err)
 	}
-	if int64(buf.Len()) > a.Limits.Body {
+	if int64(buf.Len()) > limit {
 		return a.tooLarge()
 	}
 	use(buf.Bytes())

@@ -3,14 +3,13 @@ package httpapi
 import (
 	"context"
 	"errors"
-	"io"
 	"net/http"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
 
 	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 // registerEvents is the door for providers. They have no API key: each source
@@ -38,21 +37,16 @@ func (a *api) tellEvents(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, notFound())
 		return
 	}
-	deadline := http.NewResponseController(w)
-	_ = deadline.SetReadDeadline(time.Now().Add(a.Limits.BodyTime)) // a writer in a test may not know how
-	body, err := io.ReadAll(io.LimitReader(r.Body, ingest.MaxEventBody+1))
-	_ = deadline.SetReadDeadline(time.Time{})
-	switch {
-	case err != nil:
-		a.fail(w, r, bodyError(err))
-		return
-	case len(body) > ingest.MaxEventBody:
-		a.fail(w, r, newProblem(http.StatusRequestEntityTooLarge, "too_large", "The body has more than 1 MiB."))
-		return
-	}
 	ctx, cancel := context.WithTimeout(r.Context(), a.Limits.Request)
 	defer cancel()
-	told, err := source.Read(ctx, r.Header, body)
+	var told []message.ProviderEvent
+	var err error
+	if bad := a.read(w, http.MaxBytesReader(w, r.Body, ingest.MaxEventBody), ingest.MaxEventBody, func(body []byte) {
+		told, err = source.Read(ctx, r.Header, body)
+	}); bad != nil {
+		a.fail(w, r, bad)
+		return
+	}
 	switch {
 	case errors.Is(err, ingest.ErrForged):
 		a.fail(w, r, newProblem(http.StatusUnauthorized, "unauthorized", "This isn't signed as the provider signs it."))

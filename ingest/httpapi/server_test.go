@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/ingest/events"
 	"github.com/stormpost/stormpost/ingest/httpapi"
 	"github.com/stormpost/stormpost/internal/message"
 )
@@ -114,7 +115,10 @@ func TestAcceptDeadline(t *testing.T) {
 
 // Large bodies that would take more memory than allowed at once are put off.
 func TestBodyMemory(t *testing.T) {
-	f := newFixture(t, func(c *httpapi.Config) { c.Limits.Body = 1 << 20; c.Limits.BodyMemory = 1 }) // raised to one body
+	f := newFixture(t, func(c *httpapi.Config) {
+		c.Limits.Body, c.Limits.BodyMemory = 1<<20, 1 // raised to one body
+		c.Events = map[string]ingest.EventSource{"postmark": events.Postmark{User: "postmark", Password: "a long password"}}
+	})
 	large := with(goodEmail, object{"text": strings.Repeat("a", 100<<10)})
 
 	// The first one has taken its share once the server reads beyond 64 KiB.
@@ -130,6 +134,7 @@ func TestBodyMemory(t *testing.T) {
 	}()
 	<-pause.reached
 	wantProblem(t, f.do("POST", "/v1/emails", "one", large), 503)
+	wantProblem(t, f.do("POST", "/events/postmark", "", large), 503) // whoever it is from
 	decodeInto[accepted](t, f.do("POST", "/v1/emails", "one", goodEmail), 202)
 	close(pause.goOn)
 	if code := <-done; code != 202 {

@@ -1,5 +1,5 @@
 -- claim_batch costs the same with many eras as with few: it names the range that
--- its messages are in.
+-- its messages are in. And it weighs what is sent again after a lost answer.
 
 -- +goose Up
 -- +goose StatementBegin
@@ -25,6 +25,9 @@ begin
   perform pg_current_xact_id();
   if exists (select from process p where p.id = worker_ and p.given_up_at is not null) then
     raise exception 'process % was given up: it must beat before it claims', worker_ using errcode = 'SP003';
+  end if;
+  if exists (select from unnest(nos) as no where no > 1) then
+    perform weigh_resends(ns, nos);
   end if;
   keyed := exists (select from superseded); -- else nobody pays for keys
   now_ := clock_timestamp();
