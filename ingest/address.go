@@ -2,11 +2,11 @@ package ingest
 
 import (
 	"errors"
-	"net/mail"
+	netmail "net/mail"
 	"strings"
 	"unicode/utf8"
 
-	"golang.org/x/net/idna"
+	"github.com/stormpost/stormpost/internal/mail"
 )
 
 const (
@@ -25,6 +25,8 @@ type address struct {
 // quoted local part, source route, domain literal or single-label domain, since
 // what those mean differs from one server to the next. UTF-8 local parts
 // (RFC 6531) and internationalised domains are allowed, and carried as they are.
+// What a local part and a domain may be is internal/mail's to say, which has to
+// send to them.
 func parseMailbox(s string) (address, error) {
 	switch {
 	case s == "":
@@ -38,7 +40,7 @@ func parseMailbox(s string) (address, error) {
 	}
 	spec := s
 	if !bareAddress(s) {
-		m, err := mail.ParseAddress(s)
+		m, err := netmail.ParseAddress(s)
 		if err != nil || !onlyMailbox(s) {
 			return address{}, errors.New("is not one mailbox as in RFC 5322")
 		}
@@ -59,9 +61,9 @@ func parseMailbox(s string) (address, error) {
 	if len(spec) > maxAddress {
 		return address{}, errors.New("has an address of more than 254 octets")
 	}
-	ascii, err := asciiDomain(domain)
-	if err != nil {
-		return address{}, err
+	ascii, ok := mail.HostName(domain)
+	if !ok {
+		return address{}, errors.New("has a domain that is not a host name of two or more labels")
 	}
 	return address{local, ascii}, nil
 }
@@ -96,8 +98,7 @@ func checkLocal(local string) error {
 		return errors.New("has a local part of more than 64 octets")
 	case strings.ContainsAny(local, "%!"):
 		return errors.New("has a source route in its local part")
-	case local == "" || local[0] == '.' || local[len(local)-1] == '.' || strings.Contains(local, ".."),
-		!only(local, func(b byte) bool { return b == '.' || b >= utf8.RuneSelf || isAtext(b) }):
+	case !mail.IsDotAtom(local):
 		return errors.New("has a local part that is not a dot-atom")
 	}
 	return nil
@@ -108,38 +109,6 @@ func isAtext(b byte) bool {
 	return isAlphanumeric(b) || strings.IndexByte("!#$%&'*+-/=?^_`{|}~", b) >= 0
 }
 
-var errDomain = errors.New("has a domain that is not a host name of two or more labels")
-
-// asciiDomain is a domain's form for comparing and for DNS.
-func asciiDomain(domain string) (string, error) {
-	if !only(domain, func(b byte) bool { return b < utf8.RuneSelf }) || strings.Contains(domain, "xn--") {
-		ascii, err := idna.Lookup.ToASCII(domain)
-		if err != nil {
-			return "", errDomain
-		}
-		domain = ascii
-	}
-	domain = strings.ToLower(domain)
-	if len(domain) > 253 {
-		return "", errDomain
-	}
-	labels := 0
-	last := ""
-	for label := range strings.SplitSeq(domain, ".") {
-		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' ||
-			!only(label, func(b byte) bool { return isAlphanumeric(b) || b == '-' }) {
-			return "", errDomain
-		}
-		labels++
-		last = label
-	}
-	// A top-level domain of digits is the end of an IPv4 address.
-	if labels < 2 || only(last, func(b byte) bool { return b >= '0' && b <= '9' }) {
-		return "", errDomain
-	}
-	return domain, nil
-}
-
 // mayUse says whether a tenant with these domains may send from domain, which is
 // in lower-case ASCII. See keyring.Principal for what the entries mean.
 func mayUse(domains []string, domain string) bool {
@@ -148,8 +117,8 @@ func mayUse(domains []string, domain string) bool {
 			return true
 		}
 		base, below := strings.CutPrefix(d, ".")
-		ascii, err := asciiDomain(base)
-		if err != nil {
+		ascii, ok := mail.HostName(base)
+		if !ok {
 			continue
 		}
 		if !below && domain == ascii || below && strings.HasSuffix(domain, "."+ascii) {

@@ -1,9 +1,11 @@
 package ingest
 
 import (
-	"net/mail"
+	netmail "net/mail"
 	"strings"
 	"testing"
+
+	"github.com/stormpost/stormpost/internal/mail"
 )
 
 func TestParseMailbox(t *testing.T) {
@@ -27,7 +29,8 @@ func TestParseMailbox(t *testing.T) {
 		"=?utf-8?q?=0D=0A?= <a@example.com>", "g: a@example.com;", "a@example.com (c)", "<@b.example:a@example.com>",
 		`"a b"@example.com`, `"a"b@example.com`, "a%b@example.com", "b.example!a@example.com", ".a@example.com", "a.@example.com",
 		"a..b@example.com", "a@[127.0.0.1]", "a@localhost", "a@127.0.0.1", "a@-x.example", "a@x-.example", "a@x..example", "a@.example",
-		"a@x_y.example", "a@example.com.", "a@" + strings.Repeat("x", 64) + ".example", "a@xn--\u00fc.example", "a@xn--0.example",
+		"a@x_y.example", "a@example.com.", "a@" + strings.Repeat("x", 64) + ".example", "a@xn--\u00fc.example", "a@xn--0.example", "a@XN--0.example",
+		"\u202ea@example.com", "\u00a0a@example.com", "\u200bx@example.com", "a\ue000@example.com", "Jo <a\u200d@example.com>",
 		strings.Repeat("a", 65) + "@example.com", "a@" + strings.Repeat("x.", 126) + "example", strings.Repeat("x", 1000) + " <a@example.com>",
 	} {
 		if got, err := parseMailbox(s); err == nil {
@@ -59,10 +62,10 @@ func TestMayUse(t *testing.T) {
 	}
 }
 
-// What is taken for a mailbox is one line, names one host, and net/mail and we
-// agree on who it is.
+// What is taken for a mailbox is one line, names one host, and net/mail, we and
+// whoever sends to it agree on who it is.
 func FuzzParseMailbox(f *testing.F) {
-	for _, s := range []string{"a@example.com", `"x" <a@example.com>`, "=?utf-8?b?eA==?= <a@b.c>", "g:a@b.c;", "jü@bücher.example"} {
+	for _, s := range []string{"a@example.com", `"x" <a@example.com>`, "=?utf-8?b?eA==?= <a@b.c>", "g:a@b.c;", "jü@bücher.example", "a@STRA\u1e9eE.example", "\u00a0@b.c"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -70,12 +73,15 @@ func FuzzParseMailbox(f *testing.F) {
 		if err != nil {
 			return
 		}
-		m, err := mail.ParseAddress(s)
+		m, err := netmail.ParseAddress(s)
 		if err != nil || !strings.HasPrefix(m.Address, a.local+"@") {
 			t.Fatalf("%q: %+v, but net/mail says %v, %v", s, a, m, err)
 		}
 		if strings.ContainsAny(s+m.Name+m.Address, "\r\n\x00") || strings.ContainsAny(a.local, " \"%!@<>,;:()[]\\") {
 			t.Fatalf("%q: %+v", s, a)
+		}
+		if sent, err := mail.ParseMailbox("to", s); err != nil || sent.Local != a.local || sent.Host != a.domain {
+			t.Fatalf("%q: %+v, but it would go to %+v, %v", s, a, sent, err)
 		}
 		again, err := parseMailbox(a.local + "@" + a.domain)
 		if err != nil && len(a.local)+1+len(a.domain) <= maxAddress || err == nil && again != a {

@@ -48,29 +48,50 @@ func ParseMailbox(field, s string) (Address, error) {
 	}
 	at := strings.LastIndexByte(m.Address, '@')
 	a := Address{Name: m.Name, Local: m.Address[:at]}
-	if !isDotAtom(a.Local) {
+	if !IsDotAtom(a.Local) {
 		return Address{}, badContent(field, "has a local part that is not a dot-atom")
 	}
-	host := strings.ToLower(m.Address[at+1:])
-	if !IsASCII(host) {
-		// IDNA 2008 as DNS look-ups have it: the A-label means the same everywhere.
-		if host, err = idna.Lookup.ToASCII(host); err != nil {
-			return Address{}, badContent(field, "has a domain that is not a host name")
-		}
-	}
-	if host == "" || strings.ContainsFunc(host, func(r rune) bool { return !isHostRune(r) }) {
+	var ok bool
+	if a.Host, ok = HostName(m.Address[at+1:]); !ok {
 		return Address{}, badContent(field, "has a domain that is not a host name")
 	}
-	a.Host = host
 	return a, nil
 }
 
-func isHostRune(r rune) bool {
-	return r >= 'a' && r <= 'z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_'
+// HostName is a domain's form for comparing and for DNS: in lower-case ASCII, of
+// two or more labels, and no IP address. The A-label of IDNA 2008 means the same
+// everywhere.
+func HostName(domain string) (host string, ok bool) {
+	host = domain
+	if IsASCII(host) {
+		host = strings.ToLower(host)
+	}
+	if !IsASCII(host) || strings.Contains(host, "xn--") {
+		var err error
+		if host, err = idna.Lookup.ToASCII(host); err != nil {
+			return "", false
+		}
+	}
+	if len(host) > 253 {
+		return "", false
+	}
+	labels, last := 0, ""
+	for label := range strings.SplitSeq(host, ".") {
+		if label == "" || len(label) > 63 || label[0] == '-' || label[len(label)-1] == '-' || strings.ContainsFunc(label, notInLabel) {
+			return "", false
+		}
+		labels++
+		last = label
+	}
+	// A top-level domain of digits is the end of an IPv4 address.
+	return host, labels >= 2 && strings.Trim(last, "0123456789") != ""
 }
 
-// isDotAtom is RFC 5322 §3.2.3 with the UTF-8 of RFC 6531 §3.3.
-func isDotAtom(s string) bool {
+func notInLabel(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') && r != '-' }
+
+// IsDotAtom is RFC 5322 §3.2.3 with the UTF-8 of RFC 6531 §3.3, as far as it
+// can be seen: no blanks, and nothing that hides or turns what stands beside it.
+func IsDotAtom(s string) bool {
 	if s == "" || s[0] == '.' || s[len(s)-1] == '.' || strings.Contains(s, "..") {
 		return false
 	}
