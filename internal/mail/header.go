@@ -78,13 +78,17 @@ func encodeWords(s string) string {
 	return b.String()
 }
 
+// maxQuoted is how long a display name may be to be written in quotes: with each
+// of its characters escaped it still fits a line, behind its field's name.
+const maxQuoted = (maxLine - 32) / 2
+
 // appendMailbox writes a as a header has it.
 func appendMailbox(b *strings.Builder, a Address) {
 	switch {
 	case a.Name == "":
 		b.WriteString(a.Spec())
 		return
-	case !IsASCII(a.Name) || strings.Contains(a.Name, "=?"):
+	case !IsASCII(a.Name) || strings.Contains(a.Name, "=?") || len(a.Name) > maxQuoted:
 		b.WriteString(encodeWords(a.Name))
 	default:
 		b.WriteByte('"')

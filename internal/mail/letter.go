@@ -1,6 +1,7 @@
 package mail
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -70,13 +71,25 @@ func NewLetter(env *message.Envelope) (*Letter, error) {
 	return l, nil
 }
 
-// Mailbox is a as RFC 5322 has it, but with its name in UTF-8.
+// EmptyFiles names the attachments of e without a byte, which SMTP carries and
+// such services refuse.
+func EmptyFiles(e *message.Email, service string) (errs message.FieldErrors) {
+	for i, a := range e.Attachments {
+		if len(a.Content) == 0 {
+			errs = append(errs, message.FieldError{Field: fmt.Sprintf("attachments[%d].content", i), Problem: "is empty, which " + service + " refuses"})
+		}
+	}
+	return errs
+}
+
+// Mailbox is a as RFC 5322 has it, but with its name in UTF-8. A name that looks
+// like an encoded word is quoted too: nobody decodes it there.
 func (a Address) Mailbox() string {
 	if a.Name == "" {
 		return a.Spec()
 	}
 	name := a.Name
-	if strings.ContainsFunc(name, func(r rune) bool { return strings.ContainsRune(`()<>[]:;@\,."`, r) }) {
+	if strings.ContainsAny(name, `()<>[]:;@\,."`) || strings.Contains(name, "=?") {
 		name = `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(name) + `"`
 	}
 	return name + " <" + a.Spec() + ">"

@@ -105,7 +105,11 @@ func (c *composer) head(e *message.Email, d *Draft, now time.Time) error {
 		return err
 	}
 	if e.Subject != "" {
-		if err := writeHeader(c.buf, "Subject", encodeText(e.Subject)); err != nil {
+		text := encodeText(e.Subject)
+		if len("Subject: ")+len(e.Subject) > maxLine {
+			text = encodeWords(e.Subject) // it may have no blank to fold at
+		}
+		if err := writeHeader(c.buf, "Subject", text); err != nil {
 			return err
 		}
 	}

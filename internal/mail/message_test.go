@@ -253,6 +253,58 @@ func TestWriteHeader(t *testing.T) {
 	}
 }
 
+// Text without a blank that is too long for a line, or would be in quotes, is
+// encoded, and read back as it was.
+func TestLongWords(t *testing.T) {
+	for _, n := range []int{483, 484, 989, 990, 998} {
+		subject, name := strings.Repeat("S", n), strings.Repeat(`"`, n)
+		e := message.Email{From: "a@sender.example", To: []string{"b@reader.example"}, Subject: subject, Text: "t"}
+		env := envelopeOf(&e)
+		d, err := NewDraft(env)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.From.Name = name
+		var buf bytes.Buffer
+		if err := Compose(&buf, env, &d, sentAt, false); err != nil {
+			t.Errorf("%d: %v", n, err)
+			continue
+		}
+		checkWire(t, buf.Bytes(), false)
+		h, _ := leaves(t, buf.Bytes())
+		var dec mime.WordDecoder
+		if got, err := dec.DecodeHeader(h.Get("Subject")); err != nil || got != subject {
+			t.Errorf("%d: subject came back as %q, %v", n, got, err)
+		}
+		if got := strings.Contains(h.Get("Subject"), "=?"); got != (n > 989) {
+			t.Errorf("%d: the subject is encoded: %v", n, got)
+		}
+		if a, err := h.AddressList("From"); err != nil || a[0].Name != name {
+			t.Errorf("%d: the name came back as %v, %v", n, a, err)
+		}
+	}
+}
+
+// A text is never much longer encoded than it was.
+func TestEncodedLength(t *testing.T) {
+	for _, s := range []string{"=", "\x7f", "ü", "x", "x=", "xxxx="} {
+		e := message.Email{From: "a@sender.example", To: []string{"b@reader.example"}, Text: strings.Repeat(s, 60_000/len(s))}
+		if _, b := composed(t, envelopeOf(&e), false); len(b) > 2*60_000 {
+			t.Errorf("60000 bytes of %q became %d", s, len(b))
+		}
+	}
+}
+
+// What Mailbox writes reads back as what it was.
+func TestMailbox(t *testing.T) {
+	for _, name := range []string{"", "Jo", "Doe, Jo", `a"b\c`, "Zoë", "=?x?q?y?=", "=?utf-8?q?x?="} {
+		a := Address{Name: name, Local: "a", Host: "b.example"}
+		if got, err := ParseMailbox("to", a.Mailbox()); err != nil || got != a {
+			t.Errorf("%q is written as %s, read as %+v, %v", name, a.Mailbox(), got, err)
+		}
+	}
+}
+
 func FuzzCompose(f *testing.F) {
 	f.Add("Zoë <a@b.example>", "s", "text\r.\n", "<p>", "X-A", "value", "file.pdf", "text/plain", "cid", []byte("x"), true)
 	f.Add("a@b.example", "=?utf-8?q?x?=", "", "", "List-Unsubscribe", "<https://x.example>", "ü\"\\;", "", "", []byte{}, false)

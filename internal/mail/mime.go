@@ -76,8 +76,9 @@ func (c *composer) multipart(kind string, parts []func() error) error {
 
 // shape is what decides how a text can travel.
 type shape struct {
-	high    int  // bytes over 0x7f
+	high    bool // has bytes over 0x7f
 	control bool // NUL or another control character
+	escaped int  // bytes that quoted-printable makes three of
 	longest int  // bytes of the longest line
 }
 
@@ -89,9 +90,13 @@ func shapeOf(s string) (t shape) {
 			t.longest = max(t.longest, line)
 			line = -1
 		case b >= utf8.RuneSelf:
-			t.high++
+			t.high = true
+			t.escaped++
 		case b < ' ' && b != '\t' || b == 0x7f:
 			t.control = true
+			t.escaped++
+		case b == '=':
+			t.escaped++
 		}
 		line++
 	}
@@ -104,12 +109,12 @@ func (c *composer) text(subtype, s string) error {
 	t := shapeOf(s)
 	encoding := "quoted-printable"
 	switch {
-	case !t.control && t.longest <= maxLine && t.high == 0:
+	case !t.control && t.longest <= maxLine && !t.high:
 		encoding = "7bit"
 	case !t.control && t.longest <= maxLine && c.eightBit && utf8.ValidString(s):
 		encoding = "8bit"
 		c.wrote8 = true
-	case t.high > len(s)/4:
+	case t.escaped > len(s)/4:
 		encoding = "base64" // shorter than quoted-printable from here on
 	}
 	c.buf.WriteString("Content-Type: text/" + subtype + "; charset=utf-8\r\nContent-Transfer-Encoding: " + encoding + "\r\n\r\n")
@@ -214,6 +219,12 @@ func typeOf(a message.Attachment) (string, error) {
 	if given == "" {
 		return opaque, nil
 	}
+	return MediaType(given)
+}
+
+// MediaType is the content type to declare for a file that is said to be given.
+// Errors are *Unfit.
+func MediaType(given string) (string, error) {
 	if err := clean("attachment content_type", given); err != nil {
 		return "", err
 	}
