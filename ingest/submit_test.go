@@ -101,6 +101,37 @@ func TestSupersedeKey(t *testing.T) {
 	}
 }
 
+// FCM's names are its own, those of other platforms the app's.
+func TestReservedData(t *testing.T) {
+	s := (&ledger{}).service(func(c *Config) { c.Platforms = []string{"fcm", "apns"} })
+	for _, platform := range []string{"fcm", "apns"} {
+		for key, reserved := range map[string]bool{
+			"from": true, "message_type": true, "google": true, "googlex": true, "google.x": true, "gcmx": true, "gcm.notification.x": true,
+			"k": false, "From": false, "a.gcm": false,
+		} {
+			c := push()
+			c.Push.Platform, c.Push.Data = platform, map[string]string{key: "v"}
+			if wrong := s.Validate(Request{Principal: owner, Content: c}); (len(wrong) > 0) != (reserved && platform == "fcm") {
+				t.Errorf("%s, %s: %v", platform, key, wrong)
+			}
+		}
+		c := push()
+		c.Push.Platform, c.Push.Data = platform, map[string]string{"stormpost_id": "v"}
+		if wrong := s.Validate(Request{Principal: owner, Content: c}); len(wrong) != 1 {
+			t.Errorf("%s: our own name: %v", platform, wrong)
+		}
+	}
+}
+
+// A link's port is one that can be connected to.
+func TestLinkPort(t *testing.T) {
+	for port, good := range map[string]bool{"": true, ":": true, ":1": true, ":443": true, ":65535": true, ":0": false, ":65536": false, ":99999": false, ":-1": false} {
+		if got := httpsURL("https://example.com" + port + "/x"); got != good {
+			t.Errorf("%s: %v", port, got)
+		}
+	}
+}
+
 func TestLife(t *testing.T) {
 	l := &ledger{}
 	s := l.service()

@@ -2,11 +2,12 @@ package ingest
 
 import (
 	"fmt"
-	"mime"
 	"net/url"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
+	"github.com/stormpost/stormpost/internal/mail"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -207,11 +208,11 @@ func validateAttachments(p *problems, all []message.Attachment) {
 }
 
 func validateContentType(p *problems, field, s string) {
-	kind, _, err := mime.ParseMediaType(s)
+	_, err := mail.MediaType(s)
 	switch {
-	case len(s) > maxMIMEField || !printableASCII(s) || err != nil || strings.Count(kind, "/") != 1:
+	case len(s) > maxMIMEField || !printableASCII(s) || err != nil:
 		p.add(field, "want a media type of at most %d printable ASCII characters", maxMIMEField)
-	case strings.HasPrefix(kind, "multipart/"):
+	case strings.HasPrefix(strings.ToLower(strings.TrimSpace(s)), "multipart/"):
 		// RFC 2045 §6.4: a composite type can't be carried as base64.
 		p.add(field, "multipart types can't be attached")
 	}
@@ -221,5 +222,11 @@ func validateContentType(p *problems, field, s string) {
 func httpsURL(s string) bool {
 	const limit = 2048
 	u, err := url.Parse(s)
-	return err == nil && len(s) <= limit && u.Scheme == "https" && u.Hostname() != "" && u.User == nil && printableASCII(s)
+	return err == nil && len(s) <= limit && u.Scheme == "https" && u.Hostname() != "" && u.User == nil && printableASCII(s) && validPort(u.Port())
+}
+
+// validPort says whether a link with this port, or with none, can be connected to.
+func validPort(port string) bool {
+	n, err := strconv.ParseUint(port, 10, 16)
+	return port == "" || err == nil && n > 0
 }

@@ -35,7 +35,7 @@ func (s *Service) validatePush(p *problems, push *message.Push) {
 	if push.Notification == nil && len(push.Data) == 0 {
 		p.add("notification", "want notification or data")
 	}
-	validateData(p, push.Data)
+	validateData(p, push)
 	validateText(p, "collapse_key", push.CollapseKey, maxCollapseKey)
 	if len(p.list) == 0 && s.cfg.PushCheck != nil {
 		addChecked(p, s.cfg.PushCheck(push), "data")
@@ -133,7 +133,8 @@ func validateNotification(p *problems, n *message.Notification) {
 	}
 }
 
-func validateData(p *problems, data map[string]string) {
+func validateData(p *problems, push *message.Push) {
+	data := push.Data
 	if len(data) > maxData {
 		p.add("data", "has %d members, want at most %d", len(data), maxData)
 		return
@@ -143,7 +144,7 @@ func validateData(p *problems, data map[string]string) {
 		switch {
 		case key == "":
 			p.add(field, "has an empty name")
-		case reservedDataKey(key):
+		case key == "stormpost_id" || push.Platform == "fcm" && reservedByFCM(key):
 			p.add(field, "is a reserved name")
 		default:
 			validateText(p, field, key, maxDataKey)
@@ -152,11 +153,12 @@ func validateData(p *problems, data map[string]string) {
 	}
 }
 
-// reservedDataKey is FCM's list of names that data may not have, and our own:
+// reservedByFCM says whether FCM keeps a name of data for itself. Its reference
+// reserved all that begins with google or gcm once, and by now google. and
+// gcm.notification. alone; which of the two its service holds to it doesn't say:
 // https://firebase.google.com/docs/reference/fcm/rest/v1/projects.messages
-func reservedDataKey(key string) bool {
-	return key == "from" || key == "message_type" || key == "stormpost_id" ||
-		strings.HasPrefix(key, "google.") || strings.HasPrefix(key, "gcm.")
+func reservedByFCM(key string) bool {
+	return key == "from" || key == "message_type" || strings.HasPrefix(key, "google") || strings.HasPrefix(key, "gcm")
 }
 
 func sortedKeys(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) }

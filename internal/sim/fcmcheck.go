@@ -71,6 +71,8 @@ func (m *fcmMessage) check() (field, problem string) {
 	case m.Topic != "" && !fcmTopic.MatchString(m.Topic):
 		return "message.topic", "Malformed topic name"
 	}
+	// Its reference's stricter edition; the newer one reserves google. and
+	// gcm.notification. alone.
 	for key := range m.Data {
 		if key == "" || key == "from" || key == "message_type" || strings.HasPrefix(key, "google") || strings.HasPrefix(key, "gcm") {
 			return "message.data", "Invalid data payload key: " + key
