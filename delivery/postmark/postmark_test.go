@@ -159,6 +159,26 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// What Postmark documents that it refuses is told at the door, too.
+func TestCheckAddresses(t *testing.T) {
+	for field, change := range map[string]func(*message.Email){
+		"":            func(e *message.Email) { e.From = strings.Repeat("ü", maxName) + " <Shop@bücher.example>" },
+		"from":        func(e *message.Email) { e.From = strings.Repeat("ü", maxName+1) + " <shop@sender.example>" },
+		"to[1]":       func(e *message.Email) { e.To = append(e.To, "zoë@reader.example") },
+		"bcc[0]":      func(e *message.Email) { e.Bcc = []string{"who?@reader.example"} },
+		"reply_to[0]": func(e *message.Email) { e.ReplyTo = []string{"zoë@reader.example"} },
+		"attachments[0].content": func(e *message.Email) {
+			e.Attachments = []message.Attachment{{Filename: "a", Content: []byte{}}}
+		},
+	} {
+		err := Check(providertest.Email(1, change).Content.Email)
+		var fields message.FieldErrors
+		if (err == nil) != (field == "") || err != nil && (!errors.As(err, &fields) || len(fields) != 1 || fields[0].Field != field) {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
 func TestConfigRefused(t *testing.T) {
 	for field, change := range map[string]func(*Config){
 		"name":     func(c *Config) { c.Name = "" },

@@ -4,7 +4,9 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/stormpost/stormpost/internal/mail"
 	"github.com/stormpost/stormpost/internal/message"
@@ -89,9 +91,17 @@ func checkSize(text, html, files int) error {
 	return nil
 }
 
-// Check says whether e is too large for Postmark. It fails with
-// message.FieldErrors.
+// Postmark's documented limits of an address and of the sender's name:
+// https://postmarkapp.com/support/article/1180-what-does-errorcode-300-mean
+// and https://postmarkapp.com/developer/api/email-api
+var localForm = regexp.MustCompile("^[A-Za-z0-9.!#$%&'`*+/=^_{}|~-]+$")
+
+const maxName = 255 // characters
+
+// Check says what of e Postmark would refuse: addresses, the sender's name,
+// empty attachments, or all for its size. It fails with message.FieldErrors.
 func Check(e *message.Email) error {
+	errs := mail.EmptyFiles(e, "Postmark")
 	bytes := 0
 	for _, a := range e.Attachments {
 		bytes += encodedLen(a.Content)
@@ -104,7 +114,25 @@ func Check(e *message.Email) error {
 		}
 	}
 	if err := checkSize(len(e.Text), len(e.HTML), bytes); err != nil {
-		return message.FieldErrors{{Field: field, Problem: err.Error()}}
+		errs = append(errs, message.FieldError{Field: field, Problem: err.Error()})
+	}
+	check := func(field, text string) (a mail.Address) {
+		a, err := mail.ParseMailbox(field, text)
+		if err == nil && !localForm.MatchString(a.Local) {
+			errs = append(errs, message.FieldError{Field: field, Problem: "has an address that Postmark doesn't take"})
+		}
+		return a
+	}
+	if a := check("from", e.From); utf8.RuneCountInString(a.Name) > maxName {
+		errs = append(errs, message.FieldError{Field: "from", Problem: fmt.Sprintf("has a name of more than %d characters, which Postmark refuses", maxName)})
+	}
+	for name, list := range map[string][]string{"to": e.To, "cc": e.Cc, "bcc": e.Bcc, "reply_to": e.ReplyTo} {
+		for i, text := range list {
+			check(fmt.Sprintf("%s[%d]", name, i), text)
+		}
+	}
+	if len(errs) > 0 {
+		return errs
 	}
 	return nil
 }

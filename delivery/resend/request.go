@@ -71,8 +71,12 @@ func encode(env *message.Envelope) ([]byte, error) {
 
 // Check says what of e Resend would refuse. It fails with message.FieldErrors.
 func Check(e *message.Email) error {
+	errs := mail.EmptyFiles(e, "Resend")
 	if e.Subject == "" {
-		return message.FieldErrors{{Field: "subject", Problem: "is required by Resend"}}
+		errs = append(errs, message.FieldError{Field: "subject", Problem: "is required by Resend"})
+	}
+	if len(errs) > 0 {
+		return errs
 	}
 	return nil
 }

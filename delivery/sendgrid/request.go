@@ -1,6 +1,7 @@
 package sendgrid
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -84,19 +85,28 @@ func encode(env *message.Envelope) ([]byte, error) {
 		}
 		r.Attachments = append(r.Attachments, a)
 	}
-	b, err := json.Marshal(r)
-	if err == nil && len(b) > MaxBytes {
-		err = &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("the message has %d bytes, SendGrid takes %d", len(b), MaxBytes)}
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // or each < takes six bytes
+	if err := e.Encode(r); err != nil {
+		return nil, err
 	}
-	return b, err
+	if b.Len() > MaxBytes {
+		return nil, &mail.Unfit{Code: "5.3.4", Reason: fmt.Sprintf("the message has %d bytes, SendGrid takes %d", b.Len(), MaxBytes)}
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
 // Check says what of e SendGrid would refuse. It fails with
 // message.FieldErrors.
-func Check(e *message.Email) (err error) {
-	var errs message.FieldErrors
+func Check(e *message.Email) error {
+	errs := mail.EmptyFiles(e, "SendGrid")
 	if e.Subject == "" {
 		errs = append(errs, message.FieldError{Field: "subject", Problem: "is required by SendGrid"})
+	}
+	// https://www.twilio.com/docs/sendgrid/api-reference/mail-send/limitations
+	if a, err := mail.ParseMailbox("from", e.From); err == nil && a.UTF8() {
+		errs = append(errs, message.FieldError{Field: "from", Problem: "has an address outside ASCII, which SendGrid refuses"})
 	}
 	for name := range e.Headers {
 		if reserved[strings.ToLower(name)] {

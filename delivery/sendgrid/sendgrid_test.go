@@ -133,6 +133,10 @@ func TestCheck(t *testing.T) {
 		"":                func(*message.Email) {},
 		"subject":         func(e *message.Email) { e.Subject = "" },
 		"headers.X-SG-ID": func(e *message.Email) { e.Headers = map[string]string{"X-SG-ID": "1"} },
+		"from":            func(e *message.Email) { e.From = "zoë@sender.example" },
+		"attachments[1].content": func(e *message.Email) {
+			e.Attachments = []message.Attachment{{Filename: "a", Content: []byte("x")}, {Filename: "b", Content: []byte{}}}
+		},
 	} {
 		err := Check(providertest.Email(1, change).Content.Email)
 		var fields message.FieldErrors

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 )
 
 // Postmark's documented limits: https://postmarkapp.com/developer/api/email-api
@@ -86,7 +87,7 @@ func parsePostmark(r *http.Request, body []byte) ([]Taken, *mailError) {
 		return nil, postmarkError("402", err.Error())
 	}
 	from, err := netmail.ParseAddress(m.From)
-	if err != nil || len(from.Name) > postmarkMaxName {
+	if err != nil || !postmarkAddress(from.Address) || utf8.RuneCountInString(from.Name) > postmarkMaxName {
 		return nil, postmarkError("300", "Invalid 'From' address.")
 	}
 	var all []string
@@ -97,8 +98,14 @@ func parsePostmark(r *http.Request, body []byte) ([]Taken, *mailError) {
 		}
 		all = append(all, list...)
 	}
-	if _, err := addressList(m.ReplyTo); err != nil {
+	replies, err := addressList(m.ReplyTo)
+	if err != nil {
 		return nil, postmarkError("300", "Invalid 'ReplyTo'.")
+	}
+	for _, a := range slices.Concat(all, replies) {
+		if !postmarkAddress(a) {
+			return nil, postmarkError("300", "Illegal email mailbox: "+a)
+		}
 	}
 	if m.To == "" || len(all) > postmarkMaxTo {
 		return nil, postmarkError("300", "Want 1 to 50 recipients.")
@@ -121,8 +128,17 @@ func parsePostmark(r *http.Request, body []byte) ([]Taken, *mailError) {
 	return ts, nil
 }
 
+// postmarkAddress goes by the two patterns of
+// https://postmarkapp.com/support/article/1180-what-does-errorcode-300-mean
+func postmarkAddress(a string) bool {
+	local, domain, _ := strings.Cut(a, "@")
+	return postmarkLocal.MatchString(local) && postmarkDomain.MatchString(domain)
+}
+
 var (
-	postmarkHeader = regexp.MustCompile(`^[A-Za-z0-9-]{1,76}$`)
+	postmarkLocal  = regexp.MustCompile("(?i)^[a-z0-9.!#$%&'`*+/=^_{}|~-]+$")
+	postmarkDomain = regexp.MustCompile(`^(\.?[a-zA-Z0-9-])+$`)
+	postmarkHeader = regexp.MustCompile(`^[!-9;-~]{1,76}$`) // RFC 5322 §3.6.8: Postmark names no other rule
 	// postmarkForbidden is a few of the types of
 	// https://postmarkapp.com/developer/user-guide/send-email-with-api#attachments
 	postmarkForbidden = []string{".bat", ".bin", ".com", ".cpl", ".exe", ".hta", ".jse", ".lnk", ".msi", ".pif", ".reg", ".scr", ".vbe", ".vbs"}

@@ -102,7 +102,7 @@ func parseSendGrid(r *http.Request, body []byte) ([]Taken, *mailError) {
 	if err := decodeMail(body, &m); err != nil {
 		return bad("", "Bad Request: "+err.Error())
 	}
-	if m.From == nil || m.From.bad() {
+	if m.From == nil || m.From.bad() || strings.ContainsFunc(m.From.Email, func(r rune) bool { return r > '~' }) {
 		return bad("from.email", "The from email does not contain a valid address.")
 	}
 	if len(m.Personalizations) == 0 {
