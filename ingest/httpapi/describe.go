@@ -57,7 +57,7 @@ func fieldDocs() map[string]map[string]string {
 		"text":        "The plain text. One of text, html and attachments is needed.",
 		"html":        "The HTML.",
 		"headers":     "Up to 50 further headers. Those that Stormpost sets itself are refused.",
-		"attachments": "Up to 20 files; with text and html at most 10 MiB.",
+		"attachments": "Up to 20 files. With text, html and all else the request has at most 10 MiB of JSON, so in base64 some 7.5 MiB of files.",
 	}
 	push := map[string]string{
 		"platform":     "Whose push service it goes through.",
@@ -80,7 +80,7 @@ func fieldDocs() map[string]map[string]string {
 			"filename":     "A name without a path, at most 255 bytes.",
 			"content_type": "A media type; application/octet-stream by default.",
 			"content_id":   "Makes it inline, for cid: links in the HTML.",
-			"content":      "The file in base64.",
+			"content":      "The file in base64. SMTP and SES take an empty one, Resend, Postmark and SendGrid don't.",
 		},
 	}
 }
