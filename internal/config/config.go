@@ -20,7 +20,7 @@ type Config struct {
 	DSN           Secret            `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
 	Brokers       []string          `koanf:"brokers"`        // Kafka, host:port each
 	Clusters      map[string]string `koanf:"clusters"`       // further Kafka clusters by name, for stormpost evacuate: NAME=HOST:PORT HOST:PORT,…; all as kafka.* says, and the cluster of brokers is called main
-	DataDir       string            `koanf:"data_dir"`       // folder of the API keys' snapshot, of the last incidents, and of what was seen of Kafka
+	DataDir       string            `koanf:"data_dir"`       // folder, which can be written to, of the API keys' snapshot, of the last incidents, and of what was seen of Kafka
 	Log           Log               `koanf:"log"`
 	Kafka         Kafka             `koanf:"kafka"`
 	Ledger        Ledger            `koanf:"ledger"`
@@ -78,7 +78,7 @@ type Ledger struct {
 
 // Accept is what the API takes.
 type Accept struct {
-	Timeout     time.Duration `koanf:"timeout"`      // until a request is answered
+	Timeout     time.Duration `koanf:"timeout"`      // until a request is answered, 1s to 1m
 	Patience    time.Duration `koanf:"patience"`     // how long the ledger may take to accept before the journal in Kafka does instead; at most half of the timeout
 	EmailLife   time.Duration `koanf:"email_life"`   // life of an email without expires_at
 	PushLife    time.Duration `koanf:"push_life"`    // life of a push without expires_at
@@ -98,7 +98,7 @@ type Delivery struct {
 	Senders       map[string]int    `koanf:"senders"`        // attempts that a lane may have open at each provider, in one process: LANE=N,…; else 64 for transactional, 32 for the others
 	ClaimValid    time.Duration     `koanf:"claim_valid"`    // how old a claim may be at the last check before the hand-over
 	ShutdownGrace time.Duration     `koanf:"shutdown_grace"` // how long open replies are waited for on SIGTERM
-	RetryBase     time.Duration     `koanf:"retry_base"`     // upper bound of the first wait before a retry; doubles with each
+	RetryBase     time.Duration     `koanf:"retry_base"`     // upper bound of the first wait before a retry; doubles with each; at most retry_max
 	RetryMax      time.Duration     `koanf:"retry_max"`      // upper bound of every such wait
 	Doubts        map[string]string `koanf:"doubts"`         // what becomes of a message whose provider's answer was lost: LANE=hold or LANE=resend,…; else hold
 }
@@ -106,12 +106,12 @@ type Delivery struct {
 // Retain is how long things are kept, by age.
 type Retain struct {
 	Content  time.Duration `koanf:"content"`  // how long content is kept after its era has ended; 0: for ever
-	Messages time.Duration `koanf:"messages"` // how long all else is kept, numbers and idempotency keys too; 0: for ever
+	Messages time.Duration `koanf:"messages"` // how long all else is kept, numbers and idempotency keys too, at least as long as content; 0: for ever
 }
 
 // Guard is how the numbering is watched.
 type Guard struct {
-	Every time.Duration `koanf:"every"` // between two checks of the numbering; a fault is noticed and repaired within five of them
+	Every time.Duration `koanf:"every"` // between two checks of the numbering; 100ms to 1m; a fault is noticed and repaired within five of them
 }
 
 // SMTP is the relay for email; an empty Addr means none.

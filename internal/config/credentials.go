@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,7 +14,7 @@ import (
 
 // Secrets says which files may hold secrets.
 type Secrets struct {
-	Root          string `koanf:"root"`           // folder that files with secrets must be in, also where their symlinks lead; empty: any
+	Root          string `koanf:"root"`           // folder, which is there, that files with secrets must be in, also where their symlinks lead; empty: any
 	WorldReadable bool   `koanf:"world_readable"` // take files with secrets that anyone on the machine may read, too, as Kubernetes mounts them by default
 	Safe          string `koanf:"safe"`           // folder, made with mode 0700, in which what token servers and vaults gave outlives the process, encrypted; processes of one machine may share it; empty: none
 	SafeKey       Secret `koanf:"safe_key"`       // encrypts what is in it: 32 random bytes in base64, as openssl rand -base64 32 makes, or as they are
@@ -88,6 +89,11 @@ func (c *Credential) set() map[string]bool {
 var credentialName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,39}$`)
 
 func (c *Config) validateCredentials(bad func(key, format string, args ...any)) {
+	if root := c.Secrets.Root; root != "" {
+		if info, err := os.Stat(root); err != nil || !info.IsDir() {
+			bad("secrets.root", "want a folder that is there, not %q", root)
+		}
+	}
 	if (c.Secrets.Safe == "") != (c.Secrets.SafeKey == "") {
 		bad("secrets.safe", "want both it and secrets.safe_key, or neither")
 	} else if c.Secrets.Safe != "" {

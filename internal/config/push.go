@@ -43,19 +43,6 @@ func (c *Config) Platforms() []string {
 	return all
 }
 
-// validatePush names what a worker lacks; the providers check the rest.
-func (c *Config) validatePush(bad func(key, format string, args ...any)) {
-	if !c.Has("worker") {
-		return
-	}
-	if (c.APNs.Topic == "") != (c.APNs.Key == "") {
-		bad("apns", "want both topic and key, or neither")
-	}
-	if (c.WebPush.Subject == "") != (c.WebPush.VAPIDKey == "") {
-		bad("webpush", "want both subject and vapid_key, or neither")
-	}
-}
-
 // ProviderNames are those that attempts and holds show.
 func ProviderNames() []string {
 	return []string{"smtp", "ses", "resend", "postmark", "sendgrid", "fcm", "apns", "webpush", "webhook"}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -14,18 +15,37 @@ import (
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
-// Validate names every setting that is wrong.
+// Error is of a configuration that is wrong: nothing helps but to change it.
+type Error struct{ error }
+
+// Wrong makes err an Error, unless it is nil.
+func Wrong(err error) error {
+	if err == nil {
+		return nil
+	}
+	return Error{err}
+}
+
+// Unwrap is what is wrong.
+func (e Error) Unwrap() error { return e.error }
+
+// Validate names every setting that is wrong, in an Error.
 func (c *Config) Validate() error {
 	var errs []error
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
 	}
-	address := func(key, addr string, may bool) {
-		if addr == "" && may {
-			return
+	address := func(key, addr string, least int) {
+		if !isAddress(addr, least) {
+			bad(key, "want HOST:PORT, the port from %d to 65535, not %q", least, addr)
 		}
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			bad(key, "want HOST:PORT, not %q", addr)
+	}
+	both := func(a string, hasA bool, b string, hasB bool) {
+		switch {
+		case hasA && !hasB:
+			bad(b, "is required with %s", a)
+		case hasB && !hasA:
+			bad(a, "is required with %s", b)
 		}
 	}
 	if c.DSN == "" {
@@ -35,7 +55,7 @@ func (c *Config) Validate() error {
 		bad("brokers", "want at least one HOST:PORT")
 	}
 	for i, b := range c.Brokers {
-		address(fmt.Sprintf("brokers[%d]", i), b, false)
+		address(fmt.Sprintf("brokers[%d]", i), b, 1)
 	}
 	c.validateClusters(bad)
 	if len(c.Roles) == 0 {
@@ -46,24 +66,63 @@ func (c *Config) Validate() error {
 			bad("roles", "unknown role %q: want some of %s", r, strings.Join(roles, ", "))
 		}
 	}
-	address("listen", c.Listen, !c.Has("api"))
-	address("metrics_listen", c.MetricsListen, true)
-	address("smtp.addr", c.SMTP.Addr, true)
-	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
-		bad("tls", "want both cert and key, or neither")
+	if c.Listen != "" || c.Has("api") {
+		address("listen", c.Listen, 0)
 	}
+	if c.MetricsListen != "" {
+		address("metrics_listen", c.MetricsListen, 0)
+	}
+	if c.SMTP.Addr != "" {
+		address("smtp.addr", c.SMTP.Addr, 1)
+	}
+	if c.DataDir == "" {
+		bad("data_dir", "is required")
+	}
+	both("tls.cert", c.TLS.Cert != "", "tls.key", c.TLS.Key != "")
 	if !slices.Contains([]string{"starttls-if-offered", "starttls-required", "implicit"}, c.SMTP.TLS) {
 		bad("smtp.tls", "want starttls-if-offered, starttls-required or implicit, not %q", c.SMTP.TLS)
 	}
 	if !slices.Contains([]string{"", "xoauth2", "oauthbearer"}, c.SMTP.Auth) {
 		bad("smtp.auth", "want xoauth2, oauthbearer or nothing, not %q", c.SMTP.Auth)
 	}
+	c.Kafka.validate(bad)
 	c.validateNumbers(bad)
+	c.validateTimes(bad)
 	c.validateProviders(bad)
 	c.validateCredentials(bad)
-	c.validatePush(bad)
+	if c.Has("worker") { // the providers check the rest
+		both("apns.topic", c.APNs.Topic != "", "apns.key", c.APNs.Key != "")
+		both("webpush.subject", c.WebPush.Subject != "", "webpush.vapid_key", c.WebPush.VAPIDKey != "")
+	}
 	c.Incidents.validate(bad)
-	return errors.Join(errs...)
+	return Wrong(errors.Join(errs...))
+}
+
+// isAddress says whether addr is HOST:PORT. With 0 for the least port it is to
+// listen on, which needs no host.
+func isAddress(addr string, least int) bool {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil || host == "" && least > 0 {
+		return false
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	return err == nil && int(n) >= least
+}
+
+var topicPrefix = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,200}$`)
+
+func (k *Kafka) validate(bad func(key, format string, args ...any)) {
+	if !topicPrefix.MatchString(k.Prefix) {
+		bad("kafka.prefix", "want 1 to 200 letters, digits, ., _ and -, not %q", k.Prefix)
+	}
+	switch {
+	case k.Mechanism == "" && (k.Username != "" || k.Password != ""):
+		bad("kafka.sasl_mechanism", "is required with kafka.sasl_username and kafka.sasl_password")
+	case k.Mechanism != "" && k.Username == "":
+		bad("kafka.sasl_username", "is required with kafka.sasl_mechanism")
+	case k.Mechanism != "" && k.Password == "":
+		bad("kafka.sasl_password", "is required with kafka.sasl_mechanism")
+	}
 }
 
 func (c *Config) validateClusters(bad func(key, format string, args ...any)) {
@@ -76,8 +135,8 @@ func (c *Config) validateClusters(bad func(key, format string, args ...any)) {
 			bad("clusters."+name, "want at least one HOST:PORT")
 		}
 		for _, b := range brokers {
-			if _, _, err := net.SplitHostPort(b); err != nil {
-				bad("clusters."+name, "want HOST:PORT, divided by spaces, not %q", b)
+			if !isAddress(b, 1) {
+				bad("clusters."+name, "want HOST:PORT, the port from 1 to 65535, divided by spaces, not %q", b)
 			} else if slices.Contains(c.Brokers, b) {
 				bad("clusters."+name, "%s is a broker of main", b)
 			}
@@ -119,13 +178,49 @@ func (i *Incident) validate(bad func(key, format string, args ...any)) {
 	}
 }
 
+// validateTimes looks at times that have bounds, or are bound to one another.
+func (c *Config) validateTimes(bad func(key, format string, args ...any)) {
+	for _, t := range []struct {
+		key             string
+		is, least, most time.Duration
+	}{
+		{"accept.timeout", c.Accept.Timeout, time.Second, time.Minute},
+		{"guard.every", c.Guard.Every, 100 * time.Millisecond, time.Minute},
+	} {
+		if t.is < t.least || t.is > t.most {
+			bad(t.key, "want %v to %v, not %v", t.least, t.most, t.is)
+		}
+	}
+	if half := c.Accept.Timeout / 2; c.Accept.Patience > half {
+		bad("accept.patience", "want at most half of accept.timeout, %v, not %v", half, c.Accept.Patience)
+	}
+	if c.Accept.Shield < 0 {
+		bad("accept.shield", "want 0, for never, or more, not %v", c.Accept.Shield)
+	}
+	if c.Delivery.RetryBase > c.Delivery.RetryMax {
+		bad("delivery.retry_base", "want at most delivery.retry_max, %v, not %v", c.Delivery.RetryMax, c.Delivery.RetryBase)
+	}
+	r := c.Retention
+	switch {
+	case r.Content < 0:
+		bad("retention.content", "want 0, for ever, or more, not %v", r.Content)
+	case r.Messages < 0:
+		bad("retention.messages", "want 0, for ever, or more, not %v", r.Messages)
+	case r.Messages == 0: // content goes with its message
+	case r.Content == 0:
+		bad("retention.messages", "want 0, for ever, as retention.content, not %v", r.Messages)
+	case r.Messages < r.Content:
+		bad("retention.messages", "want 0, for ever, or at least retention.content, %v, not %v", r.Content, r.Messages)
+	}
+}
+
 func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
 	for key, d := range map[string]time.Duration{
-		"ledger.deadline": c.Ledger.Deadline, "ledger.beat_every": c.Ledger.BeatEvery, "accept.timeout": c.Accept.Timeout, "accept.patience": c.Accept.Patience,
+		"ledger.deadline": c.Ledger.Deadline, "ledger.beat_every": c.Ledger.BeatEvery, "accept.patience": c.Accept.Patience,
 		"accept.email_life": c.Accept.EmailLife, "accept.push_life": c.Accept.PushLife, "accept.max_schedule": c.Accept.MaxSchedule,
 		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
 		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
-		"guard.every": c.Guard.Every, "kafka.evacuate_after": c.Kafka.EvacuateAfter, "smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit,
+		"kafka.evacuate_after": c.Kafka.EvacuateAfter, "smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit,
 		"ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
 		"postmark.reply_limit": c.Postmark.ReplyLimit, "sendgrid.reply_limit": c.SendGrid.ReplyLimit, "webhook.reply_limit": c.Webhook.ReplyLimit,
 		"apns.reply_limit": c.APNs.ReplyLimit, "webpush.reply_limit": c.WebPush.ReplyLimit,
