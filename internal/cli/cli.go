@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/internal/config"
 )
 
@@ -68,9 +69,12 @@ func Run(ctx context.Context, args []string, env Env) int {
 	}
 	fmt.Fprintln(env.Err, "stormpost:", err)
 	var e *exitError
+	var wrong config.Error
 	switch {
 	case errors.As(err, &e):
 		return e.code
+	case errors.As(err, &wrong), errors.Is(err, dedupe.ErrDSN):
+		return exitUsage
 	case !c.began: // cobra itself refused the command line
 		return exitUsage
 	}
@@ -130,13 +134,9 @@ func (e Env) get(name string) string {
 	return ""
 }
 
-// settings loads the configuration; a mistake in it is a usage error.
+// settings loads the configuration.
 func (c *command) settings() (config.Config, error) {
-	cfg, err := config.Load(c.configPath, c.Environ)
-	if err != nil {
-		return cfg, &exitError{exitUsage, err}
-	}
-	return cfg, nil
+	return config.Load(c.configPath, c.Environ)
 }
 
 // dsn is the ledger's address from the configuration.

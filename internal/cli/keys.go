@@ -34,7 +34,7 @@ func (c *command) withLedger(fn func(*dedupe.Ledger) error) error {
 	}
 	l, err := dedupe.Open(dedupe.Config{DSN: dsn})
 	if err != nil {
-		return &exitError{exitUsage, err}
+		return err
 	}
 	defer l.Close()
 	err = fn(l)
