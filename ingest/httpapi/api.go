@@ -11,9 +11,14 @@ package httpapi
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
@@ -25,6 +30,7 @@ import (
 
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 // Verifier tells who an API key stands for. message.ErrUnavailable means that it
@@ -120,11 +126,10 @@ func New(c Config) http.Handler {
 		memory: semaphore.NewWeighted(c.Limits.BodyMemory),
 	}
 	a.huma = huma.NewAPI(huma.Config{
-		OpenAPI:                      newDocument(c.Version),
-		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
-		DefaultFormat:                "application/json",
-		RejectUnknownQueryParameters: true,
-		Transformers:                 []huma.Transformer{translate},
+		OpenAPI:       newDocument(c.Version),
+		Formats:       map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
+		DefaultFormat: "application/json",
+		Transformers:  []huma.Transformer{translate},
 	}, (*adapter)(a))
 	a.registerSubmit()
 	a.registerBatch()
@@ -178,9 +183,51 @@ func (a *api) mount(op *huma.Operation, handle http.HandlerFunc) {
 				p.write(w)
 				return
 			}
+			if err := checkURL(op, r.URL); err != nil {
+				a.fail(w, r, err)
+				return
+			}
 		}
 		handle(w, r)
 	})
+}
+
+// checkURL refuses a path and query that say what nothing here can be called, and
+// parameters that op doesn't have, which would ask for something else than was meant.
+func checkURL(op *huma.Operation, u *url.URL) error {
+	if !utf8.ValidString(u.Path) || strings.ContainsRune(u.Path, 0) {
+		return notFound()
+	}
+	if u.RawQuery == "" {
+		return nil
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return message.FieldErrors{{Field: "query", Problem: "can't be read"}}
+	}
+	var wrong message.FieldErrors
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		i := slices.IndexFunc(op.Parameters, func(p *huma.Param) bool { return p.In == "query" && p.Name == name })
+		value := query[name][0]
+		problem := ""
+		switch {
+		case i < 0:
+			problem = "is unknown"
+		case len(query[name]) > 1:
+			problem = "is repeated"
+		case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
+			problem = "want UTF-8 without NUL"
+		case op.Parameters[i].Schema.Format == "date-time" && value != "" && !isTime(value):
+			problem = "want " + wanted[kindTime]
+		}
+		if problem != "" && len(wrong) < ingest.MaxProblems {
+			wrong = append(wrong, message.FieldError{Field: ingest.MemberPath("", name), Problem: problem})
+		}
+	}
+	if len(wrong) > 0 {
+		return wrong
+	}
+	return nil
 }
 
 func (a *api) methodNotAllowed(w http.ResponseWriter, r *http.Request) {

@@ -3,19 +3,52 @@ package httpapi
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/danielgtaylor/huma/v2"
 )
 
 // smallBody is what a body may take without asking for a share of memory.
 const smallBody = 64 << 10
+
+// takeBody documents and mounts an operation of operators whose body is an In, and
+// whose answer an Out.
+func takeBody[In, Out any](a *api, op huma.Operation, example In, use func(context.Context, *http.Request, In) (*output[Out], error)) {
+	shape := shapeOf(reflect.TypeFor[In]())
+	a.documentBody(&op, a.schemaOf(example), example, "application/json")
+	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(*new(Out))
+	a.register(&op, func(w http.ResponseWriter, r *http.Request) {
+		a.withBody(w, r, []string{"application/json"}, func(body []byte) {
+			var in In
+			wrong, err := decode(shape, body, &in)
+			if err == nil && len(wrong) > 0 {
+				err = wrong
+			}
+			if err != nil {
+				a.fail(w, r, err)
+				return
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), a.Limits.Request)
+			defer cancel()
+			out, err := use(ctx, r, in)
+			if err != nil {
+				a.fail(w, r, err)
+				return
+			}
+			writeJSON(w, http.StatusOK, "application/json", out.Body)
+		})
+	})
+}
 
 // withBody reads the request's whole body and calls use with it; the bytes are
 // use's only until it returns. Whatever is wrong with the body is answered here.

@@ -2,6 +2,7 @@ package httpapi_test
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -188,6 +189,7 @@ func TestDocument(t *testing.T) {
 		Info    struct{ Title, Version string }
 		Paths   map[string]map[string]struct {
 			OperationID, Summary string
+			Parameters           []struct{ Name string }
 			Security             []map[string][]string
 			RequestBody          struct {
 				Content map[string]struct{ Example, Schema any }
@@ -233,6 +235,16 @@ func TestDocument(t *testing.T) {
 					}
 				}
 			}
+			if len(op.RequestBody.Content) > 0 && len(op.Security) > 0 {
+				if !slices.ContainsFunc(op.Parameters, func(p struct{ Name string }) bool { return p.Name == "Content-Encoding" }) {
+					t.Errorf("%s: no Content-Encoding", at)
+				}
+				for _, status := range []string{"400", "408", "413", "415"} {
+					if op.Responses[status].Content["application/problem+json"].Schema == nil {
+						t.Errorf("%s: no %s", at, status)
+					}
+				}
+			}
 			for kind, c := range op.RequestBody.Content {
 				if c.Example == nil || c.Schema == nil {
 					t.Errorf("%s: %s has no example or schema", at, kind)
@@ -263,8 +275,6 @@ func TestDocument(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// The expiry of the examples has to be within reach.
-		f.now = time.Date(2029, 12, 31, 0, 0, 0, 0, time.UTC)
 		if got := f.do("POST", path, "one", string(body), "Content-Type", kind); got.StatusCode >= 300 || containsText(got.body, `"error"`) {
 			t.Errorf("%s: the example is answered with %d %s", path, got.StatusCode, got.body)
 		}
