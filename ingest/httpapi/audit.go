@@ -64,6 +64,7 @@ func (a *api) registerAudit() {
 		}},
 	}, example)
 	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(ledgerAuditView{})
+	op.Responses["200"].Content[ndjson] = &huma.MediaType{Schema: a.schemaOf(auditLine{}), Example: auditLine{Done: new(int64(500)), Total: new(int64(1250))}}
 	a.register(&op, a.auditLanes)
 }
 

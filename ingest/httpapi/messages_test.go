@@ -268,6 +268,18 @@ func TestDocument(t *testing.T) {
 			}
 		}
 	}
+	for at, limit := range map[[3]string]float64{
+		{"Email", "to", "maxItems"}: 50, {"EmailLine", "attachments", "maxItems"}: 20, {"Email", "headers", "maxProperties"}: 50,
+		{"Email", "subject", "maxLength"}: 998, {"Push", "tags", "maxItems"}: 20, {"PushLine", "idempotency_key", "maxLength"}: 255,
+	} {
+		if got := doc.Components.Schemas[at[0]].Properties[at[1]][at[2]]; got != limit {
+			t.Errorf("%s: %v, want %v", at, got, limit)
+		}
+	}
+	if doc.Paths["/v1/batches"]["post"].RequestBody.Content["application/jsonl"].Schema == nil ||
+		doc.Paths["/v1/audit"]["get"].Responses["200"].Content["application/x-ndjson"].Schema == nil {
+		t.Error("a type that is taken or served isn't in the document")
+	}
 	checkReferences(t, a.body)
 	// Its own examples are accepted.
 	for path, kind := range map[string]string{"/v1/emails": "application/json", "/v1/pushes": "application/json", "/v1/batches": "application/x-ndjson"} {
