@@ -22,6 +22,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
 	"go.opentelemetry.io/otel/metric"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
@@ -131,6 +132,7 @@ func New(c Config) http.Handler {
 		DefaultFormat: "application/json",
 		Transformers:  []huma.Transformer{translate},
 	}, (*adapter)(a))
+	a.router.Use(middleware.GetHead)
 	a.registerSubmit()
 	a.registerBatch()
 	a.registerMessages()
@@ -231,14 +233,18 @@ func checkURL(op *huma.Operation, u *url.URL) error {
 }
 
 func (a *api) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
-	p := newProblem(http.StatusMethodNotAllowed, "method_not_allowed", "This path has no such method.")
+	allow := http.Header{}
 	for _, m := range []string{http.MethodDelete, http.MethodGet, http.MethodPost} {
 		if a.router.Match(chi.NewRouteContext(), m, r.URL.Path) {
-			if p.header == nil {
-				p.header = http.Header{}
-			}
-			p.header.Add("Allow", m)
+			allow.Add("Allow", m)
 		}
+	}
+	if slices.Contains(allow["Allow"], http.MethodGet) {
+		allow.Add("Allow", http.MethodHead)
+	}
+	p := newProblem(http.StatusMethodNotAllowed, "method_not_allowed", "This path has no such method.")
+	if p.header = allow; len(allow) == 0 {
+		p = notFound() // chi asks for no path when it doesn't know the method
 	}
 	p.write(w)
 }

@@ -141,7 +141,7 @@ func (g *gzipReader) Read(b []byte) (n int, err error) {
 	if err == nil {
 		n, err = g.z.Read(b)
 	}
-	if errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil && err != io.EOF {
 		err = fmt.Errorf("%w: %w", errGzip, err)
 	}
 	return n, err
@@ -166,7 +166,7 @@ func bodyError(err error) error {
 	case errors.Is(err, errGzip):
 		return malformed(errGzip.Error())
 	}
-	return malformed("ended before its time, or is not valid gzip")
+	return malformed("didn't arrive whole")
 }
 
 // acceptable says whether a Content-Type is one of types, in UTF-8.

@@ -6,10 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/stormpost/stormpost/ingest/httpapi"
@@ -300,6 +303,19 @@ func TestInvalidURLs(t *testing.T) {
 	wantProblem(t, f.do("POST", "/v1/emails?dry_run=true", "one", goodEmail), 422, "dry_run")
 	if f.count() != 1 {
 		t.Errorf("%d accepted", f.count())
+	}
+}
+
+// A body that breaks off isn't called gzip.
+func TestBrokenBody(t *testing.T) {
+	f := newFixture(t)
+	r := httptest.NewRequest("POST", "/v1/emails", io.MultiReader(strings.NewReader("{"), iotest.ErrReader(errors.New("invalid byte in chunk length"))))
+	r.Header.Set("Authorization", "Bearer one")
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, r)
+	if wantProblem(t, answer{w.Result(), w.Body.Bytes()}, 400, "body"); strings.Contains(w.Body.String(), "gzip") {
+		t.Errorf("%s", w.Body)
 	}
 }
 

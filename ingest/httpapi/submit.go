@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -54,7 +55,11 @@ func (a *api) submit(w http.ResponseWriter, r *http.Request, channel message.Cha
 		}
 		accepted, err := a.accept(r.Context(), key, content, wrong)
 		if err != nil {
-			a.fail(w, r, err)
+			p := a.problem(r.Context(), err)
+			if errors.Is(err, message.ErrKeyReused) {
+				p.Errors[0].Field = keyHeader // in a batch it is a member
+			}
+			p.write(w)
 			return
 		}
 		status := http.StatusAccepted
