@@ -326,6 +326,38 @@ func TestTokenReasons(t *testing.T) {
 	}
 }
 
+// A token has proved itself once APNs looked at what it came with; an answer that
+// anybody gets says nothing of it.
+func TestWhatProvesAToken(t *testing.T) {
+	for reason, proves := range map[string]bool{
+		"200 ": true, "400 BadDeviceToken": true, "400 DeviceTokenNotForTopic": true, "410 Unregistered": true, "410 ExpiredToken": true,
+		"400 ": false, "400 IdleTimeout": false, "403 Forbidden": false, "403 InvalidProviderToken": false, "404 BadPath": false, "429 TooManyRequests": false,
+		"429 TooManyProviderTokenUpdates": false, "500 InternalServerError": false, "502 ": false, "503 ServiceUnavailable": false, "503 BadDeviceToken": false,
+	} {
+		status, code, _ := strings.Cut(reason, " ")
+		s := providertest.ServeHTTP2(t, func(w http.ResponseWriter, _ *http.Request, _ []byte) {
+			n, _ := strconv.Atoi(status)
+			w.WriteHeader(n)
+			if n != 200 {
+				fmt.Fprintf(w, `{"reason":%q}`, code)
+			}
+		})
+		cfg := config(s)
+		cfg.Token = token(t, time.Now)
+		p := newProvider(t, cfg)
+		slot, err := p.Reserve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		res := slot.Send(t.Context(), envelope(1), func() error { return nil })
+		if got := !cfg.Token.Status().LastOK.IsZero(); got != proves {
+			t.Errorf("%s: proves the token: %t, want %t; %+v", reason, got, proves, res)
+		}
+		slot.Release()
+		p.Close()
+	}
+}
+
 // A token of another key than the connection began with is as good as ever: it
 // takes another connection, and the old ones take no more requests.
 func TestTokenOfAnotherKey(t *testing.T) {

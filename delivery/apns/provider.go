@@ -171,7 +171,7 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 			switch unrelated = res.Code == unrelatedKey; {
 			case refused && !unrelated:
 				s.token.Rejected(res.Reply)
-			case a.Status != http.StatusForbidden:
+			case letIn(a, res):
 				s.token.Accepted()
 			}
 			return res, refused
