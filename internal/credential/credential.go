@@ -380,9 +380,9 @@ func (c *Credential) pick(now time.Time) (Use, bool) {
 	case c.current != nil:
 		return c.use(c.current, now), true
 	}
-	// A refresh that a rejection called for decides; after it, a spare is better
-	// than nothing.
-	if c.asked {
+	// A refresh that a rejection called for decides; after it, or while there can't
+	// be one, a spare is better than nothing.
+	if c.asked || now.Before(c.pauseTo) {
 		if g := c.spare(now); g != nil {
 			return c.use(g, now), true
 		}
@@ -404,7 +404,7 @@ func (c *Credential) candidate(now time.Time) *generation {
 		if g.usable(now) && !g.older {
 			return g
 		}
-		if c.current != nil && !g.rejected.IsZero() && g.fit(now) && !g.older && now.After(g.retryAt) {
+		if g == c.all[0] && c.current != nil && !g.rejected.IsZero() && g.fit(now) && !g.older && now.After(g.retryAt) {
 			return g // the service may have learned of it since
 		}
 	}
