@@ -301,6 +301,43 @@ func TestTokenIsRefused(t *testing.T) {
 	}
 }
 
+// A token that was refused by mistake, and is too young to be replaced, is tried
+// again by the next hand-over that meets the refusal.
+func TestTokenIsTriedAgain(t *testing.T) {
+	var mu sync.Mutex
+	now, requests := time.Now(), 0
+	clock := func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
+	s := providertest.ServeHTTP2(t, func(w http.ResponseWriter, _ *http.Request, _ []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		if requests++; requests == 2 || requests == 3 {
+			w.WriteHeader(403)
+			fmt.Fprint(w, `{"reason":"InvalidProviderToken"}`)
+		}
+	})
+	cfg := config(s)
+	cfg.Token = token(t, clock)
+	p := newProvider(t, cfg)
+	defer p.Close()
+	var slots []delivery.Slot
+	for range 3 {
+		slot, err := p.Reserve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer slot.Release()
+		slots = append(slots, slot)
+	}
+	for n, want := range []message.Outcome{message.Sent, message.Returned, message.Sent} {
+		if res := slots[n].Send(t.Context(), envelope(n), func() error { return nil }); res.Outcome != want {
+			t.Errorf("hand-over %d: %+v, want %s", n, res, want)
+		}
+		mu.Lock()
+		now = now.Add(200 * time.Millisecond)
+		mu.Unlock()
+	}
+}
+
 // Whatever is documented to be wrong with a provider token is the message's fault
 // in no case.
 func TestTokenReasons(t *testing.T) {

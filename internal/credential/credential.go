@@ -211,16 +211,17 @@ func (u Use) Generation() int {
 	return u.g.number
 }
 
-// Fit says whether the generation may still be used: it is neither expired nor
-// rejected. What was opened with it, such as a connection, may go on until
-// then.
+// Fit says whether what was opened with the generation, such as a connection, may
+// go on: it is neither expired nor rejected, or there is nothing better to open
+// another one with.
 func (u Use) Fit() bool {
 	if u.g == nil {
 		return true
 	}
 	u.c.mu.Lock()
 	defer u.c.mu.Unlock()
-	return u.g.usable(u.c.cfg.Now())
+	now := u.c.cfg.Now()
+	return u.g.usable(now) || !slices.ContainsFunc(u.c.all, func(g *generation) bool { return g.usable(now) })
 }
 
 // Ends tells when the generation ends, as the service has it; zero: nobody knows.
@@ -302,7 +303,8 @@ func (u Use) Rejected(why string) {
 	g.epoch++
 	g.rejections++
 	g.rejected, g.canary, g.why = now, time.Time{}, clean(why, g.Value.Reveal())
-	g.retryAt = now.Add(jitter(min(rejectMin<<min(g.rejections-1, 10), rejectMax)))
+	// The second pause is as the first, which rejectOnce may take the place of.
+	g.retryAt = now.Add(jitter(min(rejectMin<<min(max(g.rejections-2, 0), 10), rejectMax)))
 	c.cfg.Logger.Warn("credential was refused by the service", "credential", c.cfg.Name, "generation", g.number, "label", g.Label, "reply", g.why)
 	if c.all[0] == g {
 		c.notUsed("the service refuses the newest one: " + g.why)

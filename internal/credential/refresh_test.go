@@ -410,6 +410,44 @@ func TestRejected(t *testing.T) {
 	})
 }
 
+// A service that refuses what it takes again at once stops nobody for long.
+func TestRefusedByMistake(t *testing.T) {
+	bubble(t, Fixed("test", "token-1"), func(t *testing.T, c *Credential) {
+		for range 3 {
+			mustUse(t, c, "token-1").Accepted()
+			u, other := mustUse(t, c, "token-1"), mustUse(t, c, "token-1")
+			u.Rejected("401")
+			if _, err := c.Use(t.Context()); err == nil {
+				t.Error("again without a pause")
+			}
+			if !u.Fit() {
+				t.Error("what is open is closed, and nothing can be opened")
+			}
+			time.Sleep(rejectOnce)
+			again := mustUse(t, c, "token-1")
+			if _, err := c.Use(t.Context()); err == nil {
+				t.Error("two try at once")
+			}
+			other.Rejected("401") // of before
+			again.Accepted()
+			time.Sleep(time.Second)
+		}
+		// If it was no mistake, the long pause follows.
+		mustUse(t, c, "token-1").Rejected("401")
+		if _, err := c.Use(t.Context()); err == nil {
+			t.Error("again without a pause")
+		}
+		time.Sleep(rejectOnce)
+		mustUse(t, c, "token-1").Rejected("401")
+		time.Sleep(rejectMin/2 - time.Millisecond)
+		if _, err := c.Use(t.Context()); err == nil {
+			t.Error("a third time after less than half of rejectMin")
+		}
+		time.Sleep(rejectMin)
+		mustUse(t, c, "token-1").Accepted()
+	})
+}
+
 // A password that is refused, and that nothing replaces, is tried again now and
 // then, by one at a time: it may have been the service's fault.
 func TestRefusedForAWhile(t *testing.T) {
