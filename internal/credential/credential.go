@@ -208,6 +208,8 @@ func (u Use) Generation() int {
 	if u.g == nil {
 		return 0
 	}
+	u.c.mu.Lock() // it has another number when the source goes back to it
+	defer u.c.mu.Unlock()
 	return u.g.number
 }
 
@@ -248,7 +250,7 @@ func (u Use) String() string {
 	if u.g == nil {
 		return "no credential"
 	}
-	return fmt.Sprintf("%s generation %d", u.c.cfg.Name, u.g.number)
+	return fmt.Sprintf("%s generation %d", u.c.cfg.Name, u.Generation())
 }
 
 // GoString is String.
@@ -257,18 +259,35 @@ func (u Use) GoString() string { return u.String() }
 // LogValue is String.
 func (u Use) LogValue() slog.Value { return slog.StringValue(u.String()) }
 
+// of is what u's generation was made of, if the news of it is news of that, too:
+// the first since its source gave it, and not of an earlier time. It is passed on
+// without c.mu, see followers.
+func (u Use) of() Use {
+	u.c.mu.Lock()
+	defer u.c.mu.Unlock()
+	if u.epoch != u.g.epoch {
+		return Use{}
+	}
+	return u.g.of
+}
+
 // Accepted tells that the service let us in.
 func (u Use) Accepted() {
 	if u.g == nil {
 		return
 	}
+	u.of().Accepted()
 	c, g := u.c, u.g
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.cfg.Now()
 	c.lastOK, g.accepted = now, now
-	if c.current == g || u.epoch != g.epoch {
-		return // as it was, or late news from before a rejection
+	if u.epoch != g.epoch {
+		return // late news from before a rejection
+	}
+	g.of = Use{}
+	if c.current == g {
+		return // as it was
 	}
 	if !g.rejected.IsZero() {
 		c.cfg.Logger.Info("credential is taken again", "credential", c.cfg.Name, "generation", g.number)
@@ -292,6 +311,8 @@ func (u Use) Rejected(why string) {
 	if u.g == nil {
 		return
 	}
+	of := u.of()
+	of.Rejected(why) // first, so that the refresh is by what is left
 	c, g := u.c, u.g
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -300,6 +321,7 @@ func (u Use) Rejected(why string) {
 		return // others said so already
 	}
 	now := c.cfg.Now()
+	g.of = Use{}
 	g.epoch++
 	g.rejections++
 	g.rejected, g.canary, g.why = now, time.Time{}, clean(why, g.Value.Reveal())
@@ -314,7 +336,11 @@ func (u Use) Rejected(why string) {
 		c.current, c.asked = nil, false
 		c.refreshNow(now)
 	case c.current != nil:
-		// A canary failed; all others go on.
+		// A canary failed; all others go on. But what refreshes them must not be of
+		// the same make.
+		if of.g != nil {
+			c.refreshNow(now)
+		}
 	case c.useless == 0:
 		c.useless, c.asked = 1, false
 		c.refreshNow(now)
