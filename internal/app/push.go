@@ -61,7 +61,7 @@ func (p *process) apns(c config.APNs) (*apns.Provider, error) {
 	if err := source.Check(); err != nil {
 		return nil, fmt.Errorf("apns.%w", err)
 	}
-	if source.Key, err = p.creds.live("apns.key", "apns.key", c.Key, credential.CheckP8); err != nil {
+	if source.Key, err = p.creds.live("apns.key", "apns.key", c.Key, credential.CheckP8(c.KeyID)); err != nil {
 		return nil, err
 	}
 	token := p.creds.add("apns", source, nil)

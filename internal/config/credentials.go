@@ -39,8 +39,8 @@ type Credential struct {
 	RefreshToken Live     `koanf:"refresh_token"` // refresh-token: the token that access tokens are asked for with
 	Scopes       []string `koanf:"scopes"`        // client-credentials, service-account: what the access token is for
 
-	Key    Live   `koanf:"key"`     // service-account: the JSON key file; apns: the p8 file
-	KeyID  string `koanf:"key_id"`  // apns: the key's id
+	Key    Live   `koanf:"key"`     // service-account: the JSON key file; apns: as apns.key
+	KeyID  string `koanf:"key_id"`  // apns: the key's id, if it comes without one
 	TeamID string `koanf:"team_id"` // apns: the team's id
 
 	Token     Live          `koanf:"token"`     // vault, vault-lease: a token that may read the secret; it is renewed, if it can be
@@ -70,7 +70,7 @@ var needs = map[string]struct{ must, may []string }{
 	"client-credentials": {[]string{"url", "client_id"}, []string{"client_secret", "in_body", "scopes"}},
 	"refresh-token":      {[]string{"url", "client_id", "refresh_token"}, []string{"client_secret", "in_body"}},
 	"service-account":    {[]string{"key", "scopes"}, []string{"url"}},
-	"apns":               {[]string{"key", "key_id", "team_id"}, nil},
+	"apns":               {[]string{"key", "team_id"}, []string{"key_id"}},
 	"vault":              {[]string{"url", "token", "path"}, []string{"namespace", "mount", "field", "every"}},
 	"vault-lease":        {[]string{"url", "token", "path"}, []string{"namespace", "field", "every"}},
 }
@@ -179,7 +179,7 @@ func (c *Credential) validate(bad func(field, format string, args ...any)) {
 			bad("url", "%v", err)
 		}
 	}
-	if c.Source == "apns" && c.KeyID != "" && c.TeamID != "" {
+	if c.Source == "apns" && c.TeamID != "" {
 		a := credential.APNs{KeyID: c.KeyID, TeamID: c.TeamID}
 		if err := a.Check(); err != nil {
 			field, problem, _ := strings.Cut(err.Error(), ": ")
