@@ -108,6 +108,9 @@ func TestScopes(t *testing.T) {
 			}
 			if may[i] == 'n' {
 				wantProblem(t, got, 403)
+				if !strings.Contains(string(got.body), "it needs the scope ") {
+					t.Errorf("%s %s says %s", a.method, a.path, got.body)
+				}
 			}
 		}
 	}

@@ -13,6 +13,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stormpost/stormpost/ingest/httpapi"
+	"github.com/stormpost/stormpost/internal/keyring"
 )
 
 // result is how a command line ended.
@@ -92,6 +97,7 @@ func TestExitCodes(t *testing.T) {
 		"unknown flag":     {202, receipt, []string{"send", "--frob"}, exitUsage, "--frob"},
 		"unknown command":  {202, receipt, []string{"frob"}, exitUsage, "frob"},
 		"unknown verb":     {202, receipt, []string{"keys", "frob"}, exitUsage, "frob"},
+		"another one":      {202, receipt, []string{"doubts", "frob"}, exitUsage, "frob"},
 		"no argument":      {202, receipt, []string{"messages", "cancel"}, exitUsage, "1 arg"},
 		"an argument more": {202, receipt, []string{"version", "now"}, exitUsage, "now"},
 		"required flag":    {202, receipt, []string{"keys", "create"}, exitUsage, "tenant"},
@@ -396,6 +402,54 @@ func TestRunningDev(t *testing.T) {
 	if r := run(t, []string{"STORMPOST_API_KEY=sp_live_mine"}, "messages", "--data", dir); r.code != exitOK || a.last.Header.Get("Authorization") != "Bearer sp_live_mine" {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestKeysOfDev runs the examples of every command beside a running dev: each
+// one comes with a key that may do what it asks.
+func TestKeysOfDev(t *testing.T) {
+	api := httpapi.New(httpapi.Config{Keyring: devKeys{}})
+	asked := map[string]bool{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got := httptest.NewRecorder()
+		api.ServeHTTP(got, r) // what it has no store for fails behind the sign-in
+		if got.Code == http.StatusUnauthorized || got.Code == http.StatusForbidden {
+			t.Errorf("%s %s: %d %s", r.Method, r.URL, got.Code, got.Body)
+		}
+		asked[r.Method+" "+strings.SplitAfter(r.URL.Path, "/")[2]] = true
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer srv.Close()
+	dir := t.TempDir()
+	b, _ := json.Marshal(map[string]string{"api": srv.URL, "api_key": "app", "operator_key": "operator"})
+	if err := os.WriteFile(filepath.Join(dir, "dev.json"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	each((&command{}).root(), func(cmd *cobra.Command) {
+		if cmd.InheritedFlags().Lookup("api") == nil && cmd.PersistentFlags().Lookup("api") == nil {
+			return
+		}
+		for line := range strings.Lines(cmd.Example) {
+			run(t, nil, append(exampleArgs(line)[1:], "--data", dir)...)
+		}
+	})
+	if len(asked) < 14 {
+		t.Errorf("only %d kinds of requests: %v", len(asked), asked)
+	}
+}
+
+// devKeys are dev's two keys.
+type devKeys struct{}
+
+func (devKeys) Verify(text string) (*keyring.Principal, error) {
+	p := &keyring.Principal{Tenant: 1, Scopes: []keyring.Scope{keyring.Send, keyring.Read}}
+	switch text {
+	case "app":
+		return p, nil
+	case "operator":
+		p.Scopes = append(p.Scopes, keyring.Operator)
+		return p, nil
+	}
+	return nil, keyring.ErrUnauthorized
 }
 
 func TestVersion(t *testing.T) {

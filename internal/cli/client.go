@@ -32,7 +32,7 @@ type client struct {
 // of a running `stormpost dev`.
 type clientFlags struct {
 	api, key, data string
-	operator       bool // a running stormpost dev's operator key is needed
+	operator       bool // what the command asks needs the scope operator
 }
 
 func (f *clientFlags) add(cmd *cobra.Command) {

@@ -41,7 +41,7 @@ func (h holdAnswer) what() string {
 }
 
 func (c *command) hold() *cobra.Command {
-	var f clientFlags
+	f := clientFlags{operator: true}
 	var in struct {
 		Lane     string `json:"lane,omitempty"`
 		Tenant   int32  `json:"tenant,omitempty"`
@@ -98,7 +98,7 @@ A tag is held of all tenants, or of the one that --tenant names.`,
 }
 
 func (c *command) release() *cobra.Command {
-	var f clientFlags
+	f := clientFlags{operator: true}
 	var reason string
 	cmd := &cobra.Command{
 		Use:   "release (HOLD | MESSAGE --reason WHY)",
