@@ -140,6 +140,13 @@ func asciiDomain(domain string) (string, error) {
 	return domain, nil
 }
 
+// IsSenderDomain says whether d is "*", or a domain with or without a dot before
+// it, as mayUse wants a tenant's.
+func IsSenderDomain(d string) bool {
+	_, err := asciiDomain(strings.TrimPrefix(d, "."))
+	return d == "*" || err == nil
+}
+
 // mayUse says whether a tenant with these domains may send from domain, which is
 // in lower-case ASCII. See keyring.Principal for what the entries mean.
 func mayUse(domains []string, domain string) bool {

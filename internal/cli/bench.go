@@ -39,6 +39,9 @@ so give it a database of its own. It fails if a message is delivered twice, or n
 			if len(brokers) > 0 {
 				cfg.Brokers = brokers
 			}
+			if opt.Timeout == 0 {
+				return usage("--timeout: want more than 0")
+			}
 			cfg.SMTP, cfg.FCM = config.Default().SMTP, config.Default().FCM
 			opt.Output, opt.Progress = c.Err, c.Err
 			res, err := app.Bench(cmd.Context(), cfg, opt)

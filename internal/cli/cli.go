@@ -10,8 +10,11 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/internal/config"
@@ -116,6 +119,9 @@ can't be reached or can't take it now, so try again.`,
 func (c *command) note(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := checkGiven(cmd); err != nil {
+				return err
+			}
 			c.began = true
 			return run(cmd, args)
 		}
@@ -123,6 +129,39 @@ func (c *command) note(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		c.note(sub)
 	}
+}
+
+// What flags need not be: content may be empty, and a path any bytes.
+var (
+	mayBeEmpty = []string{"subject", "text", "html", "title", "body"}
+	mayBeBytes = []string{"config", "data", "file"}
+)
+
+// checkGiven refuses flags that were given and say nothing, as by an unset
+// variable: without them a command may ask for more. It also refuses numbers
+// below 1, times below 0, and text that JSON would change.
+func checkGiven(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		value := f.Value.String()
+		texts := []string{value}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			texts = list.GetSlice()
+		}
+		broken := func(s string) bool { return !utf8.ValidString(s) }
+		switch kind := f.Value.Type(); {
+		case kind == "int" || kind == "int32":
+			if value == "0" || value[0] == '-' {
+				err = usage("--%s: want 1 or more, not %s", f.Name, value)
+			}
+		case kind == "duration" && value[0] == '-':
+			err = usage("--%s: want no time below 0, not %s", f.Name, value)
+		case (len(texts) == 0 || slices.Contains(texts, "")) && !slices.Contains(mayBeEmpty, f.Name):
+			err = usage("--%s is empty: give it a value, or leave it out", f.Name)
+		case slices.ContainsFunc(texts, broken) && !slices.Contains(mayBeBytes, f.Name):
+			err = usage("--%s: is not UTF-8", f.Name)
+		}
+	})
+	return err
 }
 
 func (e Env) get(name string) string {

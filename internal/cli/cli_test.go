@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -16,8 +17,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/ingest/httpapi"
 	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 // result is how a command line ended.
@@ -286,6 +289,68 @@ func TestBadDSNIsUsage(t *testing.T) {
 	}
 }
 
+// What is wrong with flags is told by their names, before anything is asked or
+// started.
+func TestFlagsAreUsage(t *testing.T) {
+	a := newAPI(t, 200, `{}`)
+	environ := append(a.environ(), "STORMPOST_DSN=postgres://127.0.0.1:1/none", "STORMPOST_BROKERS=127.0.0.1:1")
+	key := []string{"keys", "create", "--tenant", "a"}
+	with := func(args []string, more ...string) []string { return append(args[:len(args):len(args)], more...) }
+	for _, test := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"bench", "--rate", "-1"}, "--rate"},
+		{[]string{"bench", "--count", "0"}, "--count"},
+		{[]string{"bench", "--payload", "-1"}, "--payload"},
+		{[]string{"bench", "--streams", "0"}, "--streams"},
+		{[]string{"bench", "--timeout", "0"}, "--timeout"},
+		{[]string{"bench", "--dsn", "foo"}, "dsn"},
+		{[]string{"drill", "front-door", "--rate", "0"}, "--rate"},
+		{[]string{"drill", "corrupt-cluster", "--dsn", "foo"}, "--dsn: want"},
+		{[]string{"replay", "--lane", "x", "--reason", "r", "--rate", "0"}, "--rate"},
+		{with(key, "--domain", "bad domain"), "--domain"},
+		{with(key, "--domain", "*.acme.com"), `.example.com`},
+		{with(key, "--domain", "localhost"), "--domain"},
+		{with(key, "--domain", "example.com."), "--domain"},
+		{with(key, "--domain", ""), "--domain"},
+		{with(key, "--scope", ""), "--scope"},
+		{with(key, "--scope", "send,"), "--scope"},
+		{[]string{"send", "--file", "x.json", "--subject", "y"}, "subject"},
+		{[]string{"send", "--file", "x.json", "--expires-at", "2030-01-01T00:00:00Z"}, "expires-at"},
+		{[]string{"send", "--fcm", "T", "--subject", "y"}, "subject"},
+		{with(email, "--body", "y"), "body"},
+		{with(email, "--text", "\xff"), "--text"},
+		{with(email, "--wait", "-5s"), "--wait"},
+		{with(email, "--api", "foo"), "--api"},
+		{with(email, "--key", ""), "--key"},
+		{with(email, "--send-at", "2030-01-02T15:04:05+24:00"), "--send-at: want a time"},
+		{[]string{"audit", "--stream", ""}, "--stream"},
+		{[]string{"audit", "--lane", ""}, "--lane"},
+		{[]string{"hold", "--tenant", "0", "--reason", "r"}, "--tenant"},
+		{[]string{"messages", "--to", ""}, "--to"},
+		{[]string{"release", "99999999999999999999"}, "hold's number"},
+		{[]string{"dev", "--listen", "127.0.0.1:"}, "--listen"},
+		{[]string{"dev", "--fcm", "foo"}, "--fcm"},
+		{[]string{"dev", "--dsn", "foo"}, "--dsn"},
+		{[]string{"dev", "--brokers", "foo"}, "--brokers"},
+		{[]string{"dev", "--data", ""}, "--data"},
+	} {
+		if r := run(t, environ, test.args...); r.code != exitUsage || !strings.Contains(r.err, test.says) || r.out != "" {
+			t.Errorf("%q: %+v", test.args, r)
+		}
+	}
+	if a.last != nil {
+		t.Errorf("asked %s", a.last.URL)
+	}
+	// What the ledger refuses is usage, too, as a tenant's name.
+	c := &command{Env: Env{Environ: environ}}
+	err := c.withLedger(func(*dedupe.Ledger) error { return message.FieldErrors{{Field: "tenant", Problem: "bad"}} })
+	if e := (*exitError)(nil); !errors.As(err, &e) || e.code != exitUsage {
+		t.Errorf("%v", err)
+	}
+}
+
 // What is refused for now is submitted again when Retry-After says, and not when
 // that could send it twice or takes too long.
 func TestSendComesAgain(t *testing.T) {
@@ -352,6 +417,11 @@ func TestSend(t *testing.T) {
 	}
 	sameJSON(t, r.out, receipt)
 	sameJSON(t, a.sent, `{"platform":"fcm","to":"tok","notification":{"title":"Hi","body":"Hello"}}`)
+
+	if r := run(t, a.environ(), "send", "--from", "app@example.com", "--to", `"A, B" <a@example.com>`, "--to", "b@example.com", "--subject", ""); r.code != exitOK {
+		t.Errorf("%+v", r)
+	}
+	sameJSON(t, a.sent, `{"from":"app@example.com","to":["\"A, B\" <a@example.com>","b@example.com"]}`)
 
 	// A file is sent as it is, to where it belongs.
 	for path, body := range map[string]string{"/v1/emails": `{"from":"a@b.c","x":[1]}`, "/v1/pushes": `{"platform":"fcm","to":{"topic":"t"}}`} {

@@ -50,6 +50,9 @@ func (c *command) client(f clientFlags) (*client, error) {
 	if key == "" {
 		key = c.get("STORMPOST_API_KEY")
 	}
+	if u, err := url.Parse(base); base != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		return nil, usage("--api, or STORMPOST_API: want http://HOST:PORT or https://HOST, not %q", base)
+	}
 	if base == "" || key == "" {
 		var dev struct {
 			API    string `json:"api"`

@@ -175,6 +175,9 @@ func timeFlag(name, text string) (*time.Time, error) {
 		return nil, nil
 	}
 	at, err := time.Parse(time.RFC3339, text)
+	if err == nil {
+		_, err = at.MarshalText() // an offset of 24 h can be read, and not be sent
+	}
 	if err != nil {
 		return nil, usage("--%s: want a time as 2026-01-02T15:04:05Z, not %q", name, text)
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -113,7 +114,10 @@ it made a provider's code fail, is released by its id: it is tried once more.`,
 			if err != nil {
 				return err
 			}
-			if _, err := strconv.ParseInt(args[0], 10, 64); err == nil {
+			if !strings.HasPrefix(args[0], "msg_") {
+				if n, err := strconv.ParseInt(args[0], 10, 64); err != nil || n < 1 {
+					return usage("%q is neither a hold's number, as in stormpost hold list, nor a message's id", args[0])
+				}
 				if reason != "" {
 					return usage("--reason goes with a message's id")
 				}
