@@ -106,7 +106,7 @@ can't be reached or can't take it now, so try again.`,
 	root.SetOut(c.Out)
 	root.SetErr(c.Err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
-	root.PersistentFlags().StringVar(&c.configPath, "config", c.get("STORMPOST_CONFIG"), "settings file, stormpost.yaml (or $STORMPOST_CONFIG)")
+	root.PersistentFlags().StringVar(&c.configPath, "config", c.get("STORMPOST_CONFIG"), "settings file, stormpost.yaml (or $STORMPOST_CONFIG); commands with --api read none")
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "answer in JSON")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(c.dev(), c.serve(), c.migrate(), c.preflight(), c.keys(), c.tenants(), c.credentials(), c.send(), c.messages(), c.audit(), c.doubts(), c.suppressions(), c.hold(), c.release(), c.replay(), c.evacuate(), c.reconcile(), c.lanes(), c.incidents(), c.bench(), c.drill(), c.version())

@@ -20,13 +20,15 @@ func (c *command) dev() *cobra.Command {
 		Use:   "dev",
 		Short: "Run everything on this machine, with simulated providers and an inbox",
 		Long: `Run everything on this machine: PostgreSQL as a child process, a Kafka-protocol
-broker, the API, a worker, and simulators of an SMTP server, Amazon SES, Resend
-and FCM, whose inbox is a page. All state is in one folder; stop it, or kill -9 it, and start
-it again: nothing is lost, nothing is sent twice.
+broker, the API, a worker, and simulators of an SMTP server, Amazon SES, Resend,
+Postmark, SendGrid, FCM, APNs and Web Push, whose inbox is a page. All state is in
+one folder; stop it, or kill -9 it, and start it again: nothing is lost, nothing is
+sent twice. What was being handed over when it was killed is "sending" for some ten
+minutes more, and then in doubt.
 
 Once all is ready it writes dev.json into the folder: api, api_key,
-operator_key, inbox, metrics, dsn, brokers, pid. The inbox answers GET
-/messages with a JSON list.`,
+operator_key, inbox, subscription (a simulated browser's, to send a Web Push to),
+metrics, dsn, brokers, pid. The inbox answers GET /messages with a JSON list.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for flag, addr := range map[string]string{"--listen": opt.Listen, "--inbox": opt.Inbox, "--smtp": opt.SMTP} {
