@@ -55,7 +55,8 @@ so give it a database of its own. It fails if a message is delivered twice, or n
 	f.StringVar(&dsn, "dsn", "", "PostgreSQL (default: the setting dsn)")
 	f.StringSliceVar(&brokers, "brokers", nil, "Kafka (default: the setting brokers)")
 	f.IntVar(&opt.Count, "count", 200_000, "messages")
-	f.IntVar(&opt.Rate, "rate", 0, "messages a second (default: as fast as it goes)")
+	f.IntVar(&opt.Rate, "rate", 0, "messages a second; 0: as fast as it goes")
+	_ = f.SetAnnotation("rate", zeroIsFine, nil) // it is there
 	f.IntVar(&opt.Payload, "payload", 1024, "bytes of each message's text")
 	f.IntVar(&opt.Streams, "streams", 8, "streams to number them in")
 	f.IntVar(&opt.Submitters, "submitters", 1000, "submitting at a time")

@@ -137,6 +137,9 @@ var (
 	mayBeBytes = []string{"config", "data", "file"}
 )
 
+// zeroIsFine is on a flag whose 0 means no bound.
+const zeroIsFine = "zero"
+
 // checkGiven refuses flags that were given and say nothing, as by an unset
 // variable: without them a command may ask for more. It also refuses numbers
 // below 1, times below 0, and text that JSON would change.
@@ -150,7 +153,7 @@ func checkGiven(cmd *cobra.Command) (err error) {
 		broken := func(s string) bool { return !utf8.ValidString(s) }
 		switch kind := f.Value.Type(); {
 		case kind == "int" || kind == "int32":
-			if value == "0" || value[0] == '-' {
+			if _, fine := f.Annotations[zeroIsFine]; value == "0" && !fine || value[0] == '-' {
 				err = usage("--%s: want 1 or more, not %s", f.Name, value)
 			}
 		case kind == "duration" && value[0] == '-':

@@ -238,7 +238,7 @@ func TestServeChecksSettings(t *testing.T) {
 		{"FCM_TOKEN=t|FCM_PROJECT=p|FCM_BASE_URL=x", exitUsage, "fcm.base_url: is not an http"},
 		{"APNS_TOPIC=t", exitUsage, "apns.key: is required with apns.topic"},
 		{"APNS_KEY=k", exitUsage, "apns.topic: is required with apns.key"},
-		{"APNS_TOPIC=t|APNS_KEY=k", exitUsage, "apns.key_id: want ten"},
+		{"APNS_TOPIC=t|APNS_KEY=k", exitUsage, "apns.team_id: want ten"},
 		{"APNS_TOPIC=t|APNS_KEY=k|APNS_CA=x", exitUsage, "apns.ca: holds no certificate"},
 		{"WEBPUSH_SUBJECT=mailto:a@b.example", exitUsage, "webpush.vapid_key: is required with webpush.subject"},
 		{"WEBPUSH_VAPID_KEY=k", exitUsage, "webpush.subject: is required with webpush.vapid_key"},

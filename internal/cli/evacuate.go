@@ -64,7 +64,8 @@ backlog, moved}], took_s}.`,
 	p := cmd.Flags()
 	p.StringVar(&plan.To, "to", "", "the cluster's name")
 	p.StringSliceVar(&lanes, "lanes", nil, "these lanes, as transactional.email,… (default: all)")
-	p.IntVar(&plan.Rate, "rate", 0, "of each lane's backlog, messages a second that workers take from the ledger at most, until it is gone (default: no bound)")
+	p.IntVar(&plan.Rate, "rate", 0, "of each lane's backlog, messages a second that workers take from the ledger at most, until it is gone; 0: no bound")
+	_ = p.SetAnnotation("rate", zeroIsFine, nil) // it is there
 	p.BoolVar(&dryRun, "dry-run", false, "say what would be moved, or why it may not be, and change nothing")
 	_ = cmd.MarkFlagRequired("to") // it is there
 	return cmd
