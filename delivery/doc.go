@@ -89,6 +89,9 @@
 //	the ledger is away              claims wait, then give back what has become too old;
 //	                                ends wait to be recorded, their attempts in each heartbeat
 //	the process was stopped (STOP)  the last check gives the message back
+//	the provider is slow            the last check, or Envelope.Until, ends it: deferred by the
+//	before the last check           provider's fault. A stop within Send that took most of
+//	                                Config.ClaimValid looks the same
 //	the provider panics             held before the last check, unknown after it
 //	the worker stops (Run's ctx)    what is not yet handed over is given back; open
 //	                                replies have Config.ShutdownGrace, then they are unknown

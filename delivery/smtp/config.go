@@ -68,7 +68,8 @@ type Config struct {
 
 	DialTimeout time.Duration // for TCP and, with ImplicitTLS, the handshake; default 30 s
 	// CommandTimeout replaces the time allowed for each step before the final
-	// dot; by default these are the minimums of RFC 5321 §4.5.3.2.
+	// dot; by default these are the minimums of RFC 5321 §4.5.3.2. The claim's end
+	// bounds them together.
 	CommandTimeout time.Duration
 	// ReplyLimit is the time allowed for the final write and its reply;
 	// default 10 minutes, the minimum of RFC 5321 §4.5.3.2.6.

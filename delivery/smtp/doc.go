@@ -8,6 +8,7 @@
 //	connect … AUTH  error of Reserve, no message touched  the same
 //	MAIL RCPT DATA  Deferred                              Rejected
 //	body            Deferred                              Rejected
+//	claim's end     Deferred, whichever of these steps it comes in
 //	last fails      Returned: the dot is never sent
 //	final write     from its first byte on: Unknown, unless a whole, well-formed
 //	                reply came: 2xx Sent, 4xx Deferred, 5xx Rejected. A 4xx about
