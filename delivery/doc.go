@@ -66,7 +66,8 @@
 //  11. A provider that fails most of what it gets by its own fault (message.Result's
 //     Fault, or an answer lost) is one that can't be used: its messages wait, or go
 //     to the next of their order, with no attempt spent, but for one at a time that
-//     tries. So is one that asks for a pause, while it lasts (see breaker).
+//     tries. So is one that asks for a pause, while it lasts (see breaker), and one
+//     that gives no slot for 10 s while another can be used (see gate).
 //  12. A recipient's domain that hangs or defers, while others do well, leaves them
 //     senders, and slows neither pace nor breaker. What finds no room for its
 //     domain is set aside, with no attempt spent (see domains).
