@@ -68,9 +68,9 @@
 //     to the next of their order, with no attempt spent, but for one at a time that
 //     tries. So is one that asks for a pause, while it lasts (see breaker), and one
 //     that gives no slot for 10 s while another can be used (see gate).
-//  12. A recipient's domain that hangs or defers, while others do well, leaves them
-//     senders, and slows neither pace nor breaker. What finds no room for its
-//     domain is set aside, with no attempt spent (see domains).
+//  12. A recipient's domain, or push service, that hangs or defers, while others
+//     do well, leaves them senders, and slows neither pace nor breaker. What finds
+//     no room for its domain is set aside, with no attempt spent (see domains).
 //
 // # Where a failure lands
 //
