@@ -54,6 +54,9 @@
 //  7. Under each (tenant, supersede key) all submissions but the newest have a
 //     row in superseded, from the very transaction on that brings the newer one.
 //     A claim that begins later makes no attempt to send of theirs.
+//  8. What a policy has sent again after a lost answer may have been taken: until
+//     then its provider's word ends it, and nobody's cancel; past its life it is
+//     in doubt. The attempt that says so is worker 0's, and hands nothing over.
 //
 // # Rollback
 //

@@ -200,11 +200,14 @@ func setDefault(m map[string]string, key, value string) {
 
 func millis(d time.Duration) string { return fmt.Sprint(max(1, d.Milliseconds())) }
 
+// ErrDSN is of a DSN that can't be read.
+var ErrDSN = errors.New("not a PostgreSQL connection string")
+
 // redactDSN keeps a parse error from showing the password.
 func redactDSN(err error) error {
 	var pe *pgxParseError
 	if errors.As(err, &pe) {
-		return errors.New("not a PostgreSQL connection string")
+		return ErrDSN
 	}
 	return err
 }

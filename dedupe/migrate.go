@@ -207,6 +207,12 @@ func (s savepoint) Rollback() error {
 	return err
 }
 
+// CheckDSN says what is wrong with dsn, before anything is connected to.
+func CheckDSN(dsn string) error {
+	_, err := connConfig(dsn)
+	return err
+}
+
 func connConfig(dsn string) (*pgx.ConnConfig, error) {
 	cc, err := pgx.ParseConfig(dsn)
 	if err != nil {

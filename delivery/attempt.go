@@ -79,13 +79,18 @@ func (a *attempt) last() error {
 // send hands the message over and says how that ended, whatever the provider
 // does.
 func (a *attempt) send(ctx context.Context, slot Slot, provider string) message.Result {
+	begun := time.Now()
 	r, panicked, stack := a.call(ctx, slot)
+	took := time.Since(begun)
 	a.verdict = a.check.Swap(over)
 	if panicked != nil {
 		reason := fmt.Sprint("panic: ", panicked)
 		a.log.Error("provider panicked", "provider", provider, "lane", a.lane.name, "position", a.env.Position,
 			"handed_over", a.verdict == granted, "type", fmt.Sprintf("%T", panicked), "stack", stack)
 		r = message.Result{Outcome: message.Returned, Code: "panic", Reply: reason, Poison: true}
+	}
+	if r.Outcome == message.Returned && r.Code == "" {
+		r.Code = refusals[a.verdict]
 	}
 	switch {
 	case r.Outcome < message.Sent || r.Outcome > message.Returned:
@@ -95,9 +100,9 @@ func (a *attempt) send(ctx context.Context, slot Slot, provider string) message.
 		r.Outcome, r.Poison = message.Unknown, false
 	case a.verdict != granted && (r.Outcome == message.Sent || r.Outcome == message.Unknown):
 		a.broken(provider, "it handed over without the last check")
-	}
-	if r.Outcome == message.Returned && r.Code == "" {
-		r.Code = refusals[a.verdict]
+	case r.Outcome == message.Returned && !r.Poison && a.verdict == tooOld && 2*took > a.cfg.ClaimValid:
+		// It was the provider that used the claim up, and it would the next one, too.
+		r.Outcome, r.Fault = message.Deferred, true
 	}
 	return r
 }

@@ -66,10 +66,11 @@
 //  11. A provider that fails most of what it gets by its own fault (message.Result's
 //     Fault, or an answer lost) is one that can't be used: its messages wait, or go
 //     to the next of their order, with no attempt spent, but for one at a time that
-//     tries. So is one that asks for a pause, while it lasts (see breaker).
-//  12. A recipient's domain that hangs or defers, while others do well, leaves them
-//     senders, and slows neither pace nor breaker. What finds no room for its
-//     domain is set aside, with no attempt spent (see domains).
+//     tries. So is one that asks for a pause, while it lasts (see breaker), and one
+//     that gives no slot for 10 s while another can be used (see gate).
+//  12. A recipient's domain, or push service, that hangs or defers, while others
+//     do well, leaves them senders, and slows neither pace nor breaker. What finds
+//     no room for its domain is set aside, with no attempt spent (see domains).
 //
 // # Where a failure lands
 //
@@ -89,6 +90,9 @@
 //	the ledger is away              claims wait, then give back what has become too old;
 //	                                ends wait to be recorded, their attempts in each heartbeat
 //	the process was stopped (STOP)  the last check gives the message back
+//	the provider is slow            the last check, or Envelope.Until, ends it: deferred by the
+//	before the last check           provider's fault. A stop within Send that took most of
+//	                                Config.ClaimValid looks the same
 //	the provider panics             held before the last check, unknown after it
 //	the worker stops (Run's ctx)    what is not yet handed over is given back; open
 //	                                replies have Config.ShutdownGrace, then they are unknown

@@ -2,6 +2,7 @@ package delivery
 
 import (
 	"math"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -24,7 +25,7 @@ const (
 )
 
 // domains shares the senders that a lane has for one provider between the
-// domains of its recipients: so one that hangs, or defers, leaves room for the
+// domains of its recipients, or their push services: so one that hangs, or defers, leaves room for the
 // others. While there is mail for one domain only, it has them all.
 //
 // A domain in trouble of its own has a limit, which is halved when an answer is
@@ -61,8 +62,16 @@ func newDomains(senders, slots int) *domains {
 	return &domains{places: senders, of: make(map[string]*domain)}
 }
 
-// domainOf is the domain of a recipient, or nothing if there is none.
+// domainOf is the domain of a recipient, or its push service if a subscription
+// names one, or nothing.
 func domainOf(content *message.Content, index int) string {
+	if content.Push != nil {
+		u, err := url.Parse(content.Push.To.Endpoint)
+		if err != nil {
+			return ""
+		}
+		return strings.ToLower(u.Host)
+	}
 	if content.Email == nil {
 		return ""
 	}

@@ -176,6 +176,42 @@ func TestHungDomainLeavesSlots(t *testing.T) {
 	}
 }
 
+// A push service that hangs leaves senders to the others, as a domain does.
+func TestHungPushServiceLeavesSenders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		to := func(host string) message.Item {
+			it := l.accept(push, time.Hour)
+			return l.replace(it, bytes.Replace(it.Content, []byte(`"token"`), []byte(`{"endpoint":"https://`+host+`/x"}`), 1))
+		}
+		var p *fakeProvider
+		r := start(t, l, func(r *running, c *Config) {
+			p = &fakeProvider{ledger: l, channel: message.ChannelPush}
+			p.send = func(_ context.Context, env *message.Envelope, last func() error) message.Result {
+				if strings.Contains(env.Content.Push.To.Endpoint, "hang.example") {
+					_ = last()
+					time.Sleep(time.Minute) // its reply limit
+					return message.Result{Outcome: message.Unknown}
+				}
+				return p.take(env, last)
+			}
+			c.Routes[message.ChannelPush] = []Route{{Provider: p, Slots: 16}}
+		})
+		for range 20 {
+			it := to("well.example")
+			r.mustOffer(it)
+			idle(2 * time.Second)
+			r.want(it, "sent", 1, 1)
+			for range 10 {
+				r.mustOffer(to("hang.example"))
+			}
+		}
+		if n := p.held.Load(); n > 6 {
+			t.Errorf("the one that hangs has %d of 8 senders", n)
+		}
+	})
+}
+
 // A domain that does well, and has most of the mail, waits for its turn, and is not
 // set aside.
 func TestBusyDomainIsNotSetAside(t *testing.T) {
@@ -341,7 +377,9 @@ func TestDomainOf(t *testing.T) {
 			t.Errorf("recipient %d is of %q, want %q", i, got, want)
 		}
 	}
-	if got := domainOf(&message.Content{Push: &message.Push{}}, 0); got != "" {
-		t.Errorf("a push has domain %q", got)
+	for endpoint, want := range map[string]string{"": "", "https://Push.Example/x?y=1": "push.example", "https://push.example:8443/x": "push.example:8443", "https://%": ""} {
+		if got := domainOf(&message.Content{Push: &message.Push{To: message.Target{Endpoint: endpoint}}}, 0); got != want {
+			t.Errorf("a push to %q is of %q, want %q", endpoint, got, want)
+		}
 	}
 }

@@ -122,6 +122,43 @@ func TestStopped(t *testing.T) {
 	}
 }
 
+// A provider that uses up each claim before the last check gets no message, and
+// is one that defers by its own fault: the next of the order has its turn, and
+// soon most go there at once.
+func TestSlowBeforeLastCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		r, a, b := withOrders(t, l, nil)
+		a.send = func(_ context.Context, env *message.Envelope, last func() error) message.Result {
+			time.Sleep(40 * time.Second)
+			return a.take(env, last)
+		}
+		const n = 100
+		for range n {
+			r.mustOffer(l.accept(transactional, time.Hour))
+		}
+		idle(10 * time.Minute)
+		if b.sent.Load() != n {
+			t.Errorf("the next provider sent %d of %d", b.sent.Load(), n)
+		}
+		spent := 0
+		for _, m := range l.messages {
+			for _, at := range m.attempts {
+				if at.outcome == message.Sent {
+					continue
+				}
+				spent++
+				if at.report.Outcome != message.Deferred || at.report.Code != "claim_too_old" || !at.report.Fault {
+					t.Errorf("an attempt: %+v", at.report)
+				}
+			}
+		}
+		if spent == 0 || spent > 60 { // some until the breaker opens, then one at a time
+			t.Errorf("%d attempts were spent", spent)
+		}
+	})
+}
+
 // A claim that took too long isn't even begun to be handed over.
 func TestSlowClaim(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -147,6 +184,39 @@ func TestSlowClaim(t *testing.T) {
 		r.want(it, "sent", 2, 1)
 		if sends != 1 {
 			t.Errorf("%d sends", sends)
+		}
+	})
+}
+
+// What a slow claim leaves too little time for is not the provider's fault, and
+// comes again at once.
+func TestSlowClaimIsNotTheProviders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		it := l.accept(transactional, time.Hour)
+		slow := true
+		r := start(t, l, func(r *running, c *Config) {
+			c.FeedAge = time.Hour
+			r.process.fault = func(op string) error {
+				if op == "claim" && slow {
+					slow = false
+					time.Sleep(25 * time.Second)
+				}
+				return nil
+			}
+			r.provider.send = func(_ context.Context, env *message.Envelope, last func() error) message.Result {
+				if left := time.Until(env.Until); left < 15*time.Second {
+					t.Errorf("it has %v", left)
+				}
+				time.Sleep(10 * time.Second)
+				return r.provider.take(env, last)
+			}
+		})
+		r.mustOffer(it)
+		idle(46 * time.Second)
+		r.want(it, "sent", 2, 1)
+		if first := l.messages[it.Position].attempts[0].report; first.Outcome != message.Returned || first.Code != "claim_too_old" || first.RetryIn != 0 {
+			t.Errorf("the first attempt: %+v", first)
 		}
 	})
 }

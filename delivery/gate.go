@@ -22,6 +22,9 @@ var errShut = errors.New("the provider can't be used, another can")
 // shutTick is how often those who wait look for another provider.
 const shutTick = 250 * time.Millisecond
 
+// slotWithin is how long a slot is waited for when the message can go elsewhere.
+const slotWithin = 10 * time.Second
+
 // errPastLife is what waiting at a gate ends with when the message's life does.
 var errPastLife = errors.New("the message has expired")
 
@@ -127,7 +130,7 @@ func (g *gate) reserve(ctx context.Context, class message.Class, expires time.Ti
 		}
 		var slot Slot
 		var err error
-		if bad := guarded(func() { slot, err = g.provider.Reserve(ctx) }); bad != nil {
+		if bad := guarded(func() { slot, err = g.ask(ctx, elsewhere) }); bad != nil {
 			err = bad
 		}
 		switch {
@@ -144,6 +147,25 @@ func (g *gate) reserve(ctx context.Context, class message.Class, expires time.Ti
 		g.close(err)
 		g.leave(class)
 	}
+}
+
+// ask is the provider's Reserve. One that has given no slot for slotWithin, while
+// another can be used, can't be. But whoever tries whether it is mended waits for
+// as long as it takes: else of two that are slow neither would ever be used.
+func (g *gate) ask(ctx context.Context, elsewhere func() bool) (Slot, error) {
+	if elsewhere == nil || g.state.Load() != gateOpen {
+		return g.provider.Reserve(ctx)
+	}
+	within, cancel := context.WithTimeout(ctx, slotWithin)
+	defer cancel()
+	slot, err := g.provider.Reserve(within)
+	switch {
+	case err == nil || within.Err() == nil || ctx.Err() != nil:
+		return slot, err
+	case elsewhere():
+		return nil, fmt.Errorf("it gave no slot for %s", slotWithin)
+	}
+	return g.provider.Reserve(ctx)
 }
 
 // enter waits for a place. Whoever gets one leaves it again.

@@ -46,6 +46,8 @@ func (a *attempt) handOver(held lease) {
 			"an earlier answer was lost, and this is another provider or account, or too late, for the repeat to be absorbed"})
 		return
 	}
+	// Half of it at least: what is less than that may be the ledger's doing.
+	a.env.Until = time.Now().Add(max(a.cfg.ClaimValid-a.clock().Since(a.begun), a.cfg.ClaimValid/2))
 	if !a.test {
 		a.track.domains.begin(a.domain)
 	}

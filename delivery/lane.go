@@ -34,7 +34,7 @@ type offer struct {
 	content *message.Content // once it is read
 	flaw    string           // why it can't be sent
 	rest    []*track         // to whom it may go as well
-	domain  string           // of its recipient, if it is an email
+	domain  string           // of its recipient, as domainOf has it
 }
 
 func (o *offer) key() message.AttemptKey {

@@ -1,7 +1,9 @@
 package delivery
 
 import (
+	"cmp"
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -162,6 +164,58 @@ func TestShutProviders(t *testing.T) {
 		for _, m := range l.messages {
 			if len(m.attempts) != 1 {
 				t.Fatalf("%d attempts", len(m.attempts))
+			}
+		}
+	})
+}
+
+// A provider that gives no slot for long is one that can't be used while another
+// can: it holds what it had to begin with for 10 s, and then one message at a
+// time. With no other, its slots are waited for.
+func TestHungReserve(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLedger(t)
+		r, a, b := withOrders(t, l, nil)
+		var hung trouble
+		hung.on.Store(true)
+		a.reserve = func(ctx context.Context) error {
+			if !hung.on.Load() {
+				return nil
+			}
+			return cmp.Or(pause(ctx, 30*time.Second), errTrouble)
+		}
+		const n = 200
+		for range n {
+			r.mustOffer(l.accept(transactional, time.Hour))
+		}
+		idle(25 * time.Second)
+		if sent := b.sent.Load(); sent < n-routers {
+			t.Errorf("after 25 s the other one sent %d of %d", sent, n)
+		}
+		if h := r.Providers()[0]; !strings.Contains(h.Trouble, "no slot") {
+			t.Errorf("%+v", h)
+		}
+		idle(5 * time.Minute)
+		if sent := b.sent.Load(); sent != n {
+			t.Errorf("the other one sent %d of %d", sent, n)
+		}
+		hung.on.Store(false)
+		idle(time.Minute)
+		for range 5 { // it is tried with what comes
+			r.mustOffer(l.accept(transactional, time.Hour))
+			idle(time.Minute)
+		}
+		if a.sent.Load() < 4 {
+			t.Errorf("when it was mended it sent %d", a.sent.Load())
+		}
+		slow := func(ctx context.Context) error { return pause(ctx, 15*time.Second) }
+		for name, other := range map[string]func(context.Context) error{"down": func(context.Context) error { return errTrouble }, "slow": slow} {
+			a.reserve, b.reserve = slow, other
+			it := l.accept(transactional, time.Hour)
+			r.mustOffer(it)
+			idle(time.Minute)
+			if s, _, _ := l.view(it.Position); s != "sent" {
+				t.Errorf("with the other one %s, a slow one wasn't waited for: %s", name, s)
 			}
 		}
 	})

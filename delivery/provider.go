@@ -80,7 +80,7 @@ type Slot interface {
 	// first byte). When last fails nothing is handed over, and the outcome is
 	// Returned. From the start of that write on, anything but a clear answer is
 	// Unknown. Before it, anything that isn't the message's own fault is
-	// Deferred. Send must not panic, but the caller survives it.
+	// Deferred; so is a step that lasts until env.Until. Send must not panic, but the caller survives it.
 	//
 	// ctx ends when the worker stops waiting; Send then returns at once, with
 	// Unknown if the irrevocable write had begun, else with Returned.

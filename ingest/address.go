@@ -109,6 +109,13 @@ func isAtext(b byte) bool {
 	return isAlphanumeric(b) || strings.IndexByte("!#$%&'*+-/=?^_`{|}~", b) >= 0
 }
 
+// IsSenderDomain says whether d is "*", or a domain with or without a dot before
+// it, as mayUse wants a tenant's.
+func IsSenderDomain(d string) bool {
+	_, ok := mail.HostName(strings.TrimPrefix(d, "."))
+	return d == "*" || ok
+}
+
 // mayUse says whether a tenant with these domains may send from domain, which is
 // in lower-case ASCII. See keyring.Principal for what the entries mean.
 func mayUse(domains []string, domain string) bool {

@@ -170,10 +170,10 @@ func quote(s string) string {
 
 // MemberPath is the path of a member of the object at a path, which is empty for
 // the request itself: headers.X-Foo, or headers["a\nb"] for a name that isn't
-// fit to be shown.
+// fit to be shown. The request's own members have no name that looks like a path.
 func MemberPath(object, name string) string {
 	switch {
-	case name == "" || len(name) > maxHeaderName || !only(name, isFtext):
+	case name == "" || len(name) > maxHeaderName || !only(name, isFtext) || object == "" && strings.ContainsAny(name, ".["):
 		return fmt.Sprintf("%s[%s]", object, quote(name))
 	case object == "":
 		return name

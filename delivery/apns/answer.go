@@ -46,6 +46,16 @@ var tokenReasons = []string{
 	"ExpiredProviderToken", "InvalidProviderToken", "MissingProviderToken", unrelatedKey, "BadEnvironmentKeyIdInToken",
 }
 
+// deviceReasons are those of a 400 that only who was let in is told.
+var deviceReasons = []string{"BadDeviceToken", "DeviceTokenNotForTopic"}
+
+// letIn says whether the answer is one of those that APNs gives only to whom it
+// has let in. Who is busy or broken has not looked at the provider token.
+func letIn(a overhttp.Answer, res message.Result) bool {
+	return res.Outcome == message.Sent || res.Code == message.RecipientGone ||
+		a.Status == http.StatusBadRequest && slices.Contains(deviceReasons, res.Code)
+}
+
 // judge says what an answer means, as the package comment's table has it;
 // refused, that the provider token was.
 func judge(a overhttp.Answer, secrets ...string) (res message.Result, refused bool) {

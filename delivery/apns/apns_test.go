@@ -301,6 +301,43 @@ func TestTokenIsRefused(t *testing.T) {
 	}
 }
 
+// A token that was refused by mistake, and is too young to be replaced, is tried
+// again by the next hand-over that meets the refusal.
+func TestTokenIsTriedAgain(t *testing.T) {
+	var mu sync.Mutex
+	now, requests := time.Now(), 0
+	clock := func() time.Time { mu.Lock(); defer mu.Unlock(); return now }
+	s := providertest.ServeHTTP2(t, func(w http.ResponseWriter, _ *http.Request, _ []byte) {
+		mu.Lock()
+		defer mu.Unlock()
+		if requests++; requests == 2 || requests == 3 {
+			w.WriteHeader(403)
+			fmt.Fprint(w, `{"reason":"InvalidProviderToken"}`)
+		}
+	})
+	cfg := config(s)
+	cfg.Token = token(t, clock)
+	p := newProvider(t, cfg)
+	defer p.Close()
+	var slots []delivery.Slot
+	for range 3 {
+		slot, err := p.Reserve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer slot.Release()
+		slots = append(slots, slot)
+	}
+	for n, want := range []message.Outcome{message.Sent, message.Returned, message.Sent} {
+		if res := slots[n].Send(t.Context(), envelope(n), func() error { return nil }); res.Outcome != want {
+			t.Errorf("hand-over %d: %+v, want %s", n, res, want)
+		}
+		mu.Lock()
+		now = now.Add(200 * time.Millisecond)
+		mu.Unlock()
+	}
+}
+
 // Whatever is documented to be wrong with a provider token is the message's fault
 // in no case.
 func TestTokenReasons(t *testing.T) {
@@ -320,6 +357,38 @@ func TestTokenReasons(t *testing.T) {
 		}
 		if res := slot.Send(t.Context(), envelope(1), func() error { return nil }); res.Outcome != message.Returned || res.Code != reason {
 			t.Errorf("%s: %+v", reason, res)
+		}
+		slot.Release()
+		p.Close()
+	}
+}
+
+// A token has proved itself once APNs looked at what it came with; an answer that
+// anybody gets says nothing of it.
+func TestWhatProvesAToken(t *testing.T) {
+	for reason, proves := range map[string]bool{
+		"200 ": true, "400 BadDeviceToken": true, "400 DeviceTokenNotForTopic": true, "410 Unregistered": true, "410 ExpiredToken": true,
+		"400 ": false, "400 IdleTimeout": false, "403 Forbidden": false, "403 InvalidProviderToken": false, "404 BadPath": false, "429 TooManyRequests": false,
+		"429 TooManyProviderTokenUpdates": false, "500 InternalServerError": false, "502 ": false, "503 ServiceUnavailable": false, "503 BadDeviceToken": false,
+	} {
+		status, code, _ := strings.Cut(reason, " ")
+		s := providertest.ServeHTTP2(t, func(w http.ResponseWriter, _ *http.Request, _ []byte) {
+			n, _ := strconv.Atoi(status)
+			w.WriteHeader(n)
+			if n != 200 {
+				fmt.Fprintf(w, `{"reason":%q}`, code)
+			}
+		})
+		cfg := config(s)
+		cfg.Token = token(t, time.Now)
+		p := newProvider(t, cfg)
+		slot, err := p.Reserve(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		res := slot.Send(t.Context(), envelope(1), func() error { return nil })
+		if got := !cfg.Token.Status().LastOK.IsZero(); got != proves {
+			t.Errorf("%s: proves the token: %t, want %t; %+v", reason, got, proves, res)
 		}
 		slot.Release()
 		p.Close()

@@ -2,7 +2,6 @@ package apns
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -24,8 +23,6 @@ const (
 	Production = "https://api.push.apple.com"
 	Sandbox    = "https://api.sandbox.push.apple.com"
 )
-
-var errSameToken = errors.New("there is no other provider token")
 
 const (
 	defaultConcurrency = 100
@@ -171,7 +168,7 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 			switch unrelated = res.Code == unrelatedKey; {
 			case refused && !unrelated:
 				s.token.Rejected(res.Reply)
-			case a.Status != http.StatusForbidden:
+			case letIn(a, res):
 				s.token.Accepted()
 			}
 			return res, refused
@@ -183,9 +180,6 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 			use, err := s.p.cfg.Token.Use(ctx)
 			if err != nil {
 				return nil, err
-			}
-			if use.Generation() == s.token.Generation() {
-				return nil, errSameToken
 			}
 			s.token = use
 			return s.p.header(env, use.Value()), nil

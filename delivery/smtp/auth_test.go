@@ -153,6 +153,43 @@ func TestPasswordRotates(t *testing.T) {
 	}
 }
 
+// A relay that lets nobody else in, by mistake or for good, leaves the connections
+// that are signed in: mail goes on over them while there is no other password.
+func TestOpenConnectionsGoOn(t *testing.T) {
+	srv, _, _ := relay(t)
+	password := credential.New(credential.Config{Name: "relay", Source: credential.Fixed("test", "CANARY-1"), Check: CheckPassword})
+	defer password.Close()
+	p := relayed(t, srv, func(c *Config) { c.Username, c.Credential, c.Connections = "shop", password, 2 })
+	first, err := p.Reserve(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv.SetAccounts(map[string]string{"shop": "another"})
+	got := make(chan delivery.Slot)
+	go func() {
+		second, err := p.Reserve(t.Context()) // signs in, and is refused
+		if err != nil {
+			t.Error(err)
+		}
+		got <- second
+	}()
+	for password.Status().Health != credential.Refused {
+		time.Sleep(time.Millisecond)
+	}
+	first.Release()
+	second := <-got
+	if second == nil {
+		t.Fatal("nothing can be sent, though a connection is open")
+	}
+	if r := second.Send(t.Context(), envelope(1), func() error { return nil }); r.Outcome != message.Sent {
+		t.Errorf("%+v", r)
+	}
+	second.Release()
+	if r := send(t, p, envelope(2)); r.Outcome != message.Sent {
+		t.Errorf("%+v", r)
+	}
+}
+
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

@@ -66,9 +66,10 @@ type Config struct {
 	IdleTimeout      time.Duration // after which an unused connection is closed; default 30 s
 	MaxPerConnection int           // messages; default 1,000
 
-	DialTimeout time.Duration // for TCP and, with ImplicitTLS, the handshake; default 30 s
+	DialTimeout time.Duration // for everything from TCP to AUTH; default 30 s
 	// CommandTimeout replaces the time allowed for each step before the final
-	// dot; by default these are the minimums of RFC 5321 §4.5.3.2.
+	// dot; by default these are the minimums of RFC 5321 §4.5.3.2. The claim's end
+	// bounds them together.
 	CommandTimeout time.Duration
 	// ReplyLimit is the time allowed for the final write and its reply;
 	// default 10 minutes, the minimum of RFC 5321 §4.5.3.2.6.

@@ -25,6 +25,7 @@ type conn struct {
 	stale    bool      // a transaction was begun and not ended: needs RSET
 	sent     int       // messages handed over
 	verified time.Time // last reply, by Config.Now
+	until    time.Time // no step may last longer; zero: no bound
 
 	msg, wire bytes.Buffer // kept from message to message
 
@@ -45,7 +46,8 @@ func (c *conn) speakOver(nc net.Conn) {
 	c.caps = extensions{}
 }
 
-// arm allows d for what follows, unless the connection was interrupted.
+// arm allows d for what follows, and not longer than until, unless the
+// connection was interrupted.
 func (c *conn) arm(d time.Duration) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -53,7 +55,11 @@ func (c *conn) arm(d time.Duration) error {
 		return os.ErrDeadlineExceeded
 	}
 	// The network's clock is the machine's, whatever Config.Now is.
-	return c.raw.SetDeadline(time.Now().Add(d))
+	end := time.Now().Add(d)
+	if !c.until.IsZero() && c.until.Before(end) {
+		end = c.until
+	}
+	return c.raw.SetDeadline(end)
 }
 
 // interrupt makes every read and write fail, now and from now on.

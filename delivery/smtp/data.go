@@ -43,6 +43,7 @@ func (s *slot) data(ctx context.Context, last func() error) message.Result {
 // taken it, whatever that is.
 func (s *slot) tooSoon(ctx context.Context, err error) message.Result {
 	s.c.broken = true
+	s.c.until = time.Time{} // a refusal that is there may be read
 	if s.c.arm(time.Second) == nil {
 		if r, readErr := readReply(s.c.br); readErr == nil && r.class() >= 4 {
 			return refused(r)
@@ -52,9 +53,10 @@ func (s *slot) tooSoon(ctx context.Context, err error) message.Result {
 }
 
 // final makes the irrevocable write and waits for the answer. One limit is for
-// both, and for all lines of the reply.
+// both, and for all lines of the reply; the claim has no end any more.
 func (s *slot) final(ctx context.Context, tail []byte) message.Result {
 	c := s.c
+	c.until = time.Time{}
 	if err := c.arm(s.p.cfg.ReplyLimit); err != nil {
 		return s.early(ctx, err) // ctx ended within last: nothing was written
 	}

@@ -15,7 +15,7 @@ import (
 )
 
 // dial makes a connection that is ready for a message: greeted, encrypted and
-// signed in as the configuration says. Where the credential is refused and there
+// signed in as the configuration says, within DialTimeout. Where the credential is refused and there
 // is another by then, it tries once more.
 func (p *Provider) dial(ctx context.Context) (*conn, error) {
 	c, err := p.dialOnce(ctx)
@@ -44,10 +44,10 @@ func (p *Provider) dialOnce(ctx context.Context) (*conn, error) {
 	}
 	c := newConn(raw)
 	c.use = use
-	stop := context.AfterFunc(ctx, c.interrupt)
+	stop := context.AfterFunc(dctx, c.interrupt)
 	err = p.greet(c)
 	if !stop() && err == nil {
-		err = ctx.Err()
+		err = dctx.Err()
 	}
 	if err != nil {
 		c.close()

@@ -8,6 +8,7 @@
 //	connect … AUTH  error of Reserve, no message touched  the same
 //	MAIL RCPT DATA  Deferred                              Rejected
 //	body            Deferred                              Rejected
+//	claim's end     Deferred, whichever of these steps it comes in
 //	last fails      Returned: the dot is never sent
 //	final write     from its first byte on: Unknown, unless a whole, well-formed
 //	                reply came: 2xx Sent, 4xx Deferred, 5xx Rejected. A 4xx about
@@ -21,7 +22,9 @@
 // generation a 5xx to AUTH rejects; then there is one more try with what the
 // credential has by then. A server that answers the envelope with 530 or 535
 // has signed us out: the same hand-over is tried once more, newly signed in. If
-// that can't be, it is Returned, which is no attempt.
+// that can't be, it is Returned, which is no attempt. Refused so again, though the
+// sign-in was good, it is Deferred: that may be about the message's sender, and
+// another relay has its turn.
 //
 // A 5xx that speaks of us rather than of the message (no or wrong credentials,
 // encryption required, bad sequence of commands) is Deferred: a relay that lost

@@ -257,6 +257,46 @@ func TestCommandTimeout(t *testing.T) {
 	}
 }
 
+// The steps before the final dot have no longer than the claim, whatever
+// CommandTimeout is; the reply to the dot has its own limit.
+func TestEnvelopeEndsWithClaim(t *testing.T) {
+	for _, step := range []string{"MAIL", "RCPT", "DATA"} {
+		for _, offers := range [][]string{nil, everything} {
+			srv := startServer(t, script{offers: offers, replies: map[string]string{step: hang}})
+			p := newProvider(t, srv, nil)
+			env := envelope(1)
+			env.Until = time.Now().Add(200 * time.Millisecond)
+			began := time.Now()
+			if r := send(t, p, env); r.Outcome != message.Deferred || !r.Fault || time.Since(began) > 30*time.Second {
+				t.Errorf("%s: %+v after %v", step, r, time.Since(began))
+			}
+		}
+	}
+	// Signing in anew is one of them.
+	sc := script{offers: []string{"AUTH PLAIN"}, user: "shop", pass: "s3cret", replies: map[string]string{"MAIL": "530 5.7.0 sign in"}}
+	srv := startServer(t, sc)
+	s := reserve(t, newProvider(t, srv, func(c *Config) { password(t, c, "shop", "s3cret"); c.AllowInsecureAuth = true })).(*slot)
+	defer s.Release()
+	srv.set(script{offers: sc.offers, user: sc.user, pass: sc.pass, replies: map[string]string{"MAIL": sc.replies["MAIL"], "greeting": hang}})
+	env := envelope(1)
+	env.Until = time.Now().Add(200 * time.Millisecond)
+	began := time.Now()
+	if r := s.Send(t.Context(), env, yes); r.Outcome != message.Returned || !r.Fault || time.Since(began) > 20*time.Second {
+		t.Errorf("signed out: %+v after %v", r, time.Since(began))
+	}
+
+	s = reserve(t, newProvider(t, startServer(t, script{offers: everything}), nil)).(*slot)
+	defer s.Release()
+	env.Until = time.Now().Add(time.Minute)
+	r := s.Send(t.Context(), env, func() error {
+		s.c.until = time.Unix(1, 0) // it has just ended
+		return nil
+	})
+	if r.Outcome != message.Sent {
+		t.Errorf("the claim ended after the last check: %+v", r)
+	}
+}
+
 // A server that refuses a long message before its end has not taken it.
 func TestRefusedWithinMessage(t *testing.T) {
 	env := envelope(1)

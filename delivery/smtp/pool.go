@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/delivery"
+	"github.com/stormpost/stormpost/internal/credential"
 )
 
 const (
@@ -20,8 +21,8 @@ const (
 // Reserve gives out a connection that is signed in and has just proved to be
 // alive. It opens one if none is idle and Config.Connections allows, else it
 // waits. While the server can't be reached it fails at once with *DownError;
-// when the server only refuses more connections, it waits for one of those
-// open. After Close it fails with ErrClosed.
+// when the server only refuses more connections, or to let us in on them, it
+// waits for one of those open. After Close it fails with ErrClosed.
 func (p *Provider) Reserve(ctx context.Context) (delivery.Slot, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -72,11 +73,17 @@ func (p *Provider) take(ctx context.Context) (*conn, error) {
 	}
 	p.permits <- struct{}{}
 	var down *DownError
-	var refusal *Error
-	if errors.As(err, &down) && errors.As(err, &refusal) && refusal.Code < 500 && p.opened.Load() > 0 {
+	if errors.As(err, &down) && p.opened.Load() > 0 && onlyMore(err) {
 		return p.await(ctx, down)
 	}
 	return nil, err
+}
+
+// onlyMore says whether a dial failed in a way that tells nothing of connections
+// that are open and signed in.
+func onlyMore(err error) bool {
+	var refusal *Error
+	return errors.As(err, &refusal) && refusal.Code < 500 || errors.Is(err, ErrCredentials) || errors.Is(err, credential.ErrNone)
 }
 
 // await waits for a connection to be given back, until it makes sense to dial again.

@@ -140,6 +140,25 @@ func TestCloseReleasesWaiters(t *testing.T) {
 	}
 }
 
+// A server that accepts connections, and then says nothing, can't be reached:
+// DialTimeout is for all steps to a connection that is signed in.
+func TestHungDial(t *testing.T) {
+	cert, pool := certificate(t, "relay.example")
+	for _, step := range []string{"greeting", "EHLO", "STARTTLS", "AUTH"} {
+		srv := startServer(t, script{offers: []string{"STARTTLS", "AUTH PLAIN"}, cert: cert, replies: map[string]string{step: hang}})
+		p := newProvider(t, srv, func(c *Config) {
+			password(t, c, "shop", "s3cret")
+			c.RootCAs, c.ServerName, c.DialTimeout = pool, "relay.example", 500*time.Millisecond
+		})
+		began := time.Now()
+		_, err := p.Reserve(t.Context())
+		var down *DownError
+		if !errors.As(err, &down) || time.Since(began) > 30*time.Second {
+			t.Errorf("%s: %v after %v", step, err, time.Since(began))
+		}
+	}
+}
+
 // While the server is away it isn't asked more often than the pauses allow.
 func TestOutageIsShared(t *testing.T) {
 	srv := startServer(t, script{replies: map[string]string{"greeting": "421 4.3.2 closed"}})

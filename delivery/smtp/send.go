@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/stormpost/stormpost/internal/mail"
 	"github.com/stormpost/stormpost/internal/message"
@@ -44,7 +45,7 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 	}
 	// It was certainly not taken, and why is nothing of the message's: once more,
 	// newly signed in.
-	if err := s.reconnect(ctx); err != nil {
+	if err := s.reconnect(ctx, env.Until); err != nil {
 		return message.Result{Outcome: message.Returned, Code: res.Code, Reply: printable(res.Reply + "; and then: " + err.Error()), Fault: true}
 	}
 	res, _ = s.try(ctx, env, last)
@@ -55,8 +56,9 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 // that last was not called.
 func (s *slot) try(ctx context.Context, env *message.Envelope, last func() error) (res message.Result, signedOut bool) {
 	stop := context.AfterFunc(ctx, s.c.interrupt)
-	s.signedOut = false
+	s.signedOut, s.c.until = false, env.Until
 	res = s.send(ctx, env, last)
+	s.c.until = time.Time{}
 	if !stop() {
 		s.c.broken = true
 	}
@@ -64,8 +66,13 @@ func (s *slot) try(ctx context.Context, env *message.Envelope, last func() error
 	return res, s.signedOut && ctx.Err() == nil
 }
 
-// reconnect replaces the slot's connection by a new one.
-func (s *slot) reconnect(ctx context.Context) error {
+// reconnect replaces the slot's connection by a new one, until when the claim ends.
+func (s *slot) reconnect(ctx context.Context, until time.Time) error {
+	if !until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, until)
+		defer cancel()
+	}
 	c, err := s.p.dial(ctx)
 	if err != nil {
 		return err

@@ -47,7 +47,8 @@ type settings struct {
 }
 
 // perService is how many hand-overs one push service may have at a time, so that
-// one that hangs leaves some to the others.
+// one that hangs in all lanes at once leaves some to the others. Within a lane
+// package delivery sees to that, before the claim.
 func (s *settings) perService() int { return max(1, s.Concurrency*3/4) }
 
 // check fails with message.FieldErrors. None of them shows a key.

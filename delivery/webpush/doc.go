@@ -7,7 +7,8 @@
 //
 //	no connection                  Deferred: the message's place is the claim's,
 //	                               since only then the service is known
-//	its name is of no public host  Rejected
+//	it is no public address        Rejected; but Deferred where its name only resolves
+//	                               to none: that may be our resolver's trouble
 //	last fails                     Returned
 //	no byte of the body had left   Deferred, or Returned when ctx ended
 //	REFUSED_STREAM, GOAWAY         Deferred: not processed

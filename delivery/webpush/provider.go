@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/ecdh"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"net/url"
 	"time"
@@ -141,15 +140,12 @@ func (s *slot) Send(ctx context.Context, env *message.Envelope, last func() erro
 	}, last)
 }
 
-// unreachable is the result of a message that has no connection.
+// unreachable is the result of a message that has no connection. A name that has
+// no public address now may have one later: resolvers answer so in trouble.
 func unreachable(ctx context.Context, err error, to *url.URL) message.Result {
 	res := message.Result{Outcome: message.Deferred, Code: "not connected", Reply: overhttp.Line(err.Error(), to.RequestURI())}
-	switch {
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		res.Outcome = message.Returned
-	case errors.Is(err, overhttp.ErrNotPublic):
-		// Its subscriber chose the name, and what it resolves to.
-		res.Outcome, res.Code = message.Rejected, "not public"
 	}
 	return res
 }

@@ -108,6 +108,9 @@ func TestScopes(t *testing.T) {
 			}
 			if may[i] == 'n' {
 				wantProblem(t, got, 403)
+				if !strings.Contains(string(got.body), "it needs the scope ") {
+					t.Errorf("%s %s says %s", a.method, a.path, got.body)
+				}
 			}
 		}
 	}
@@ -172,8 +175,15 @@ func TestRouter(t *testing.T) {
 	wantProblem(t, f.do("GET", "/v2/nothing", "", ""), 404)
 	a := f.do("PUT", "/v1/messages/x", "one", "")
 	wantProblem(t, a, 405)
-	if got := strings.Join(a.Header.Values("Allow"), ","); got != "DELETE,GET" {
+	if got := strings.Join(a.Header.Values("Allow"), ","); got != "DELETE,GET,HEAD" {
 		t.Errorf("Allow: %s", got)
+	}
+	wantProblem(t, f.do("BREW", "/v1/messages/x", "one", ""), 405)
+	wantProblem(t, f.do("BREW", "/v2/nothing", "one", ""), 404)
+	for _, path := range []string{"/livez", "/readyz"} {
+		if got := f.do("HEAD", path, "", ""); got.StatusCode != 200 {
+			t.Errorf("HEAD %s: %d", path, got.StatusCode)
+		}
 	}
 	if got := f.do("GET", "/livez", "", "", "X-Request-Id", "abc-1").Header.Get("X-Request-Id"); got != "abc-1" {
 		t.Errorf("request id %q", got)

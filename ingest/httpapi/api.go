@@ -11,12 +11,18 @@ package httpapi
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/go-chi/chi/v5"
+	"github.com/go-chi/chi/v5/middleware"
 	"go.opentelemetry.io/otel/metric"
 	metricnoop "go.opentelemetry.io/otel/metric/noop"
 	"go.opentelemetry.io/otel/trace"
@@ -25,6 +31,7 @@ import (
 
 	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 // Verifier tells who an API key stands for. message.ErrUnavailable means that it
@@ -120,12 +127,12 @@ func New(c Config) http.Handler {
 		memory: semaphore.NewWeighted(c.Limits.BodyMemory),
 	}
 	a.huma = huma.NewAPI(huma.Config{
-		OpenAPI:                      newDocument(c.Version),
-		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
-		DefaultFormat:                "application/json",
-		RejectUnknownQueryParameters: true,
-		Transformers:                 []huma.Transformer{translate},
+		OpenAPI:       newDocument(c.Version),
+		Formats:       map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
+		DefaultFormat: "application/json",
+		Transformers:  []huma.Transformer{translate},
 	}, (*adapter)(a))
+	a.router.Use(middleware.GetHead)
 	a.registerSubmit()
 	a.registerBatch()
 	a.registerMessages()
@@ -178,20 +185,66 @@ func (a *api) mount(op *huma.Operation, handle http.HandlerFunc) {
 				p.write(w)
 				return
 			}
+			if err := checkURL(op, r.URL); err != nil {
+				a.fail(w, r, err)
+				return
+			}
 		}
 		handle(w, r)
 	})
 }
 
+// checkURL refuses a path and query that say what nothing here can be called, and
+// parameters that op doesn't have, which would ask for something else than was meant.
+func checkURL(op *huma.Operation, u *url.URL) error {
+	if !utf8.ValidString(u.Path) || strings.ContainsRune(u.Path, 0) {
+		return notFound()
+	}
+	if u.RawQuery == "" {
+		return nil
+	}
+	query, err := url.ParseQuery(u.RawQuery)
+	if err != nil {
+		return message.FieldErrors{{Field: "query", Problem: "can't be read"}}
+	}
+	var wrong message.FieldErrors
+	for _, name := range slices.Sorted(maps.Keys(query)) {
+		i := slices.IndexFunc(op.Parameters, func(p *huma.Param) bool { return p.In == "query" && p.Name == name })
+		value := query[name][0]
+		problem := ""
+		switch {
+		case i < 0:
+			problem = "is unknown"
+		case len(query[name]) > 1:
+			problem = "is repeated"
+		case !utf8.ValidString(value) || strings.ContainsRune(value, 0):
+			problem = "want UTF-8 without NUL"
+		case op.Parameters[i].Schema.Format == "date-time" && value != "" && !isTime(value):
+			problem = "want " + wanted[kindTime]
+		}
+		if problem != "" && len(wrong) < ingest.MaxProblems {
+			wrong = append(wrong, message.FieldError{Field: ingest.MemberPath("", name), Problem: problem})
+		}
+	}
+	if len(wrong) > 0 {
+		return wrong
+	}
+	return nil
+}
+
 func (a *api) methodNotAllowed(w http.ResponseWriter, r *http.Request) {
-	p := newProblem(http.StatusMethodNotAllowed, "method_not_allowed", "This path has no such method.")
+	allow := http.Header{}
 	for _, m := range []string{http.MethodDelete, http.MethodGet, http.MethodPost} {
 		if a.router.Match(chi.NewRouteContext(), m, r.URL.Path) {
-			if p.header == nil {
-				p.header = http.Header{}
-			}
-			p.header.Add("Allow", m)
+			allow.Add("Allow", m)
 		}
+	}
+	if slices.Contains(allow["Allow"], http.MethodGet) {
+		allow.Add("Allow", http.MethodHead)
+	}
+	p := newProblem(http.StatusMethodNotAllowed, "method_not_allowed", "This path has no such method.")
+	if p.header = allow; len(allow) == 0 {
+		p = notFound() // chi asks for no path when it doesn't know the method
 	}
 	p.write(w)
 }

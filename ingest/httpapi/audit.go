@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"encoding/json"
-	"errors"
 	"net/http"
 	"strings"
 	"time"
@@ -45,10 +44,10 @@ type ledgerAuditView struct {
 
 // auditLine is one line of the answer as it comes about.
 type auditLine struct {
-	Done  *int64           `json:"done,omitempty"`
-	Total *int64           `json:"total,omitempty"`
-	Audit *ledgerAuditView `json:"audit,omitempty"`
-	Error *Problem         `json:"error,omitempty"`
+	Done  *int64           `json:"done,omitempty" doc:"Messages that are counted."`
+	Total *int64           `json:"total,omitempty" doc:"About how many there are."`
+	Audit *ledgerAuditView `json:"audit,omitempty" doc:"The last line: the answer."`
+	Error *Problem         `json:"error,omitempty" doc:"The last line: why there is none."`
 }
 
 func (a *api) registerAudit() {
@@ -65,6 +64,7 @@ func (a *api) registerAudit() {
 		}},
 	}, example)
 	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(ledgerAuditView{})
+	op.Responses["200"].Content[ndjson] = &huma.MediaType{Schema: a.schemaOf(auditLine{}), Example: auditLine{Done: new(int64(500)), Total: new(int64(1250))}}
 	a.register(&op, a.auditLanes)
 }
 
@@ -106,29 +106,17 @@ func (a *api) auditLanes(w http.ResponseWriter, r *http.Request) {
 	_ = lines.Encode(last)
 }
 
-// askedLanes is the lanes that the query names.
+// askedLanes is the lane that the query names, or all.
 func askedLanes(r *http.Request) ([]message.Lane, error) {
-	var wrong message.FieldErrors
-	lanes := message.Lanes()
-	for name, values := range r.URL.Query() {
-		if name != "lane" {
-			wrong = append(wrong, message.FieldError{Field: name, Problem: "is no parameter of this"})
-			continue
-		}
-		lane, err := message.ParseLane(values[0])
-		if err == nil && len(values) > 1 {
-			err = errors.New("is given more than once")
-		}
-		if err != nil {
-			wrong = append(wrong, message.FieldError{Field: name, Problem: err.Error()})
-			continue
-		}
-		lanes = []message.Lane{lane}
+	query := r.URL.Query()
+	if !query.Has("lane") {
+		return message.Lanes(), nil
 	}
-	if len(wrong) > 0 {
-		return nil, wrong
+	lane, err := message.ParseLane(query.Get("lane"))
+	if err != nil {
+		return nil, message.FieldErrors{{Field: "lane", Problem: err.Error()}}
 	}
-	return lanes, nil
+	return []message.Lane{lane}, nil
 }
 
 func ledgerAuditViewOf(all []message.LaneAudit) ledgerAuditView {

@@ -49,13 +49,15 @@ func (a *api) signIn(r *http.Request, allowed []keyring.Scope) *Problem {
 			with("WWW-Authenticate", `Bearer realm="stormpost"`)
 	}
 	stateOf(r.Context()).principal = principal
-	for _, s := range allowed {
+	names := make([]string, len(allowed))
+	for i, s := range allowed {
 		// What a tenant sends needs a tenant; an operator's key may have none.
 		if principal.Can(s) && (s != keyring.Send || principal.Tenant != 0) {
 			return nil
 		}
+		names[i] = string(s)
 	}
-	return newProblem(http.StatusForbidden, "forbidden", "This API key doesn't allow that.")
+	return newProblem(http.StatusForbidden, "forbidden", "This API key doesn't allow that: it needs the scope "+strings.Join(names, " or ")+".")
 }
 
 // bearer is the request's token (RFC 6750 §2.1), or empty.

@@ -17,6 +17,9 @@ import (
 
 const ndjson = "application/x-ndjson"
 
+// batchTypes are what a batch may come as: the first is the one to use.
+var batchTypes = []string{ndjson, "application/jsonl", "application/json"}
+
 // lineAnswer is the answer to one line of a batch: what the same request would
 // have got alone.
 type lineAnswer struct {
@@ -38,7 +41,7 @@ func (a *api) batch(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, message.FieldErrors{{Field: keyHeader, Problem: "is for one request: a batch's lines carry idempotency_key"}})
 		return
 	}
-	a.withBody(w, r, []string{ndjson, "application/jsonl", "application/json"}, func(body []byte) {
+	a.withBody(w, r, batchTypes, func(body []byte) {
 		lines := bytes.Split(bytes.TrimRight(body, "\r\n"), []byte{'\n'})
 		switch {
 		case len(bytes.TrimSpace(body)) == 0:
@@ -123,13 +126,6 @@ func (a *api) batchOperation() *huma.Operation {
 		Description: "Takes up to 1,000 lines of JSON, each the body of an email or push with its channel and, if wanted, its " +
 			"idempotency_key. A line that is wrong fails alone. Which of two lines is numbered first is not said.",
 		Security: anyOf(keyring.Send),
-		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{ndjson: {
-			Schema: &huma.Schema{OneOf: []*huma.Schema{a.schemaOf(emailLine{}), a.schemaOf(pushLine{})}},
-			Example: map[string]any{
-				"channel": "email", "idempotency_key": "order-4711-receipt",
-				"from": "Acme <hello@example.com>", "to": []string{"jo@example.net"}, "subject": "Receipt", "text": "Thanks!",
-			},
-		}}},
 		Responses: map[string]*huma.Response{"200": {
 			Description: "One line of JSON for each line of the request, in the same order.",
 			Content: map[string]*huma.MediaType{ndjson: {
@@ -140,7 +136,9 @@ func (a *api) batchOperation() *huma.Operation {
 			}},
 		}},
 	}
-	a.problems(op, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
-		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
+	a.documentBody(op, &huma.Schema{OneOf: []*huma.Schema{a.schemaOf(emailLine{}), a.schemaOf(pushLine{})}}, map[string]any{
+		"channel": "email", "idempotency_key": "order-4711-receipt",
+		"from": "Acme <hello@example.com>", "to": []string{"jo@example.net"}, "subject": "Receipt", "text": "Thanks!",
+	}, batchTypes...)
 	return op
 }

@@ -46,11 +46,14 @@ func TestBatch(t *testing.T) {
 		with(email, object{"channel": "fax"}),
 		with(push, object{"subject": "s"}),
 		with(push, object{"idempotency_key": strings.Repeat("k", 256)}),
+		with(push, object{"idempotency_key": ""}),
+		`{"ſubject":5,`+email[1:],
 	)
 	want := []struct {
 		status int
 		field  string
-	}{{200, ""}, {202, ""}, {422, "idempotency_key"}, {422, "tos"}, {400, "body"}, {400, "body"}, {422, "channel"}, {422, "subject"}, {422, "idempotency_key"}}
+	}{{200, ""}, {202, ""}, {422, "idempotency_key"}, {422, "tos"}, {400, "body"}, {400, "body"}, {422, "channel"}, {422, "subject"}, {422, "idempotency_key"},
+		{422, "idempotency_key"}, {422, "[\"ſubject\"]"}}
 	if len(got) != len(want) {
 		t.Fatalf("%d lines, want %d", len(got), len(want))
 	}

@@ -3,19 +3,52 @@ package httpapi
 import (
 	"bytes"
 	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/danielgtaylor/huma/v2"
 )
 
 // smallBody is what a body may take without asking for a share of memory.
 const smallBody = 64 << 10
+
+// takeBody documents and mounts an operation of operators whose body is an In, and
+// whose answer an Out.
+func takeBody[In, Out any](a *api, op huma.Operation, example In, use func(context.Context, *http.Request, In) (*output[Out], error)) {
+	shape := shapeOf(reflect.TypeFor[In]())
+	a.documentBody(&op, a.schemaOf(example), example, "application/json")
+	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(*new(Out))
+	a.register(&op, func(w http.ResponseWriter, r *http.Request) {
+		a.withBody(w, r, []string{"application/json"}, func(body []byte) {
+			var in In
+			wrong, err := decode(shape, body, &in)
+			if err == nil && len(wrong) > 0 {
+				err = wrong
+			}
+			if err != nil {
+				a.fail(w, r, err)
+				return
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), a.Limits.Request)
+			defer cancel()
+			out, err := use(ctx, r, in)
+			if err != nil {
+				a.fail(w, r, err)
+				return
+			}
+			writeJSON(w, http.StatusOK, "application/json", out.Body)
+		})
+	})
+}
 
 // withBody reads the request's whole body and calls use with it; the bytes are
 // use's only until it returns. Whatever is wrong with the body is answered here.
@@ -108,7 +141,7 @@ func (g *gzipReader) Read(b []byte) (n int, err error) {
 	if err == nil {
 		n, err = g.z.Read(b)
 	}
-	if errors.Is(err, gzip.ErrHeader) || errors.Is(err, gzip.ErrChecksum) || errors.Is(err, io.ErrUnexpectedEOF) {
+	if err != nil && err != io.EOF {
 		err = fmt.Errorf("%w: %w", errGzip, err)
 	}
 	return n, err
@@ -133,7 +166,7 @@ func bodyError(err error) error {
 	case errors.Is(err, errGzip):
 		return malformed(errGzip.Error())
 	}
-	return malformed("ended before its time, or is not valid gzip")
+	return malformed("didn't arrive whole")
 }
 
 // acceptable says whether a Content-Type is one of types, in UTF-8.

@@ -25,11 +25,9 @@ type decisionsBody struct {
 	Filter   doubtFilter      `json:"filter,omitzero" required:"false" doc:"Which doubts. Without any, all has to be true."`
 	All      bool             `json:"all,omitempty" doc:"Every doubt; with an empty filter only."`
 	Decision message.Decision `json:"decision" enum:"sent,resend,drop" doc:"sent: they were taken. resend: hand them over again. drop: end them as failed."`
-	Reason   string           `json:"reason" doc:"Why, for whoever asks later: one line of 1 to 500 bytes."`
+	Reason   string           `json:"reason" minLength:"1" maxLength:"500" doc:"Why, for whoever asks later: one line of 1 to 500 bytes."`
 	DryRun   bool             `json:"dry_run,omitempty" doc:"Show which doubts that is, and decide none."`
 }
-
-type decisionsInput struct{ Body decisionsBody }
 
 type decisionsView struct {
 	DryRun   bool             `json:"dry_run" doc:"Whether this was only a look."`
@@ -45,22 +43,19 @@ type decisionsView struct {
 }
 
 func (a *api) registerDecisions() {
-	op := a.operation(huma.Operation{
+	takeBody(a, a.operation(huma.Operation{
 		OperationID: "decide-doubts", Method: http.MethodPost, Path: "/v1/doubts", Tags: []string{"Operate"},
 		Summary: "Decide the doubts that a filter finds, or show which that is", Security: anyOf(keyring.Operator),
 	}, decisionsView{
 		Matched: 12, Lanes: map[string]int64{"transactional.email": 12}, Causes: map[string]int64{"unknown": 12}, Sample: []doubtView{}, Decided: 12,
 		Decision: message.DecideResend, Reason: "the relay was down, its log is empty", By: "acme key k3v9x2ab",
-	}, http.StatusBadRequest)
-	op.RequestBody = a.requestBody(a.schemaOf(decisionsBody{}), decisionsBody{
+	}), decisionsBody{
 		Filter: doubtFilter{Lane: "transactional.email", Provider: "smtp"}, Decision: message.DecideResend,
 		Reason: "the relay was down, its log is empty", DryRun: true,
-	})
-	huma.Register(a.huma, op, a.decideDoubts)
+	}, a.decideDoubts)
 }
 
-func (a *api) decideDoubts(ctx context.Context, in *decisionsInput) (*output[decisionsView], error) {
-	b := in.Body
+func (a *api) decideDoubts(ctx context.Context, _ *http.Request, b decisionsBody) (*output[decisionsView], error) {
 	filter, wrong := b.Filter.parse()
 	wrong = append(wrong, decisionBody{Decision: b.Decision, Reason: b.Reason}.problems()...)
 	switch empty := b.Filter == (doubtFilter{}); {
@@ -70,11 +65,11 @@ func (a *api) decideDoubts(ctx context.Context, in *decisionsInput) (*output[dec
 		wrong = append(wrong, message.FieldError{Field: "all", Problem: "goes with an empty filter only"})
 	}
 	if len(wrong) > 0 {
-		return nil, a.problem(ctx, wrong)
+		return nil, wrong
 	}
 	found, err := a.Ledger.CountDoubts(ctx, filter)
 	if err != nil {
-		return nil, a.problem(ctx, err)
+		return nil, err
 	}
 	out := decisionsView{
 		DryRun: b.DryRun, Matched: found.Matched, Lanes: map[string]int64{}, Causes: found.Causes, Sample: make([]doubtView, len(found.Sample)),
@@ -90,7 +85,7 @@ func (a *api) decideDoubts(ctx context.Context, in *decisionsInput) (*output[dec
 		return &output[decisionsView]{out}, nil
 	}
 	if out.Decided, out.More, err = a.Ledger.DecideMany(ctx, filter, b.Decision, out.By, b.Reason); err != nil {
-		return nil, a.problem(ctx, err)
+		return nil, err
 	}
 	return &output[decisionsView]{out}, nil
 }

@@ -16,18 +16,18 @@ import (
 // emailLine is a batch's line for an email.
 type emailLine struct {
 	Channel string `json:"channel"`
-	Key     string `json:"idempotency_key,omitempty"`
+	Key     string `json:"idempotency_key,omitempty" minLength:"1" maxLength:"255"`
 	message.Email
 }
 
 // pushLine is a batch's line for a push.
 type pushLine struct {
 	Channel string `json:"channel"`
-	Key     string `json:"idempotency_key,omitempty"`
+	Key     string `json:"idempotency_key,omitempty" minLength:"1" maxLength:"255"`
 	message.Push
 }
 
-type shapes struct{ email, push, emailLine, pushLine, decision *shape }
+type shapes struct{ email, push, emailLine, pushLine *shape }
 
 func newShapes() shapes {
 	return shapes{
@@ -35,7 +35,6 @@ func newShapes() shapes {
 		push:      shapeOf(reflect.TypeFor[message.Push]()),
 		emailLine: shapeOf(reflect.TypeFor[emailLine]()),
 		pushLine:  shapeOf(reflect.TypeFor[pushLine]()),
-		decision:  shapeOf(reflect.TypeFor[decisionBody]()),
 	}
 }
 
@@ -54,9 +53,9 @@ func decode(s *shape, body []byte, v any) (message.FieldErrors, error) {
 	if first := bytes.TrimLeft(body, " \t\r\n"); first[0] != '{' {
 		return nil, malformed("want a JSON object")
 	}
-	wrong := s.check(body)
+	wrong, bad := s.check(body)
 	if len(wrong) > 0 {
-		err = decodeRest(body, wrong, v)
+		err = decodeRest(body, bad, v)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("decode a checked body: %w", err)
@@ -65,13 +64,13 @@ func decode(s *shape, body []byte, v any) (message.FieldErrors, error) {
 }
 
 // decodeRest reads body again, without the members that something is wrong with.
-func decodeRest(body []byte, wrong message.FieldErrors, v any) error {
+func decodeRest(body []byte, bad map[string]bool, v any) error {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(body, &members); err != nil {
 		return err
 	}
-	for _, w := range wrong {
-		delete(members, topLevel(w.Field))
+	for name := range bad {
+		delete(members, name)
 	}
 	rest, err := json.Marshal(members)
 	if err != nil {

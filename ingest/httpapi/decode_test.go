@@ -21,6 +21,7 @@ func FuzzDecode(f *testing.F) {
 		`{"channel":"email","idempotency_key":"k","from":"a"}`, `{"channel":"push","to":["x"]}`,
 		`{"a":[{"b":"}\\\""}],"from":1,"to":[null,5,[]]}`, `{"subject":"\ud83d\ude00 \ud800"}`, `[]`, `{`, "{}", `{"\ud800":1,"headers":{"\udc00":"a"}}`,
 		`{"data":{"from":"x","from":"y","\u0066rom":"z"}}`, `{"to":{"topic":null,"keys":null}}`,
+		`{"ſubject":5,"from.x":1,"from":"a"}`, `{"send_at":"2026-12-01T00:00:00+24:00","expires_at":"0001-01-01T00:00:00,5Z"}`,
 	} {
 		f.Add([]byte(seed))
 	}

@@ -1,6 +1,11 @@
 package httpapi
 
-import "github.com/danielgtaylor/huma/v2"
+import (
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/stormpost/stormpost/ingest"
+	"github.com/stormpost/stormpost/internal/message"
+)
 
 // describe documents the requests' fields, whose types live in a package that
 // knows nothing of HTTP.
@@ -10,6 +15,13 @@ func (a *api) describe() {
 		for field, doc := range fields {
 			if p := schemas[name].Properties[field]; p != nil {
 				p.Description = doc
+			}
+		}
+	}
+	for _, name := range []string{"Email", "EmailLine", "Push", "PushLine", "Attachment"} {
+		for field, most := range fieldLimits() {
+			if p := schemas[name].Properties[field]; p != nil {
+				limit(p, most)
 			}
 		}
 	}
@@ -82,6 +94,28 @@ func fieldDocs() map[string]map[string]string {
 			"content_id":   "Makes it inline, for cid: links in the HTML.",
 			"content":      "The file in base64. SMTP and SES take an empty one, Resend, Postmark and SendGrid don't.",
 		},
+	}
+}
+
+// fieldLimits is how much a request's fields may have: elements, members or
+// characters, of which each takes a byte at least.
+func fieldLimits() map[string]int {
+	return map[string]int{
+		"to": message.MaxRecipients, "cc": message.MaxRecipients, "bcc": message.MaxRecipients, "reply_to": 10,
+		"from": 1000, "subject": 998, "text": ingest.MaxContent, "html": ingest.MaxContent, "headers": 50, "attachments": 20,
+		"stream": 64, "supersede_key": 255, "tags": 20, "data": 100, "collapse_key": 64,
+		"filename": 255, "content_type": 255, "content_id": 255,
+	}
+}
+
+func limit(s *huma.Schema, most int) {
+	switch s.Type {
+	case huma.TypeArray:
+		s.MaxItems = &most
+	case huma.TypeObject:
+		s.MaxProperties = &most
+	case huma.TypeString:
+		s.MaxLength = &most
 	}
 }
 

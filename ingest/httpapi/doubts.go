@@ -9,7 +9,6 @@ import (
 	"unicode"
 
 	"github.com/danielgtaylor/huma/v2"
-	"github.com/go-chi/chi/v5"
 
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
@@ -52,17 +51,11 @@ func (a *api) registerDoubts() {
 	}, page[doubtView]{Items: []doubtView{{
 		ID: exampleMessage, Attempt: 1, Cause: "unknown", Since: exampleTime, Provider: "relay", Message: exampleView(),
 	}}}), a.listDoubts)
-	op := a.operation(huma.Operation{
+	takeBody(a, a.operation(huma.Operation{
 		OperationID: "decide-doubt", Method: http.MethodPost, Path: "/v1/doubts/{id}", Tags: []string{"Operate"},
-		Summary: "Decide a doubt, once", Security: anyOf(keyring.Operator),
-		Parameters: []*huma.Param{{
-			Name: "id", In: "path", Required: true, Description: "The message's id.", Schema: &huma.Schema{Type: huma.TypeString},
-		}},
-		RequestBody: a.requestBody(a.schemaOf(decisionBody{}), decisionBody{message.DecideResend, "the relay's log has no such message", new(int32(1))}),
-	}, decisionView{exampleMessage, message.DecideResend, "the relay's log has no such message", "acme key k3v9x2ab"},
-		http.StatusBadRequest, http.StatusNotFound, http.StatusConflict, http.StatusUnsupportedMediaType)
-	op.Responses["200"].Content["application/json"].Schema = a.schemaOf(decisionView{})
-	a.register(&op, a.decideDoubt)
+		Summary: "Decide a doubt, once", Security: anyOf(keyring.Operator), Parameters: []*huma.Param{messageParam()},
+	}, decisionView{exampleMessage, message.DecideResend, "the relay's log has no such message", "acme key k3v9x2ab"}, http.StatusNotFound, http.StatusConflict),
+		decisionBody{message.DecideResend, "the relay's log has no such message", new(int32(1))}, a.decideDoubt)
 	a.registerDecisions()
 }
 
@@ -78,38 +71,23 @@ func (a *api) listDoubts(ctx context.Context, in *doubtsInput) (*output[page[dou
 	return &output[page[doubtView]]{out}, nil
 }
 
-func (a *api) decideDoubt(w http.ResponseWriter, r *http.Request) {
-	a.withBody(w, r, []string{"application/json"}, func(body []byte) {
-		var in decisionBody
-		wrong, err := decode(a.shapes.decision, body, &in)
-		if err == nil && len(wrong) == 0 {
-			wrong = in.problems()
-		}
-		if err == nil && len(wrong) > 0 {
-			err = wrong
-		}
-		if err != nil {
-			a.fail(w, r, err)
-			return
-		}
-		id, err := messageID(chi.URLParam(r, "id"))
-		if err != nil {
-			a.fail(w, r, err)
-			return
-		}
-		by := whoAsks(r.Context())
-		attempt := 0
-		if in.Attempt != nil {
-			attempt = int(*in.Attempt)
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), a.Limits.Request)
-		defer cancel()
-		if err := a.Ledger.Decide(ctx, id, attempt, in.Decision, by, in.Reason); err != nil {
-			a.fail(w, r, err)
-			return
-		}
-		writeJSON(w, http.StatusOK, "application/json", decisionView{id.String(), in.Decision, in.Reason, by})
-	})
+func (a *api) decideDoubt(ctx context.Context, r *http.Request, in decisionBody) (*output[decisionView], error) {
+	if wrong := in.problems(); len(wrong) > 0 {
+		return nil, wrong
+	}
+	id, err := messageID(r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	by := whoAsks(ctx)
+	attempt := 0
+	if in.Attempt != nil {
+		attempt = int(*in.Attempt)
+	}
+	if err := a.Ledger.Decide(ctx, id, attempt, in.Decision, by, in.Reason); err != nil {
+		return nil, err
+	}
+	return &output[decisionView]{decisionView{id.String(), in.Decision, in.Reason, by}}, nil
 }
 
 func (d decisionBody) problems() message.FieldErrors {
@@ -118,9 +96,6 @@ func (d decisionBody) problems() message.FieldErrors {
 	case message.DecideSent, message.DecideResend, message.DecideDrop:
 	default:
 		wrong = append(wrong, message.FieldError{Field: "decision", Problem: "want sent, resend or drop"})
-	}
-	if d.Attempt != nil && *d.Attempt < 1 {
-		wrong = append(wrong, message.FieldError{Field: "attempt", Problem: "want 1 or more"})
 	}
 	return append(wrong, reasonProblems(d.Reason)...)
 }

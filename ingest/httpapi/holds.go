@@ -20,10 +20,8 @@ type holdBody struct {
 	Tenant   int32  `json:"tenant,omitempty" minimum:"1" doc:"Hold this tenant's messages; with a tag only those with the tag."`
 	Provider string `json:"provider,omitempty" maxLength:"64" doc:"Hold what would go to this provider."`
 	Tag      string `json:"tag,omitempty" example:"spring-sale" doc:"Hold messages with this tag, of all tenants or of one."`
-	Reason   string `json:"reason" doc:"Why, for whoever asks later: one line of 1 to 500 bytes."`
+	Reason   string `json:"reason" minLength:"1" maxLength:"500" doc:"Why, for whoever asks later: one line of 1 to 500 bytes."`
 }
-
-type holdInput struct{ Body holdBody }
 
 type holdID struct {
 	ID int64 `path:"id" minimum:"1" example:"7" doc:"The hold's id."`
@@ -43,25 +41,18 @@ type holdView struct {
 	ReleasedAt time.Time `json:"released_at,omitzero" doc:"When."`
 }
 
-type releaseInput struct {
-	ID   string `path:"id" example:"msg_aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryaaa" doc:"A message's id."`
-	Body releaseBody
-}
-
 type releaseBody struct {
-	Reason string `json:"reason" doc:"Why, for whoever asks later: one line of 1 to 500 bytes."`
+	Reason string `json:"reason" minLength:"1" maxLength:"500" doc:"Why, for whoever asks later: one line of 1 to 500 bytes."`
 }
 
 func (a *api) registerHolds() {
 	example := holdView{ID: 7, Lane: "campaign.email", Reason: "the list was wrong", By: "acme key k3v9x2ab", At: exampleTime}
-	op := a.operation(huma.Operation{
+	takeBody(a, a.operation(huma.Operation{
 		OperationID: "hold", Method: http.MethodPost, Path: "/v1/holds", Tags: []string{"Operate"},
 		Summary: "Hold a lane, a tenant, a provider or a tag", Security: anyOf(keyring.Operator),
 		Description: "Accepting goes on; 2 seconds after the answer nothing of it is claimed any more, until the hold is released. " +
 			"What was claimed before is handed over. Messages go on expiring.",
-	}, example, http.StatusBadRequest, http.StatusConflict)
-	op.RequestBody = a.requestBody(a.schemaOf(holdBody{}), holdBody{Lane: "campaign.email", Reason: "the list was wrong"})
-	huma.Register(a.huma, op, a.addHold)
+	}, example, http.StatusConflict), holdBody{Lane: "campaign.email", Reason: "the list was wrong"}, a.addHold)
 	huma.Register(a.huma, a.operation(huma.Operation{
 		OperationID: "list-holds", Method: http.MethodGet, Path: "/v1/holds", Tags: []string{"Operate"},
 		Summary: "List what is held", Security: anyOf(keyring.Operator),
@@ -71,16 +62,14 @@ func (a *api) registerHolds() {
 		OperationID: "release-hold", Method: http.MethodDelete, Path: "/v1/holds/{id}", Tags: []string{"Operate"},
 		Summary: "Release what is held", Security: anyOf(keyring.Operator),
 	}, example, http.StatusNotFound, http.StatusConflict), a.releaseHold)
-	op = a.operation(huma.Operation{
+	takeBody(a, a.operation(huma.Operation{
 		OperationID: "release-message", Method: http.MethodPost, Path: "/v1/messages/{id}/release", Tags: []string{"Operate"},
 		Summary: "Let a message that is set aside be sent after all", Security: anyOf(keyring.Operator),
-	}, exampleView(), http.StatusBadRequest, http.StatusNotFound, http.StatusConflict)
-	op.RequestBody = a.requestBody(a.schemaOf(releaseBody{}), releaseBody{"the provider's fault is mended"})
-	huma.Register(a.huma, op, a.releaseMessage)
+		Parameters: []*huma.Param{messageParam()},
+	}, exampleView(), http.StatusNotFound, http.StatusConflict), releaseBody{"the provider's fault is mended"}, a.releaseMessage)
 }
 
-func (a *api) addHold(ctx context.Context, in *holdInput) (*output[holdView], error) {
-	b := in.Body
+func (a *api) addHold(ctx context.Context, _ *http.Request, b holdBody) (*output[holdView], error) {
 	h := message.Hold{Tenant: b.Tenant, Provider: b.Provider, Tag: b.Tag, Reason: b.Reason, By: whoAsks(ctx)}
 	wrong := reasonProblems(b.Reason)
 	named := 0
@@ -105,11 +94,11 @@ func (a *api) addHold(ctx context.Context, in *holdInput) (*output[holdView], er
 		wrong = append(wrong, message.FieldError{Field: "tag", Problem: tagWant})
 	}
 	if len(wrong) > 0 {
-		return nil, a.problem(ctx, wrong)
+		return nil, wrong
 	}
 	h, err := a.Ledger.AddHold(ctx, h)
 	if err != nil {
-		return nil, a.problem(ctx, err)
+		return nil, err
 	}
 	return &output[holdView]{holdViewOf(h)}, nil
 }
@@ -134,12 +123,12 @@ func (a *api) releaseHold(ctx context.Context, in *holdID) (*output[holdView], e
 	return &output[holdView]{holdViewOf(h)}, nil
 }
 
-func (a *api) releaseMessage(ctx context.Context, in *releaseInput) (*output[messageView], error) {
-	if wrong := reasonProblems(in.Body.Reason); len(wrong) > 0 {
-		return nil, a.problem(ctx, wrong)
+func (a *api) releaseMessage(ctx context.Context, r *http.Request, b releaseBody) (*output[messageView], error) {
+	if wrong := reasonProblems(b.Reason); len(wrong) > 0 {
+		return nil, wrong
 	}
-	return a.oneMessage(ctx, in.ID, func(ctx context.Context, _ int32, id message.ID) (*message.View, error) {
-		return a.Ledger.ReleaseMessage(ctx, id, whoAsks(ctx), in.Body.Reason)
+	return a.oneMessage(ctx, r.PathValue("id"), func(ctx context.Context, _ int32, id message.ID) (*message.View, error) {
+		return a.Ledger.ReleaseMessage(ctx, id, whoAsks(ctx), b.Reason)
 	})
 }
 

@@ -4,12 +4,18 @@ import (
 	"bytes"
 	"compress/gzip"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
+
+	"github.com/stormpost/stormpost/ingest/httpapi"
 )
 
 func containsText(b []byte, s string) bool { return bytes.Contains(b, []byte(s)) }
@@ -114,6 +120,12 @@ func TestInvalidEmails(t *testing.T) {
 		"expires before send_at": {object{"send_at": in(2 * time.Hour), "expires_at": in(time.Hour)}, []string{"expires_at"}},
 		"send_at is no time":     {object{"send_at": "tomorrow"}, []string{"send_at"}},
 		"expires_at is a number": {object{"expires_at": 12}, []string{"expires_at"}},
+		"zone of a day":          {object{"send_at": "2026-12-01T00:00:00+24:00"}, []string{"send_at"}},
+		"zone of 60 minutes":     {object{"expires_at": "2026-12-01T00:00:00+23:60"}, []string{"expires_at"}},
+		"decimal comma":          {object{"expires_at": "2026-12-01T00:00:00,5Z"}, []string{"expires_at"}},
+		"hour of one digit":      {object{"expires_at": "2026-12-01T0:00:00Z"}, []string{"expires_at"}},
+		"the time for none":      {object{"send_at": "0001-01-01T00:00:00Z", "expires_at": "0001-01-01T00:00:00Z"}, []string{"send_at", "expires_at"}},
+		"a path for a name":      {object{"from.x": 5, "from": "bad"}, []string{`["from.x"]`, "from"}},
 		"all at once": {object{"from": "x", "to": []string{"y"}, "subject": "\n", "class": "z", "oops": 1, "send_at": false},
 			[]string{"from", "to[0]", "subject", "class", "oops", "send_at"}},
 	} {
@@ -182,6 +194,8 @@ func TestMalformedBodies(t *testing.T) {
 		"repeated":         {strings.Replace(goodEmail, `{`, `{"subject":"other",`, 1), 422, "subject"},
 		"repeated, hidden": {strings.Replace(goodEmail, `{`, `{"sub\u006aect":"other",`, 1), 422, "subject"},
 		"repeated header":  {strings.Replace(goodEmail, `{`, `{"headers":{"X-A":"1","X-A":"2"},`, 1), 422, "headers.X-A"},
+		"folds to ours":    {strings.Replace(goodEmail, `{`, `{"ſubject":5,`, 1), 422, "[\"ſubject\"]"},
+		"beyond the list":  {`{` + strings.Join(many(60, `"x%d":1`), ",") + `,"subject":5}`, 422, "x49"},
 		"empty name":       {strings.Replace(goodEmail, `{`, `{"":1,`, 1), 422, `[""]`},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -194,6 +208,115 @@ func TestMalformedBodies(t *testing.T) {
 	}
 	f := newFixture(t)
 	decodeInto[accepted](t, f.do("POST", "/v1/emails", "one", strings.Replace(goodEmail, `"s"`, `"\ud83d\ude00 \/"`, 1)), http.StatusAccepted)
+}
+
+// What operators ask for is read as strictly as what is submitted.
+func TestOperatorsBodies(t *testing.T) {
+	f := newFixture(t, func(c *httpapi.Config) { c.Limits.Body = 100 << 10 })
+	id := f.submitted().Messages[0].ID
+	for path, good := range map[string]string{
+		"/v1/doubts":                      `{"filter":{"provider":"p"},"decision":"drop","dry_run":true,"reason":"r"}`,
+		"/v1/doubts/" + id:                `{"decision":"drop","reason":"r"}`,
+		"/v1/holds":                       `{"provider":"p","reason":"r"}`,
+		"/v1/replays":                     `{"filter":{"tag":"t"},"reason":"r"}`,
+		"/v1/messages/" + id + "/release": `{"reason":"r"}`,
+	} {
+		for name, c := range map[string]struct {
+			body    string
+			status  int
+			field   string
+			headers []string
+		}{
+			"another case":    {strings.Replace(good, "{", `{"Reason":"x",`, 1), 422, "Reason", nil},
+			"folds to ours":   {strings.Replace(good, "{", `{"reaſon":5,`, 1), 422, "[\"reaſon\"]", nil},
+			"repeated":        {strings.Replace(good, "{", `{"reason":"x",`, 1), 422, "reason", nil},
+			"half surrogate":  {strings.Replace(good, `"r"`, `"\ud800"`, 1), 422, "reason", nil},
+			"invalid UTF-8":   {strings.Replace(good, `"r"`, "\"\xff\"", 1), 400, "body", nil},
+			"empty":           {" ", 400, "body", nil},
+			"a list":          {"[]", 400, "body", nil},
+			"too large":       {good + strings.Repeat(" ", 100<<10), 413, "body", nil},
+			"text":            {good, 415, "Content-Type", []string{"Content-Type", "text/plain"}},
+			"no type":         {good, 415, "Content-Type", []string{"Content-Type", ""}},
+			"not gzip":        {good, 400, "body", []string{"Content-Encoding", "gzip"}},
+			"unknown coding":  {good, 415, "Content-Encoding", []string{"Content-Encoding", "br"}},
+			"other parameter": {good, 422, "dry_run", nil},
+		} {
+			at := path
+			if name == "other parameter" {
+				at += "?dry_run=true"
+			}
+			t.Run(path+" "+name, func(t *testing.T) {
+				p := wantProblem(t, f.do("POST", at, "operator", c.body, c.headers...), c.status, c.field)
+				if len(p.Errors) != 1 {
+					t.Errorf("%+v", p.Errors)
+				}
+			})
+		}
+	}
+	for body, field := range map[string]string{
+		`{"filter":{"provider":"p"},"decision":"drop","reason":"r","dry_run":true,"Dry_run":false}`: "Dry_run",
+		`{"filter":{"lane":"trigger.push","lane":"trigger.email"},"decision":"drop","reason":"r"}`:  "filter.lane",
+		`{"filter":{"provider":"\u0000"},"decision":"drop","reason":"r"}`:                           "filter.provider",
+		`{"filter":{"tenant":2147483648},"decision":"drop","reason":"r"}`:                           "filter.tenant",
+		`{"filter":{"tenant":1.0},"decision":"drop","reason":"r"}`:                                  "filter.tenant",
+		`{"filter":{"tenant":1e0},"decision":"drop","reason":"r"}`:                                  "filter.tenant",
+		`{"filter":{"since":"2026-12-01T00:00:00+24:00"},"decision":"drop","reason":"r"}`:           "filter.since",
+		`{"filter":{"provider":"p","until":"0001-01-01T00:00:00Z"},"decision":"drop","reason":"r"}`: "filter.until",
+	} {
+		a := f.do("POST", "/v1/doubts", "operator", body)
+		wantProblem(t, a, 422, field)
+		if containsText(a.body, "json:") || containsText(a.body, "Go ") {
+			t.Errorf("%s is answered in Go's words: %s", body, a.body)
+		}
+	}
+	for _, since := range []string{"2026-12-01T00:00:00+24:00", "0000-01-01T00:00:00+23:00", "9999-12-31T23:59:59-23:00", "2026-12-01T00:00:00,5Z"} {
+		wantProblem(t, f.do("POST", "/v1/replays", "operator", `{"filter":{"since":"`+since+`"},"reason":"r"}`), 422, "filter.since")
+	}
+	if len(f.decided) != 0 || len(f.holds) != 0 {
+		t.Errorf("%d decided, %d held", len(f.decided), len(f.holds))
+	}
+	gzipped := f.do("POST", "/v1/holds", "operator", squeeze(`{"provider":"p","reason":"r"}`), "Content-Encoding", "gzip")
+	if gzipped.StatusCode != 200 || len(f.holds) != 1 {
+		t.Errorf("gzip: %d %s", gzipped.StatusCode, gzipped.body)
+	}
+}
+
+// What no path or parameter can be is refused before a store is asked.
+func TestInvalidURLs(t *testing.T) {
+	f := newFixture(t)
+	f.failReads = errors.New("asked")
+	f.submitted()
+	for path, field := range map[string]string{
+		"/v1/streams/%00/audit": "", "/v1/streams/%ff/audit": "", "/v1/streams/%00%66/audit": "", "/v1/messages/%00": "", "/v1/replays/%00": "",
+		"/v1/messages?stream=%00": "stream", "/v1/messages?stream=%ff": "stream", "/v1/messages?%ff=1": `["\xff"]`,
+		"/v1/suppressions?to=%00": "to", "/v1/suppressions?to=%ff": "to",
+		"/v1/messages?since=2026-12-01T00:00:00%2B24:00": "since", "/v1/messages?since=noon": "since",
+		"/v1/messages?tenant=1&tenant=2": "tenant", "/v1/messages?tenant=%zz": "query", "/v1/messages?tenants=1": "tenants",
+		"/v1/audit?lane=%00": "lane", "/v1/audit?lanes=all": "lanes",
+	} {
+		if field == "" {
+			wantProblem(t, f.do("GET", path, "operator", ""), 404)
+		} else {
+			wantProblem(t, f.do("GET", path, "operator", ""), 422, field)
+		}
+	}
+	wantProblem(t, f.do("POST", "/v1/emails?dry_run=true", "one", goodEmail), 422, "dry_run")
+	if f.count() != 1 {
+		t.Errorf("%d accepted", f.count())
+	}
+}
+
+// A body that breaks off isn't called gzip.
+func TestBrokenBody(t *testing.T) {
+	f := newFixture(t)
+	r := httptest.NewRequest("POST", "/v1/emails", io.MultiReader(strings.NewReader("{"), iotest.ErrReader(errors.New("invalid byte in chunk length"))))
+	r.Header.Set("Authorization", "Bearer one")
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	f.handler.ServeHTTP(w, r)
+	if wantProblem(t, answer{w.Result(), w.Body.Bytes()}, 400, "body"); strings.Contains(w.Body.String(), "gzip") {
+		t.Errorf("%s", w.Body)
+	}
 }
 
 func TestInvalidHeaders(t *testing.T) {
@@ -223,18 +346,19 @@ func TestInvalidHeaders(t *testing.T) {
 		"Idempotency-Key", strings.Repeat("k", 255)), http.StatusAccepted)
 }
 
+func squeeze(s string) string {
+	var b bytes.Buffer
+	z := gzip.NewWriter(&b)
+	_, _ = z.Write([]byte(s))
+	_ = z.Close()
+	return b.String()
+}
+
 func TestBodyLimit(t *testing.T) {
 	f := newFixture(t)
 	over := with(goodEmail, object{"text": strings.Repeat("a", 10<<20)})
 	wantProblem(t, f.do("POST", "/v1/emails", "one", over), 413, "body")
 
-	squeeze := func(s string) string {
-		var b bytes.Buffer
-		z := gzip.NewWriter(&b)
-		_, _ = z.Write([]byte(s))
-		_ = z.Close()
-		return b.String()
-	}
 	bomb := squeeze(over)
 	if len(bomb) > 1<<20 {
 		t.Fatalf("the bomb has %d bytes", len(bomb))

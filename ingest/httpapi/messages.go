@@ -26,6 +26,11 @@ type messageInput struct {
 	ID string `path:"id" example:"msg_aebagbafaydqqcikbmga2dqpcaireeyuculbogazdinryaaa" doc:"A message's id."`
 }
 
+// messageParam documents the id of a message in the path of what takes a body.
+func messageParam() *huma.Param {
+	return &huma.Param{Name: "id", In: "path", Required: true, Example: exampleMessage, Description: "A message's id.", Schema: &huma.Schema{Type: huma.TypeString}}
+}
+
 type messagesInput struct {
 	Key        string    `query:"idempotency_key" maxLength:"255" doc:"Those submitted under this key."`
 	Submission string    `query:"submission" doc:"Those of this submission."`

@@ -106,11 +106,19 @@ func (a *api) schemaOf(v any) *huma.Schema {
 	return a.huma.OpenAPI().Components.Schemas.Schema(t, true, t.Name())
 }
 
-func (a *api) requestBody(schema *huma.Schema, example any) *huma.RequestBody {
-	return &huma.RequestBody{
-		Required: true,
-		Content:  map[string]*huma.MediaType{"application/json": {Schema: schema, Example: example}},
+// documentBody tells of a body that withBody reads: its types, and what may be
+// wrong with it.
+func (a *api) documentBody(op *huma.Operation, schema *huma.Schema, example any, types ...string) {
+	op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{}}
+	for _, t := range types {
+		op.RequestBody.Content[t] = &huma.MediaType{Schema: schema, Example: example}
 	}
+	op.Parameters = append(op.Parameters, &huma.Param{
+		Name: "Content-Encoding", In: "header", Description: "How the body is compressed, if it is.",
+		Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"gzip", "identity"}},
+	})
+	a.problems(op, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
+		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity, http.StatusServiceUnavailable)
 }
 
 func jsonResponse(description string, schema *huma.Schema, example any) *huma.Response {
@@ -139,15 +147,15 @@ type target struct{}
 func (target) Schema(huma.Registry) *huma.Schema {
 	text := &huma.Schema{Type: huma.TypeString}
 	return &huma.Schema{OneOf: []*huma.Schema{
-		{Type: huma.TypeString, Description: "A registration or device token."},
+		{Type: huma.TypeString, MaxLength: new(4096), Description: "A registration or device token."},
 		{
 			Type: huma.TypeObject, Description: "A topic (fcm).", AdditionalProperties: false,
-			Properties: map[string]*huma.Schema{"topic": text}, Required: []string{"topic"},
+			Properties: map[string]*huma.Schema{"topic": {Type: huma.TypeString, MaxLength: new(900)}}, Required: []string{"topic"},
 		},
 		{
 			Type: huma.TypeObject, Description: "A subscription (webpush).", AdditionalProperties: false,
 			Properties: map[string]*huma.Schema{
-				"endpoint": text,
+				"endpoint": {Type: huma.TypeString, MaxLength: new(2048)},
 				"keys": {
 					Type: huma.TypeObject, AdditionalProperties: false,
 					Properties: map[string]*huma.Schema{"p256dh": text, "auth": text}, Required: []string{"p256dh", "auth"},

@@ -171,10 +171,6 @@ func translate(_ huma.Context, _ string, v any) (any, error) {
 		if _, name, found := strings.Cut(field, "."); found {
 			field = name
 		}
-		if _, rest, found := strings.Cut(e.Message, "expected required property "); found {
-			name, _, _ := strings.Cut(rest, " ")
-			field = strings.TrimPrefix(strings.TrimPrefix(field, "body")+"."+name, ".")
-		}
 		p.Errors = append(p.Errors, ProblemField{field, e.Message})
 	}
 	return p, nil

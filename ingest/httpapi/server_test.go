@@ -22,13 +22,19 @@ func TestSlowBody(t *testing.T) {
 	f := newFixture(t, func(c *httpapi.Config) { c.Limits.BodyTime = 50 * time.Millisecond })
 	server := httptest.NewServer(f.handler)
 	defer server.Close()
+	for path, key := range map[string]string{"/v1/emails": "one", "/v1/holds": "operator"} {
+		slowBody(t, server, path, key)
+	}
+}
+
+func slowBody(t *testing.T, server *httptest.Server, path, key string) {
 	conn, err := net.Dial("tcp", server.Listener.Addr().String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second)) // for when the server has none
-	fmt.Fprintf(conn, "POST /v1/emails HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer one\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{", path, key)
 	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)

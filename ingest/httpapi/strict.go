@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"math"
 	"reflect"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -32,7 +34,7 @@ const (
 const halfPair = "has half a surrogate pair"
 
 var wanted = [...]string{
-	kindText: "a string", kindBytes: "a string of base64", kindTime: "a time as in RFC 3339",
+	kindText: "a string", kindBytes: "a string of base64", kindTime: "a time as in RFC 3339, of 1970 to 9998",
 	kindBool: "true or false", kindWhole: "a whole number",
 	kindList: "an array", kindMembers: "an object", kindObject: "an object", kindTarget: "a string or an object",
 }
@@ -42,6 +44,8 @@ type shape struct {
 	kind   kind
 	elem   *shape
 	fields map[string]field
+	// A whole number's bounds, and a text's, in characters, if most isn't 0.
+	least, most int
 }
 
 type field struct {
@@ -71,8 +75,8 @@ func shapeOf(t reflect.Type) *shape {
 		return &shape{kind: kindText}
 	case reflect.Bool:
 		return &shape{kind: kindBool}
-	case reflect.Int32:
-		return &shape{kind: kindWhole}
+	case reflect.Int32, reflect.Int:
+		return &shape{kind: kindWhole, least: math.MinInt32, most: math.MaxInt32}
 	case reflect.Slice:
 		return &shape{kind: kindList, elem: shapeOf(t.Elem())}
 	case reflect.Map:
@@ -81,7 +85,9 @@ func shapeOf(t reflect.Type) *shape {
 		s := &shape{kind: kindObject, fields: map[string]field{}}
 		for _, f := range reflect.VisibleFields(t) {
 			if name, _, _ := strings.Cut(f.Tag.Get("json"), ","); name != "" && !f.Anonymous {
-				s.fields[name] = field{uint(len(s.fields)), shapeOf(f.Type)}
+				of := shapeOf(f.Type)
+				of.bound(f.Tag)
+				s.fields[name] = field{uint(len(s.fields)), of}
 			}
 		}
 		return s
@@ -89,15 +95,26 @@ func shapeOf(t reflect.Type) *shape {
 	panic("no shape for " + t.String()) // a field of a new type needs one
 }
 
+// bound takes over the bounds that a field's tags give the document.
+func (s *shape) bound(tag reflect.StructTag) {
+	names := map[kind][2]string{kindText: {"minLength", "maxLength"}, kindWhole: {"minimum", "maximum"}}[s.kind]
+	for i, bound := range []*int{&s.least, &s.most} {
+		if n, err := strconv.Atoi(tag.Get(names[i])); err == nil {
+			*bound = n
+		}
+	}
+}
+
 // check goes through a body that is valid JSON and UTF-8, and names all that
 // encoding/json would let pass or not name well: unknown and repeated members,
-// names in another case, values of another kind, half surrogate pairs. A null is
-// as if its member were absent.
-func (s *shape) check(body []byte) message.FieldErrors {
+// names in another case, values of another kind or out of bounds, half surrogate
+// pairs. A null is as if its member were absent. bad are the body's own members
+// that something is wrong with, also those beyond what one answer names.
+func (s *shape) check(body []byte) (wrong message.FieldErrors, bad map[string]bool) {
 	w := walker{body: body}
 	w.space()
 	w.value(s)
-	return w.wrong
+	return w.wrong, w.bad
 }
 
 // walker goes through a body that is known to be valid JSON. It recurses only
@@ -107,6 +124,7 @@ type walker struct {
 	at    int
 	path  []segment
 	wrong message.FieldErrors
+	bad   map[string]bool
 }
 
 // segment is one step of a path: a name, or an element's index.
@@ -142,15 +160,12 @@ func (w *walker) value(s *shape) {
 	default:
 		start := w.at
 		w.skip()
-		if s.kind != kindWhole || !whole(w.body[start:w.at]) {
+		if s.kind != kindWhole {
 			w.add("want %s", wanted[s.kind])
+		} else if n, err := strconv.Atoi(string(w.body[start:w.at])); err != nil || n < s.least || n > s.most {
+			w.add("want %s from %d to %d", wanted[kindWhole], s.least, s.most)
 		}
 	}
-}
-
-func whole(number []byte) bool {
-	_, err := strconv.ParseInt(string(number), 10, 32)
-	return err == nil
 }
 
 func (w *walker) text(s *shape) {
@@ -160,20 +175,42 @@ func (w *walker) text(s *shape) {
 		return
 	}
 	switch s.kind {
-	case kindText, kindTarget:
+	case kindTarget:
+	case kindText:
+		if s.most > 0 {
+			w.length(s, raw)
+		}
 	case kindBytes:
 		var b []byte
 		if json.Unmarshal(raw, &b) != nil {
 			w.add("is not valid base64")
 		}
 	case kindTime:
-		var t time.Time
-		if t.UnmarshalJSON(raw) != nil {
+		if !isTime(string(unquoted(raw))) {
 			w.add("want %s", wanted[kindTime])
 		}
 	default:
 		w.add("want %s", wanted[s.kind])
 	}
+}
+
+// length judges a text that is looked for in the ledger, where no NUL can be.
+func (w *walker) length(s *shape, raw []byte) {
+	text := unquoted(raw)
+	if n := utf8.RuneCount(text); n < s.least || n > s.most || bytes.IndexByte(text, 0) >= 0 {
+		w.add("want %d to %d characters without NUL", s.least, s.most)
+	}
+}
+
+// timeText is the grammar of RFC 3339 §5.6 with upper-case letters: Go also takes
+// a decimal comma, hours of one digit, and offsets that it can't write.
+var timeText = regexp.MustCompile(`^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[0-5]\d)$`)
+
+// isTime says whether text is a time that can be kept and shown in any zone, and
+// not the one that stands for none in Go.
+func isTime(text string) bool {
+	t, err := time.Parse(time.RFC3339, text)
+	return err == nil && timeText.MatchString(text) && t.Year() >= 1970 && t.Year() <= 9998
 }
 
 func (w *walker) list(s *shape) {
@@ -242,12 +279,17 @@ func (w *walker) name() (name []byte, whole bool) {
 	w.space()
 	w.at++ // :
 	w.space()
+	return unquoted(raw), whole
+}
+
+// unquoted is what a string says.
+func unquoted(raw []byte) []byte {
 	if plain := raw[1 : len(raw)-1]; bytes.IndexByte(plain, '\\') < 0 {
-		return plain, whole
+		return plain
 	}
 	var unescaped string
 	_ = json.Unmarshal(raw, &unescaped) // it is valid JSON
-	return []byte(unescaped), whole
+	return []byte(unescaped)
 }
 
 // str reads a string with its quotes. It isn't whole when it has half a surrogate
@@ -341,6 +383,10 @@ func (w *walker) mismatch(s *shape) {
 }
 
 func (w *walker) add(format string, args ...any) {
+	if w.bad == nil {
+		w.bad = map[string]bool{}
+	}
+	w.bad[string(w.path[0].name)] = true // the body itself is an object
 	if len(w.wrong) < ingest.MaxProblems {
 		w.wrong = append(w.wrong, message.FieldError{Field: w.field(), Problem: fmt.Sprintf(format, args...)})
 	}

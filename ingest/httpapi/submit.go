@@ -2,8 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
-	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -55,7 +55,11 @@ func (a *api) submit(w http.ResponseWriter, r *http.Request, channel message.Cha
 		}
 		accepted, err := a.accept(r.Context(), key, content, wrong)
 		if err != nil {
-			a.fail(w, r, err)
+			p := a.problem(r.Context(), err)
+			if errors.Is(err, message.ErrKeyReused) {
+				p.Errors[0].Field = keyHeader // in a batch it is a member
+			}
+			p.write(w)
 			return
 		}
 		status := http.StatusAccepted
@@ -138,19 +142,19 @@ func (a *api) submitOperation(channel message.Channel) *huma.Operation {
 			Schema:      &huma.Schema{Type: huma.TypeString, MinLength: new(1), MaxLength: new(255)},
 		}},
 	}
-	expires := time.Date(2030, 1, 1, 12, 0, 0, 0, time.UTC)
+	var schema *huma.Schema
+	var request map[string]any
 	if channel == message.ChannelEmail {
 		op.OperationID, op.Path, op.Summary = "submit-email", "/v1/emails", "Submit an email"
-		op.RequestBody = a.requestBody(a.schemaOf(message.Email{}), map[string]any{
+		schema, request = a.schemaOf(message.Email{}), map[string]any{
 			"from": "Acme <hello@example.com>", "to": []string{"Jo <jo@example.net>"},
-			"subject": "Your code", "text": "1234", "stream": "codes", "expires_at": expires,
-		})
+			"subject": "Your code", "text": "1234", "stream": "codes",
+		}
 	} else {
 		op.OperationID, op.Path, op.Summary = "submit-push", "/v1/pushes", "Submit a push message"
-		op.RequestBody = a.requestBody(a.schemaOf(message.Push{}), map[string]any{
+		schema, request = a.schemaOf(message.Push{}), map[string]any{
 			"platform": "fcm", "to": "a-registration-token", "notification": map[string]any{"title": "Your code", "body": "1234"},
-			"expires_at": expires,
-		})
+		}
 	}
 	example := submission{
 		ID: exampleSubmission,
@@ -158,13 +162,13 @@ func (a *api) submitOperation(channel message.Channel) *huma.Operation {
 			ID: exampleMessage, To: "Jo <jo@example.net>", State: message.StateQueued, Stream: "codes", Sequence: number(1),
 		}},
 	}
-	schema := a.schemaOf(submission{})
+	answer := a.schemaOf(submission{})
 	op.Responses = map[string]*huma.Response{
-		"202": jsonResponse("It is kept.", schema, example),
-		"200": jsonResponse("The same request was kept before; this is its answer.", schema, example),
+		"202": jsonResponse("It is kept.", answer, example),
+		"200": jsonResponse("The same request was kept before; this is its answer.", answer, example),
 	}
 	op.Responses["200"].Headers = map[string]*huma.Param{replayedHeader: {Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"true"}}}}
-	a.problems(op, http.StatusBadRequest, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
-		http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusServiceUnavailable)
+	a.documentBody(op, schema, request, "application/json")
+	a.problems(op, http.StatusTooManyRequests)
 	return op
 }

@@ -53,7 +53,7 @@ func TestRepeatedKey(t *testing.T) {
 		t.Errorf("replay: %d %s, first %s", again.StatusCode, again.body, first.body)
 	}
 	other := f.do("POST", "/v1/emails", "one", `{"from":"a@example.com","to":["b@example.net"],"text":"other"}`, "Idempotency-Key", "k")
-	if p := wantProblem(t, other, 422, "idempotency_key"); p.Code != "idempotency_key_reused" {
+	if p := wantProblem(t, other, 422, "Idempotency-Key"); p.Code != "idempotency_key_reused" {
 		t.Errorf("code %s", p.Code)
 	}
 	// Another tenant's keys, and those of test mode, are keys of their own.

@@ -80,7 +80,7 @@ func (p *process) checksByName() map[string][]func(string) error {
 		refer(key, overhttp.CheckKey)
 	}
 	refer(p.cfg.FCM.Token, smtp.CheckToken)
-	refer(p.cfg.APNs.Key, credential.CheckP8)
+	refer(p.cfg.APNs.Key, credential.CheckP8(p.cfg.APNs.KeyID))
 	refer(p.cfg.FCM.ServiceAccount, credential.CheckServiceAccount(p.cfg.FCM.Project, p.cfg.FCM.TokenURL))
 	for _, c := range p.cfg.Credentials {
 		refer(c.Key, keyCheck(&c))
@@ -99,7 +99,7 @@ func smtpCheck(auth string) func(string) error {
 func keyCheck(c *config.Credential) func(string) error {
 	switch c.Source {
 	case "apns":
-		return credential.CheckP8
+		return credential.CheckP8(c.KeyID)
 	case "service-account":
 		return credential.CheckServiceAccount("", c.URL)
 	}

@@ -73,15 +73,17 @@ func TestBadSecretsAreRefused(t *testing.T) {
 	}
 	defer tokens.Close()
 	account := string(tokens.ServiceAccount())
-	p384, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
+	p8 := func(curve elliptic.Curve) string {
+		key, err := ecdsa.GenerateKey(curve, rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		der, err := x509.MarshalPKCS8PrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(p384)
-	if err != nil {
-		t.Fatal(err)
-	}
-	otherCurve := string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	apns := func(c *config.Config, key config.Live) {
 		c.Credentials = []config.Credential{{Name: "apple", Source: "apns", Key: key, KeyID: "ABCDE12345", TeamID: "TEAM567890"}}
 	}
@@ -92,14 +94,18 @@ func TestBadSecretsAreRefused(t *testing.T) {
 		change func(*config.Config)
 		want   string
 	}{
-		"missing":                {func(c *config.Config) { password(c, "file:/nowhere/CANARY") }, "smtp.password: open /nowhere/"},
-		"world-readable":         {func(c *config.Config) { password(c, secretFile(t, "CANARY", 0o644)) }, "smtp.password: "},
-		"outside":                {func(c *config.Config) { password(c, secretFile(t, "CANARY", 0o600)); c.Secrets.Root = t.TempDir() }, "smtp.password: "},
-		"NUL":                    {func(c *config.Config) { password(c, secretFile(t, "CAN\x00ARY", 0o600)) }, "smtp.password: a password can't hold a NUL"},
-		"no token":               {func(c *config.Config) { password(c, "CAN ARY"); c.SMTP.Auth = "xoauth2" }, "smtp.password: an access token has"},
-		"unknown name":           {func(c *config.Config) { password(c, "credential:none") }, "smtp.password: there is no credential"},
-		"p8 of another curve":    {func(c *config.Config) { apns(c, secretFile(t, otherCurve, 0o600)) }, "credentials[0] (apple).key: is on P-384, want P-256"},
-		"no p8":                  {func(c *config.Config) { apns(c, secretFile(t, "CANARY", 0o600)) }, "credentials[0] (apple).key: is not PEM"},
+		"missing":             {func(c *config.Config) { password(c, "file:/nowhere/CANARY") }, "smtp.password: open /nowhere/"},
+		"world-readable":      {func(c *config.Config) { password(c, secretFile(t, "CANARY", 0o644)) }, "smtp.password: "},
+		"outside":             {func(c *config.Config) { password(c, secretFile(t, "CANARY", 0o600)); c.Secrets.Root = t.TempDir() }, "smtp.password: "},
+		"NUL":                 {func(c *config.Config) { password(c, secretFile(t, "CAN\x00ARY", 0o600)) }, "smtp.password: a password can't hold a NUL"},
+		"no token":            {func(c *config.Config) { password(c, "CAN ARY"); c.SMTP.Auth = "xoauth2" }, "smtp.password: an access token has"},
+		"unknown name":        {func(c *config.Config) { password(c, "credential:none") }, "smtp.password: there is no credential"},
+		"p8 of another curve": {func(c *config.Config) { apns(c, secretFile(t, p8(elliptic.P384()), 0o600)) }, "credentials[0] (apple).key: is on P-384, want P-256"},
+		"no p8":               {func(c *config.Config) { apns(c, secretFile(t, "CANARY", 0o600)) }, "credentials[0] (apple).key: is not PEM"},
+		"p8 without an id": {func(c *config.Config) {
+			apns(c, secretFile(t, p8(elliptic.P256()), 0o600))
+			c.Credentials[0].KeyID = ""
+		}, "credentials[0] (apple).key: comes with no good key_id"},
 		"no service account":     {func(c *config.Config) { c.FCM.ServiceAccount = secretFile(t, "CANARY", 0o600) }, "fcm.service_account: service_account: is not a service account's JSON key file"},
 		"half a service account": {func(c *config.Config) { c.FCM.ServiceAccount = secretFile(t, account[:len(account)/2], 0o600) }, "fcm.service_account: "},
 		"plain token_uri": {func(c *config.Config) {

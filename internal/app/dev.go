@@ -67,9 +67,6 @@ func Dev(ctx context.Context, opt DevOptions) (err error) {
 		return fmt.Errorf("--data: %w", err)
 	}
 	file := filepath.Join(opt.Data, "dev.json")
-	if err := os.Remove(file); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return err
-	}
 	log := slog.New(slog.NewTextHandler(opt.Output, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	d := &dev{opt: opt, log: log}
 	defer func() { err = errors.Join(err, d.stop()) }()
@@ -105,7 +102,11 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 	if err := d.startStores(ctx); err != nil {
 		return cfg, err
 	}
-	var err error
+	// Not before the stores have locked the folder: another dev's says where it is.
+	err := os.Remove(filepath.Join(d.opt.Data, "dev.json"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return cfg, err
+	}
 	d.sims, err = sim.StartAll(ctx, sim.Config{Dir: filepath.Join(d.opt.Data, "inbox"), InboxAddr: d.opt.Inbox, Log: d.log})
 	if err != nil {
 		return cfg, err

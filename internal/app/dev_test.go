@@ -43,6 +43,7 @@ func TestDev(t *testing.T) {
 	})
 	d.pushes()
 	before := d.addr
+	d.second()
 
 	accepted := d.killUnderLoad()
 	if _, err := os.Stat(filepath.Join(d.dir, "dev.json")); err != nil {
@@ -146,6 +147,19 @@ func (d *devRun) start() {
 	}
 	if err != nil || d.addr.PID != d.cmd.Process.Pid {
 		d.t.Fatalf("dev.json of %d says %s (%v)", d.cmd.Process.Pid, b, err)
+	}
+}
+
+// second starts another process in the folder: it is refused, and the running
+// one's dev.json stays.
+func (d *devRun) second() {
+	d.t.Helper()
+	out, err := exec.Command(d.binary, "dev", "--data", d.dir, "--listen", "127.0.0.1:0").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "in use") {
+		d.t.Errorf("a second dev: %v\n%s", err, out)
+	}
+	if _, err := os.Stat(filepath.Join(d.dir, "dev.json")); err != nil {
+		d.t.Errorf("a second dev: %v", err)
 	}
 }
 

@@ -2,7 +2,6 @@ package app
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 
 	"github.com/stormpost/stormpost/dedupe"
@@ -31,7 +30,7 @@ func Evacuate(ctx context.Context, cfg config.Config, plan recovery.EvacuatePlan
 	bc.Brokers = brokers[plan.To]
 	target, err := broker.New(bc)
 	if err != nil {
-		return nil, false, fmt.Errorf("cluster %s: %w", plan.To, err)
+		return nil, false, config.Wrong(err)
 	}
 	if dryRun {
 		return recovery.PlanEvacuation(ctx, l, target, plan)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"time"
 
 	"github.com/stormpost/stormpost/ingest/httpapi"
@@ -50,18 +51,32 @@ func (p *process) listen(ctx context.Context) (all []*listener, err error) {
 		if err != nil {
 			return all, err
 		}
-		if p.cfg.TLS.Cert != "" {
-			cert, err := tls.LoadX509KeyPair(p.cfg.TLS.Cert, p.cfg.TLS.Key)
-			if err != nil {
-				l.Close()
-				return all, fmt.Errorf("tls: %w", err)
-			}
-			l.scheme = "https"
-			l.server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}
+		if p.tls != nil {
+			l.scheme, l.server.TLSConfig = "https", p.tls
 		}
 		all = append(all, l)
 	}
 	return all, nil
+}
+
+// tlsConfig reads the files; nil if there are none.
+func tlsConfig(files config.TLSFiles) (*tls.Config, error) {
+	if files.Cert == "" {
+		return nil, nil
+	}
+	chain, err := os.ReadFile(files.Cert)
+	if err != nil {
+		return nil, fmt.Errorf("tls.cert: %w", err)
+	}
+	key, err := os.ReadFile(files.Key)
+	if err != nil {
+		return nil, fmt.Errorf("tls.key: %w", err)
+	}
+	cert, err := tls.X509KeyPair(chain, key)
+	if err != nil {
+		return nil, fmt.Errorf("tls.cert with tls.key: %w", err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, nil
 }
 
 func (p *process) open(ctx context.Context, name, key, addr string, h http.Handler) (*listener, error) {

@@ -22,7 +22,8 @@ type PreflightCheck struct {
 }
 
 // Preflight looks whether a process with cfg could keep Stormpost's promises.
-// It changes nothing, but may ask for tokens, which can replace a refresh token. An error is about the configuration.
+// It changes nothing, but may ask for tokens, which can replace a refresh token. An
+// error is of the configuration.
 func Preflight(ctx context.Context, cfg config.Config) ([]PreflightCheck, error) {
 	dsn := cfg.DSN.Reveal()
 	l, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4, Deadline: cfg.Ledger.Deadline})
@@ -70,7 +71,7 @@ func Preflight(ctx context.Context, cfg config.Config) ([]PreflightCheck, error)
 		bc.Brokers = brokers[name]
 		b, err := broker.New(bc)
 		if err != nil {
-			return nil, fmt.Errorf("cluster %s: %w", name, err)
+			return nil, config.Wrong(err)
 		}
 		check := "kafka"
 		if name != message.MainCluster {

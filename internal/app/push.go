@@ -2,7 +2,6 @@ package app
 
 import (
 	"crypto/x509"
-	"errors"
 	"fmt"
 
 	"github.com/stormpost/stormpost/delivery"
@@ -31,30 +30,30 @@ func checkPush(cfg config.Config) func(*message.Push) error {
 }
 
 // addPush makes the providers of push that are configured.
-func (p *process) addPush(add func(pr delivery.Provider, slots int, err error, platforms ...string) error) error {
+func (p *process) addPush(add func(name string, pr delivery.Provider, slots int, err error, platforms ...string) error) error {
 	if p.cfg.FCM.ServiceAccount != "" || p.cfg.FCM.Token != "" {
 		pr, err := p.fcm()
-		if err := add(pr, p.cfg.FCM.Concurrency, err, "fcm"); err != nil {
-			return fmt.Errorf("fcm: %w", err)
+		if err := add(fcmName, pr, p.cfg.FCM.Concurrency, err, "fcm"); err != nil {
+			return err
 		}
 	}
 	if c := p.cfg.APNs; c.Topic != "" {
 		pr, err := p.apns(c)
-		if err := add(pr, c.Concurrency, err, "apns"); err != nil {
-			return fmt.Errorf("apns: %w", err)
+		if err := add("apns", pr, c.Concurrency, err, "apns"); err != nil {
+			return err
 		}
 	}
 	if c := p.cfg.WebPush; c.Subject != "" {
 		pr, err := p.webpush(c)
-		if err := add(pr, c.Concurrency, err, "webpush"); err != nil {
-			return fmt.Errorf("webpush: %w", err)
+		if err := add("webpush", pr, c.Concurrency, err, "webpush"); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
 func (p *process) apns(c config.APNs) (*apns.Provider, error) {
-	roots, err := roots(c.CA.Reveal())
+	roots, err := roots("apns.ca", c.CA)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +61,7 @@ func (p *process) apns(c config.APNs) (*apns.Provider, error) {
 	if err := source.Check(); err != nil {
 		return nil, fmt.Errorf("apns.%w", err)
 	}
-	if source.Key, err = p.creds.live("apns.key", "apns.key", c.Key, credential.CheckP8); err != nil {
+	if source.Key, err = p.creds.live("apns.key", "apns.key", c.Key, credential.CheckP8(c.KeyID)); err != nil {
 		return nil, err
 	}
 	token := p.creds.add("apns", source, nil)
@@ -73,7 +72,7 @@ func (p *process) apns(c config.APNs) (*apns.Provider, error) {
 }
 
 func (p *process) webpush(c config.WebPush) (*webpush.Provider, error) {
-	roots, err := roots(c.CA.Reveal())
+	roots, err := roots("webpush.ca", c.CA)
 	if err != nil {
 		return nil, err
 	}
@@ -83,8 +82,9 @@ func (p *process) webpush(c config.WebPush) (*webpush.Provider, error) {
 	})
 }
 
-// roots is the system's certificates and those in pem, or nil if there are none.
-func roots(pem string) (*x509.CertPool, error) {
+// roots is the system's certificates and those of the setting, which are in PEM,
+// or nil if there are none.
+func roots(setting string, pem config.Secret) (*x509.CertPool, error) {
 	if pem == "" {
 		return nil, nil
 	}
@@ -92,8 +92,8 @@ func roots(pem string) (*x509.CertPool, error) {
 	if err != nil {
 		pool = x509.NewCertPool()
 	}
-	if !pool.AppendCertsFromPEM([]byte(pem)) {
-		return nil, errors.New("ca: holds no certificate in PEM")
+	if !pool.AppendCertsFromPEM([]byte(pem.Reveal())) {
+		return nil, fmt.Errorf("%s: holds no certificate in PEM", setting)
 	}
 	return pool, nil
 }

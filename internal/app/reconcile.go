@@ -74,7 +74,7 @@ func evidence(cfg config.Config) (e recovery.Evidence, err error) {
 		kafka.Brokers = addrs[name]
 		b, err := broker.New(kafka)
 		if err != nil {
-			return e, fmt.Errorf("cluster %s: %w", name, err)
+			return e, config.Wrong(err)
 		}
 		all = append(all, b)
 	}

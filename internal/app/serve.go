@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/stormpost/stormpost/dedupe"
@@ -62,12 +63,13 @@ type process struct {
 	replayer     *recovery.Replayer
 	events       map[string]ingest.EventSource
 	watching     watching
+	tls          *tls.Config // of the API's listener; nil: plain
 	addr         Addresses
 }
 
 // Serve runs a process of cfg's roles until ctx ends, and then stops it in
 // order: no more requests, no more claims, open replies, records, publishing.
-// It returns nil after an orderly stop.
+// It returns nil after an orderly stop, and a config.Error if cfg is wrong.
 func Serve(ctx context.Context, cfg config.Config, opt Options) error {
 	return serve(ctx, cfg, opt, nil, make(chan *process, 1))
 }
@@ -81,7 +83,7 @@ func serve(ctx context.Context, cfg config.Config, opt Options, loopback deliver
 		Service: "stormpost", Version: opt.Version, LogLevel: cfg.Log.Level, LogFormat: cfg.Log.Format, Output: opt.Output,
 	})
 	if err != nil {
-		return err
+		return config.Wrong(err)
 	}
 	if os.Getenv("GOGC") == "" {
 		// Messages are short-lived, and the live heap is small and bounded: a
@@ -98,15 +100,19 @@ func serve(ctx context.Context, cfg config.Config, opt Options, loopback deliver
 	}()
 	if err := p.build(); err != nil {
 		p.teardown()
-		return err
+		return config.Wrong(err)
 	}
 	err = p.run(ctx, ready)
 	p.teardown()
 	return err
 }
 
-// build makes every part. None of them needs a store to answer yet.
+// build makes every part. None of them needs a store to answer yet: what fails is
+// the configuration.
 func (p *process) build() (err error) {
+	if err := makeDataDir(p.cfg.DataDir); err != nil {
+		return err
+	}
 	dsn := p.cfg.DSN.Reveal()
 	p.ledger, err = dedupe.Open(dedupe.Config{
 		DSN: dsn, MaxConns: int32(p.cfg.Ledger.MaxConns), Batch: p.cfg.Ledger.Batch, Flushers: p.cfg.Ledger.Flushers,
@@ -128,6 +134,9 @@ func (p *process) build() (err error) {
 		return err
 	}
 	if p.cfg.Has("api") {
+		if p.tls, err = tlsConfig(p.cfg.TLS); err != nil {
+			return err
+		}
 		p.buildAPI()
 	}
 	if p.cfg.Has("recovery") {
@@ -162,10 +171,24 @@ func (p *process) buildAPI() {
 	})
 }
 
+// makeDataDir makes the folder, and sees that files can be made in it. A disk that
+// is full is no mistake: what is only helped by the folder goes on without.
+func makeDataDir(dir string) error {
+	err := os.MkdirAll(dir, 0o700)
+	if err == nil {
+		var f *os.File
+		if f, err = os.CreateTemp(dir, ".start-*"); err == nil {
+			err = errors.Join(f.Close(), os.Remove(f.Name()))
+		}
+	}
+	if err != nil && !errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("data_dir: want a folder that can be written to: %w", err)
+	}
+	return nil
+}
+
 // buildClusters makes what the roles need of every cluster.
 func (p *process) buildClusters() error {
-	// Who needs it says so: what is only helped by it goes on without.
-	_ = os.MkdirAll(p.cfg.DataDir, 0o700)
 	p.clusters = &clusters{placed: newPlacements(p.ledger, p.cfg.DataDir, p.log)}
 	names, brokers := clusterBrokers(p.cfg)
 	for _, name := range names {
@@ -173,7 +196,7 @@ func (p *process) buildClusters() error {
 		cfg.Brokers = brokers[name]
 		b, err := broker.New(cfg)
 		if err != nil {
-			return fmt.Errorf("cluster %s: %w", name, err)
+			return err // it is of kafka.*, which all clusters have
 		}
 		c := newCluster(name, b, p.cfg.DataDir, p.log)
 		if err := c.use(p.cfg.Has("api"), p.cfg.Has("worker"), p.cfg.Has("recovery")); err != nil {

@@ -47,9 +47,9 @@ func (p *process) buildWorker() error {
 // buildProviders makes those that are configured, and what they sign in with.
 func (p *process) buildProviders() (map[message.Channel][]delivery.Route, error) {
 	routes := make(map[message.Channel][]delivery.Route)
-	add := func(pr delivery.Provider, slots int, err error, platforms ...string) error {
+	add := func(name string, pr delivery.Provider, slots int, err error, platforms ...string) error {
 		if err != nil {
-			return err
+			return bySetting(name, err)
 		}
 		p.providers = append(p.providers, pr)
 		p.creds.need(pr)
@@ -65,12 +65,12 @@ func (p *process) buildProviders() (map[message.Channel][]delivery.Route, error)
 		return nil, err
 	}
 	if p.loopback != nil {
-		_ = add(p.loopback, 0, nil)
+		_ = add(p.loopback.Name(), p.loopback, 0, nil)
 	}
 	for _, name := range p.cfg.EmailProviders() {
 		pr, slots, err := p.email(name)
-		if err := add(pr, slots, err); err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
+		if err := add(name, pr, slots, err); err != nil {
+			return nil, err
 		}
 	}
 	if err := p.addPush(add); err != nil {
@@ -78,11 +78,31 @@ func (p *process) buildProviders() (map[message.Channel][]delivery.Route, error)
 	}
 	if p.cfg.Webhook.URL != "" && p.cfg.Webhook.Channel == "push" {
 		pr, slots, err := p.webhook()
-		if err := add(pr, slots, err); err != nil {
-			return nil, fmt.Errorf("webhook: %w", err)
+		if err := add("webhook", pr, slots, err); err != nil {
+			return nil, err
 		}
 	}
 	return routes, nil
+}
+
+// bySetting names each field that a provider finds wrong as the settings do. Any
+// other error begins with its setting as it is.
+func bySetting(provider string, err error) error {
+	var fields message.FieldErrors
+	if !errors.As(err, &fields) {
+		return err
+	}
+	var all []error
+	for _, f := range fields {
+		key := provider + "." + f.Field
+		all = append(all, fmt.Errorf("%s: %s", cmp.Or(otherwise[key], key), f.Problem))
+	}
+	return errors.Join(all...)
+}
+
+// otherwise are the settings that providers name otherwise.
+var otherwise = map[string]string{
+	"webhook.base_url": "webhook.url", "webhook.secrets[0]": "webhook.secret", "webhook.secrets[1]": "webhook.next_secret",
 }
 
 func (p *process) deliveryConfig(routes map[message.Channel][]delivery.Route) (delivery.Config, error) {
@@ -198,7 +218,7 @@ func dkimKeys(configured []config.DKIM) ([]smtp.DKIMKey, error) {
 	for i, d := range configured {
 		signer, err := smtp.ParseDKIMKey([]byte(d.Key.Reveal()))
 		if err != nil { // it holds no key material
-			return nil, fmt.Errorf("dkim[%d].key: %w", i, err)
+			return nil, fmt.Errorf("smtp.dkim[%d].key: %w", i, err)
 		}
 		keys = append(keys, smtp.DKIMKey{Domain: d.Domain, Selector: d.Selector, Key: signer})
 	}

@@ -29,7 +29,7 @@ const (
 var errIncomplete = errors.New("something is missing or doesn't add up")
 
 func (c *command) audit() *cobra.Command {
-	var f clientFlags
+	f := clientFlags{operator: true}
 	var stream, lane string
 	var tenant int32
 	var all bool

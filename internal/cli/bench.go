@@ -39,6 +39,9 @@ so give it a database of its own. It fails if a message is delivered twice, or n
 			if len(brokers) > 0 {
 				cfg.Brokers = brokers
 			}
+			if opt.Timeout == 0 {
+				return usage("--timeout: want more than 0")
+			}
 			cfg.SMTP, cfg.FCM = config.Default().SMTP, config.Default().FCM
 			opt.Output, opt.Progress = c.Err, c.Err
 			res, err := app.Bench(cmd.Context(), cfg, opt)
@@ -52,7 +55,8 @@ so give it a database of its own. It fails if a message is delivered twice, or n
 	f.StringVar(&dsn, "dsn", "", "PostgreSQL (default: the setting dsn)")
 	f.StringSliceVar(&brokers, "brokers", nil, "Kafka (default: the setting brokers)")
 	f.IntVar(&opt.Count, "count", 200_000, "messages")
-	f.IntVar(&opt.Rate, "rate", 0, "messages a second (default: as fast as it goes)")
+	f.IntVar(&opt.Rate, "rate", 0, "messages a second; 0: as fast as it goes")
+	_ = f.SetAnnotation("rate", zeroIsFine, nil) // it is there
 	f.IntVar(&opt.Payload, "payload", 1024, "bytes of each message's text")
 	f.IntVar(&opt.Streams, "streams", 8, "streams to number them in")
 	f.IntVar(&opt.Submitters, "submitters", 1000, "submitting at a time")

@@ -10,9 +10,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
+	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/internal/config"
 )
 
@@ -68,9 +72,12 @@ func Run(ctx context.Context, args []string, env Env) int {
 	}
 	fmt.Fprintln(env.Err, "stormpost:", err)
 	var e *exitError
+	var wrong config.Error
 	switch {
 	case errors.As(err, &e):
 		return e.code
+	case errors.As(err, &wrong), errors.Is(err, dedupe.ErrDSN):
+		return exitUsage
 	case !c.began: // cobra itself refused the command line
 		return exitUsage
 	}
@@ -99,7 +106,7 @@ can't be reached or can't take it now, so try again.`,
 	root.SetOut(c.Out)
 	root.SetErr(c.Err)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &exitError{exitUsage, err} })
-	root.PersistentFlags().StringVar(&c.configPath, "config", c.get("STORMPOST_CONFIG"), "settings file, stormpost.yaml (or $STORMPOST_CONFIG)")
+	root.PersistentFlags().StringVar(&c.configPath, "config", c.get("STORMPOST_CONFIG"), "settings file, stormpost.yaml (or $STORMPOST_CONFIG); commands with --api read none")
 	root.PersistentFlags().BoolVar(&c.json, "json", false, "answer in JSON")
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(c.dev(), c.serve(), c.migrate(), c.preflight(), c.keys(), c.tenants(), c.credentials(), c.send(), c.messages(), c.audit(), c.doubts(), c.suppressions(), c.hold(), c.release(), c.replay(), c.evacuate(), c.reconcile(), c.lanes(), c.incidents(), c.bench(), c.drill(), c.version())
@@ -112,6 +119,9 @@ can't be reached or can't take it now, so try again.`,
 func (c *command) note(cmd *cobra.Command) {
 	if run := cmd.RunE; run != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
+			if err := checkGiven(cmd); err != nil {
+				return err
+			}
 			c.began = true
 			return run(cmd, args)
 		}
@@ -119,6 +129,42 @@ func (c *command) note(cmd *cobra.Command) {
 	for _, sub := range cmd.Commands() {
 		c.note(sub)
 	}
+}
+
+// What flags need not be: content may be empty, and a path any bytes.
+var (
+	mayBeEmpty = []string{"subject", "text", "html", "title", "body"}
+	mayBeBytes = []string{"config", "data", "file"}
+)
+
+// zeroIsFine is on a flag whose 0 means no bound.
+const zeroIsFine = "zero"
+
+// checkGiven refuses flags that were given and say nothing, as by an unset
+// variable: without them a command may ask for more. It also refuses numbers
+// below 1, times below 0, and text that JSON would change.
+func checkGiven(cmd *cobra.Command) (err error) {
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		value := f.Value.String()
+		texts := []string{value}
+		if list, ok := f.Value.(pflag.SliceValue); ok {
+			texts = list.GetSlice()
+		}
+		broken := func(s string) bool { return !utf8.ValidString(s) }
+		switch kind := f.Value.Type(); {
+		case kind == "int" || kind == "int32":
+			if _, fine := f.Annotations[zeroIsFine]; value == "0" && !fine || value[0] == '-' {
+				err = usage("--%s: want 1 or more, not %s", f.Name, value)
+			}
+		case kind == "duration" && value[0] == '-':
+			err = usage("--%s: want no time below 0, not %s", f.Name, value)
+		case (len(texts) == 0 || slices.Contains(texts, "")) && !slices.Contains(mayBeEmpty, f.Name):
+			err = usage("--%s is empty: give it a value, or leave it out", f.Name)
+		case slices.ContainsFunc(texts, broken) && !slices.Contains(mayBeBytes, f.Name):
+			err = usage("--%s: is not UTF-8", f.Name)
+		}
+	})
+	return err
 }
 
 func (e Env) get(name string) string {
@@ -130,13 +176,9 @@ func (e Env) get(name string) string {
 	return ""
 }
 
-// settings loads the configuration; a mistake in it is a usage error.
+// settings loads the configuration.
 func (c *command) settings() (config.Config, error) {
-	cfg, err := config.Load(c.configPath, c.Environ)
-	if err != nil {
-		return cfg, &exitError{exitUsage, err}
-	}
-	return cfg, nil
+	return config.Load(c.configPath, c.Environ)
 }
 
 // dsn is the ledger's address from the configuration.

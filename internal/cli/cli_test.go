@@ -2,14 +2,25 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/ingest/httpapi"
+	"github.com/stormpost/stormpost/internal/keyring"
+	"github.com/stormpost/stormpost/internal/message"
 )
 
 // result is how a command line ended.
@@ -89,6 +100,7 @@ func TestExitCodes(t *testing.T) {
 		"unknown flag":     {202, receipt, []string{"send", "--frob"}, exitUsage, "--frob"},
 		"unknown command":  {202, receipt, []string{"frob"}, exitUsage, "frob"},
 		"unknown verb":     {202, receipt, []string{"keys", "frob"}, exitUsage, "frob"},
+		"another one":      {202, receipt, []string{"doubts", "frob"}, exitUsage, "frob"},
 		"no argument":      {202, receipt, []string{"messages", "cancel"}, exitUsage, "1 arg"},
 		"an argument more": {202, receipt, []string{"version", "now"}, exitUsage, "now"},
 		"required flag":    {202, receipt, []string{"keys", "create"}, exitUsage, "tenant"},
@@ -140,6 +152,202 @@ func TestSettingsAreUsage(t *testing.T) {
 				t.Errorf("exit %d, says %q, want %d and %q", r.code, r.err, exitUsage, test.says)
 			}
 		})
+	}
+}
+
+// What is wrong with the configuration is told at start, by the setting's name
+// and what is wanted, and ends serve with 2; what another may mend, with 1.
+func TestServeChecksSettings(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	dir := t.TempDir()
+	dkim := filepath.Join(dir, "dkim.yaml")
+	if err := os.WriteFile(dkim, []byte("smtp: {addr: 'relay:25', dkim: [{domain: a.example, selector: s, key: none}]}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const sasl = "KAFKA_SASL_USERNAME=u|KAFKA_SASL_PASSWORD=p|"
+	const decoding = "config: decoding failed due to the following error(s):\n\n"
+	for _, test := range []struct {
+		env  string // STORMPOST_*, divided by |
+		code int
+		says string // it begins with
+	}{
+		{"LOG_LEVEL=info", exitOK, ""},
+		{"METRICS_LISTEN=" + taken.Addr().String(), exitFailed, "metrics_listen: listen tcp"},
+
+		// Numbers and names.
+		{"ACCEPT_PATIENCE=9s", exitUsage, "accept.patience: want at most half of accept.timeout, 5s"},
+		{"ACCEPT_PATIENCE=5s", exitOK, ""},
+		{"ACCEPT_TIMEOUT=1ms|ACCEPT_PATIENCE=500us", exitUsage, "accept.timeout: want 1s to 1m0s, not 1ms"},
+		{"ACCEPT_SHIELD=-1s", exitUsage, "accept.shield: want 0, for never, or more, not -1s"},
+		{"RETENTION_CONTENT=-1h", exitUsage, "retention.content: want 0, for ever, or more, not -1h"},
+		{"RETENTION_MESSAGES=-1h", exitUsage, "retention.messages: want 0, for ever, or more, not -1h"},
+		{"RETENTION_MESSAGES=1h", exitUsage, "retention.messages: want 0, for ever, or at least retention.content, 336h"},
+		{"RETENTION_CONTENT=0", exitUsage, "retention.messages: want 0, for ever, as retention.content, not 4320h"},
+		{"RETENTION_CONTENT=0|RETENTION_MESSAGES=0", exitOK, ""},
+		{"DELIVERY_RETRY_BASE=2h", exitUsage, "delivery.retry_base: want at most delivery.retry_max, 1h"},
+		{"GUARD_EVERY=100h", exitUsage, "guard.every: want 100ms to 1m0s, not 100h"},
+		{"KAFKA_PREFIX=a b", exitUsage, `kafka.prefix: want 1 to 200 letters, digits, ., _ and -, not "a b"`},
+		{"KAFKA_PREFIX=", exitUsage, `kafka.prefix: want 1 to 200 letters, digits, ., _ and -, not ""`},
+		{"BROKERS=h:1,a:b", exitUsage, `brokers[1]: want HOST:PORT, the port from 1 to 65535, not "a:b"`},
+		{"BROKERS=a:99999", exitUsage, `brokers[0]: want HOST:PORT, the port from 1 to 65535, not "a:99999"`},
+		{"BROKERS=:9092", exitUsage, `brokers[0]: want HOST:PORT`},
+		{"SMTP_ADDR=:25", exitUsage, `smtp.addr: want HOST:PORT`},
+		{"CLUSTERS=b=a:0", exitUsage, `clusters.b: want HOST:PORT, the port from 1 to 65535, divided by spaces, not "a:0"`},
+		{"CLUSTERS=b=a:1,b=c:1", exitUsage, decoding + `'clusters' names b twice`},
+		{"LISTEN=127.0.0.1:99999", exitUsage, `listen: want HOST:PORT, the port from 0 to 65535, not "127.0.0.1:99999"`},
+		{"METRICS_LISTEN=:x", exitUsage, `metrics_listen: want HOST:PORT, the port from 0 to 65535, not ":x"`},
+		{"LOG_LEVEL=loud", exitUsage, "log.level: want debug, info, warn or error"},
+		{"LOG_FORMAT=xml", exitUsage, "log.format: want json or text"},
+		{"DSN=foo", exitUsage, "dsn: not a PostgreSQL connection string"},
+
+		// Files and folders.
+		{"DATA_DIR=", exitUsage, "data_dir: is required"},
+		{"DATA_DIR=/proc/x", exitUsage, "data_dir: want a folder that can be written to: mkdir /proc/x"},
+		{"DATA_DIR=/proc", exitUsage, "data_dir: want a folder that can be written to: open /proc/"},
+		{"SECRETS_ROOT=/nope", exitUsage, `secrets.root: want a folder that is there, not "/nope"`},
+		{"SECRETS_ROOT=" + dkim, exitUsage, "secrets.root: want a folder that is there"},
+		{"TLS_CERT=/nope", exitUsage, "tls.key: is required with tls.cert"},
+		{"TLS_KEY=/nope", exitUsage, "tls.cert: is required with tls.key"},
+		{"TLS_CERT=/nope|TLS_KEY=" + dkim, exitUsage, "tls.cert: open /nope"},
+		{"TLS_CERT=" + dkim + "|TLS_KEY=/nope", exitUsage, "tls.key: open /nope"},
+		{"TLS_CERT=" + dkim + "|TLS_KEY=" + dkim, exitUsage, "tls.cert with tls.key: "},
+
+		// How Kafka is signed in to.
+		{sasl + "KAFKA_SASL_MECHANISM=PLAIN", exitOK, ""},
+		{sasl + "KAFKA_SASL_MECHANISM=MD5", exitUsage, `kafka.sasl_mechanism: want PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, not "MD5"`},
+		{"KAFKA_SASL_MECHANISM=PLAIN", exitUsage, "kafka.sasl_username: is required with kafka.sasl_mechanism"},
+		{"KAFKA_SASL_MECHANISM=PLAIN|KAFKA_SASL_USERNAME=u", exitUsage, "kafka.sasl_password: is required with kafka.sasl_mechanism"},
+		{"KAFKA_SASL_PASSWORD=p", exitUsage, "kafka.sasl_mechanism: is required with kafka.sasl_username and kafka.sasl_password"},
+
+		// Providers.
+		{"DELIVERY_EMAIL=foo", exitUsage, `delivery.email[0]: no provider "foo" is configured for email, nor any other`},
+		{"DELIVERY_EMAIL=foo|SMTP_ADDR=h:25|RESEND_KEY=k", exitUsage, `delivery.email[0]: no provider "foo" is configured for email, only smtp, resend`},
+		{"SMTP_ADDR=h:25|SMTP_LOCAL_NAME=a b", exitUsage, "smtp.local_name: "},
+		{"CONFIG=" + dkim, exitUsage, "smtp.dkim[0].key: "},
+		{"SES_REGION=nowhere|SES_KEY=a:b", exitUsage, "ses.region: want a region"},
+		{"SES_REGION=eu-west-1|SES_KEY=a", exitUsage, "ses.key: is not ID:SECRET"},
+		{"RESEND_KEY=k|RESEND_BASE_URL=x", exitUsage, "resend.base_url: is not an http"},
+		{"POSTMARK_KEY=k|POSTMARK_BASE_URL=x", exitUsage, "postmark.base_url: is not an http"},
+		{"SENDGRID_KEY=k|SENDGRID_BASE_URL=x", exitUsage, "sendgrid.base_url: is not an http"},
+		{"FCM_SERVICE_ACCOUNT=x", exitUsage, "fcm.service_account: is not"},
+		{"FCM_SERVICE_ACCOUNT={}", exitUsage, "fcm.service_account.type: want"},
+		{"FCM_TOKEN=t|FCM_PROJECT=p|FCM_BASE_URL=x", exitUsage, "fcm.base_url: is not an http"},
+		{"APNS_TOPIC=t", exitUsage, "apns.key: is required with apns.topic"},
+		{"APNS_KEY=k", exitUsage, "apns.topic: is required with apns.key"},
+		{"APNS_TOPIC=t|APNS_KEY=k", exitUsage, "apns.team_id: want ten"},
+		{"APNS_TOPIC=t|APNS_KEY=k|APNS_CA=x", exitUsage, "apns.ca: holds no certificate"},
+		{"WEBPUSH_SUBJECT=mailto:a@b.example", exitUsage, "webpush.vapid_key: is required with webpush.subject"},
+		{"WEBPUSH_VAPID_KEY=k", exitUsage, "webpush.subject: is required with webpush.vapid_key"},
+		{"WEBPUSH_SUBJECT=x|WEBPUSH_VAPID_KEY=k", exitUsage, "webpush.vapid_key: is neither a PEM key nor 32 bytes in base64url\nwebpush.subject: want mailto"},
+		{"WEBHOOK_URL=x|WEBHOOK_SECRET=y", exitUsage, "webhook.url: is not an http"},
+		{"WEBHOOK_URL=https://h.example", exitUsage, "webhook.secret: "},
+		{"WEBHOOK_URL=https://h.example|WEBHOOK_CHANNEL=push|WEBHOOK_NEXT_SECRET=y|WEBHOOK_SECRET=whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", exitUsage, "webhook.next_secret: "},
+		{"SES_EVENTS_TOPIC=x", exitUsage, "ses.events_topic: "},
+		{"RESEND_EVENTS_SECRET=x", exitUsage, "resend.events_secret: "},
+		{"POSTMARK_EVENTS_PASSWORD=x", exitUsage, "postmark.events_password: want at least 16"},
+		{"SENDGRID_EVENTS_KEY=x", exitUsage, "sendgrid.events_key: "},
+	} {
+		t.Run(test.env, func(t *testing.T) {
+			environ := []string{"STORMPOST_LISTEN=127.0.0.1:0", "STORMPOST_METRICS_LISTEN=127.0.0.1:0", "STORMPOST_DATA_DIR=" + dir,
+				"STORMPOST_DSN=postgres://nobody@127.0.0.1:1/none", "STORMPOST_BROKERS=127.0.0.1:1"}
+			for _, set := range strings.Split(test.env, "|") {
+				name, _, _ := strings.Cut(set, "=")
+				environ = slices.DeleteFunc(environ, func(e string) bool { return strings.HasPrefix(e, "STORMPOST_"+name+"=") })
+				environ = append(environ, "STORMPOST_"+set)
+			}
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			var said bytes.Buffer
+			code := Run(ctx, []string{"serve"}, Env{Out: whenReady(stop), Err: &said, Environ: environ})
+			if code != test.code || code != exitOK && !strings.HasPrefix(said.String(), "stormpost: "+test.says) {
+				t.Errorf("exit %d, says %q, want %d and %q", code, said.String(), test.code, test.says)
+			}
+		})
+	}
+}
+
+// whenReady is called when a process logs that it is ready.
+type whenReady func()
+
+func (w whenReady) Write(line []byte) (int, error) {
+	if bytes.Contains(line, []byte(`"msg":"ready"`)) {
+		w()
+	}
+	return len(line), nil
+}
+
+// A connection string that is none is a mistake of the configuration everywhere.
+func TestBadDSNIsUsage(t *testing.T) {
+	for _, args := range [][]string{{"keys", "list"}, {"migrate"}, {"migrate", "--check"}, {"preflight"}, {"reconcile"}, {"bench"}, {"evacuate", "--to", "main"}} {
+		if r := run(t, []string{"STORMPOST_DSN=foo hunter2"}, args...); r.code != exitUsage || !strings.Contains(r.err, "dsn: not a PostgreSQL") || strings.Contains(r.err, "hunter2") {
+			t.Errorf("%v: exit %d, says %q", args, r.code, r.err)
+		}
+	}
+}
+
+// What is wrong with flags is told by their names, before anything is asked or
+// started.
+func TestFlagsAreUsage(t *testing.T) {
+	a := newAPI(t, 200, `{}`)
+	environ := append(a.environ(), "STORMPOST_DSN=postgres://127.0.0.1:1/none", "STORMPOST_BROKERS=127.0.0.1:1")
+	key := []string{"keys", "create", "--tenant", "a"}
+	with := func(args []string, more ...string) []string { return append(args[:len(args):len(args)], more...) }
+	for _, test := range []struct {
+		args []string
+		says string
+	}{
+		{[]string{"bench", "--rate", "-1"}, "--rate"},
+		{[]string{"bench", "--count", "0"}, "--count"},
+		{[]string{"bench", "--payload", "-1"}, "--payload"},
+		{[]string{"bench", "--streams", "0"}, "--streams"},
+		{[]string{"bench", "--timeout", "0"}, "--timeout"},
+		{[]string{"bench", "--dsn", "foo"}, "dsn"},
+		{[]string{"drill", "front-door", "--rate", "0"}, "--rate"},
+		{[]string{"drill", "corrupt-cluster", "--dsn", "foo"}, "--dsn: want"},
+		{[]string{"replay", "--lane", "x", "--reason", "r", "--rate", "0"}, "--rate"},
+		{with(key, "--domain", "bad domain"), "--domain"},
+		{with(key, "--domain", "*.acme.com"), `.example.com`},
+		{with(key, "--domain", "localhost"), "--domain"},
+		{with(key, "--domain", "example.com."), "--domain"},
+		{with(key, "--domain", ""), "--domain"},
+		{with(key, "--scope", ""), "--scope"},
+		{with(key, "--scope", "send,"), "--scope"},
+		{[]string{"send", "--file", "x.json", "--subject", "y"}, "subject"},
+		{[]string{"send", "--file", "x.json", "--expires-at", "2030-01-01T00:00:00Z"}, "expires-at"},
+		{[]string{"send", "--fcm", "T", "--subject", "y"}, "subject"},
+		{with(email, "--body", "y"), "body"},
+		{with(email, "--text", "\xff"), "--text"},
+		{with(email, "--wait", "-5s"), "--wait"},
+		{with(email, "--api", "foo"), "--api"},
+		{with(email, "--key", ""), "--key"},
+		{with(email, "--send-at", "2030-01-02T15:04:05+24:00"), "--send-at: want a time"},
+		{[]string{"audit", "--stream", ""}, "--stream"},
+		{[]string{"audit", "--lane", ""}, "--lane"},
+		{[]string{"hold", "--tenant", "0", "--reason", "r"}, "--tenant"},
+		{[]string{"messages", "--to", ""}, "--to"},
+		{[]string{"release", "99999999999999999999"}, "hold's number"},
+		{[]string{"dev", "--listen", "127.0.0.1:"}, "--listen"},
+		{[]string{"dev", "--fcm", "foo"}, "--fcm"},
+		{[]string{"dev", "--dsn", "foo"}, "--dsn"},
+		{[]string{"dev", "--brokers", "foo"}, "--brokers"},
+		{[]string{"dev", "--data", ""}, "--data"},
+	} {
+		if r := run(t, environ, test.args...); r.code != exitUsage || !strings.Contains(r.err, test.says) || r.out != "" {
+			t.Errorf("%q: %+v", test.args, r)
+		}
+	}
+	if a.last != nil {
+		t.Errorf("asked %s", a.last.URL)
+	}
+	// What the ledger refuses is usage, too, as a tenant's name.
+	c := &command{Env: Env{Environ: environ}}
+	err := c.withLedger(func(*dedupe.Ledger) error { return message.FieldErrors{{Field: "tenant", Problem: "bad"}} })
+	if e := (*exitError)(nil); !errors.As(err, &e) || e.code != exitUsage {
+		t.Errorf("%v", err)
 	}
 }
 
@@ -210,6 +418,11 @@ func TestSend(t *testing.T) {
 	sameJSON(t, r.out, receipt)
 	sameJSON(t, a.sent, `{"platform":"fcm","to":"tok","notification":{"title":"Hi","body":"Hello"}}`)
 
+	if r := run(t, a.environ(), "send", "--from", "app@example.com", "--to", `"A, B" <a@example.com>`, "--to", "b@example.com", "--subject", ""); r.code != exitOK {
+		t.Errorf("%+v", r)
+	}
+	sameJSON(t, a.sent, `{"from":"app@example.com","to":["\"A, B\" <a@example.com>","b@example.com"]}`)
+
 	// A file is sent as it is, to where it belongs.
 	for path, body := range map[string]string{"/v1/emails": `{"from":"a@b.c","x":[1]}`, "/v1/pushes": `{"platform":"fcm","to":{"topic":"t"}}`} {
 		if r := runWith(t, body, a.environ(), "send", "--file", "-"); r.code != exitOK || a.last.URL.Path != path {
@@ -259,6 +472,54 @@ func TestRunningDev(t *testing.T) {
 	if r := run(t, []string{"STORMPOST_API_KEY=sp_live_mine"}, "messages", "--data", dir); r.code != exitOK || a.last.Header.Get("Authorization") != "Bearer sp_live_mine" {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestKeysOfDev runs the examples of every command beside a running dev: each
+// one comes with a key that may do what it asks.
+func TestKeysOfDev(t *testing.T) {
+	api := httpapi.New(httpapi.Config{Keyring: devKeys{}})
+	asked := map[string]bool{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got := httptest.NewRecorder()
+		api.ServeHTTP(got, r) // what it has no store for fails behind the sign-in
+		if got.Code == http.StatusUnauthorized || got.Code == http.StatusForbidden {
+			t.Errorf("%s %s: %d %s", r.Method, r.URL, got.Code, got.Body)
+		}
+		asked[r.Method+" "+strings.SplitAfter(r.URL.Path, "/")[2]] = true
+		w.WriteHeader(http.StatusNotFound)
+	}))
+	defer srv.Close()
+	dir := t.TempDir()
+	b, _ := json.Marshal(map[string]string{"api": srv.URL, "api_key": "app", "operator_key": "operator"})
+	if err := os.WriteFile(filepath.Join(dir, "dev.json"), b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	each((&command{}).root(), func(cmd *cobra.Command) {
+		if cmd.InheritedFlags().Lookup("api") == nil && cmd.PersistentFlags().Lookup("api") == nil {
+			return
+		}
+		for line := range strings.Lines(cmd.Example) {
+			run(t, nil, append(exampleArgs(line)[1:], "--data", dir)...)
+		}
+	})
+	if len(asked) < 14 {
+		t.Errorf("only %d kinds of requests: %v", len(asked), asked)
+	}
+}
+
+// devKeys are dev's two keys.
+type devKeys struct{}
+
+func (devKeys) Verify(text string) (*keyring.Principal, error) {
+	p := &keyring.Principal{Tenant: 1, Scopes: []keyring.Scope{keyring.Send, keyring.Read}}
+	switch text {
+	case "app":
+		return p, nil
+	case "operator":
+		p.Scopes = append(p.Scopes, keyring.Operator)
+		return p, nil
+	}
+	return nil, keyring.ErrUnauthorized
 }
 
 func TestVersion(t *testing.T) {

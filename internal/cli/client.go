@@ -32,7 +32,7 @@ type client struct {
 // of a running `stormpost dev`.
 type clientFlags struct {
 	api, key, data string
-	operator       bool // a running stormpost dev's operator key is needed
+	operator       bool // what the command asks needs the scope operator
 }
 
 func (f *clientFlags) add(cmd *cobra.Command) {
@@ -49,6 +49,9 @@ func (c *command) client(f clientFlags) (*client, error) {
 	}
 	if key == "" {
 		key = c.get("STORMPOST_API_KEY")
+	}
+	if u, err := url.Parse(base); base != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "") {
+		return nil, usage("--api, or STORMPOST_API: want http://HOST:PORT or https://HOST, not %q", base)
 	}
 	if base == "" || key == "" {
 		var dev struct {

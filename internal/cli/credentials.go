@@ -54,7 +54,7 @@ this one.
 
 With --json it prints {"items": [...]} as GET /v1/credentials answers.`,
 		Example: `  stormpost credentials
-  stormpost credentials test smtp`,
+  stormpost credentials test fcm`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cl, err := c.client(f)
@@ -123,7 +123,7 @@ nothing over. One that no route uses is only fetched. It exits with 1 if that
 fails anywhere.
 
 With --json it prints {"name", "ok", "tests": [{"route", "ok", "error"}]}.`,
-		Example: `  stormpost credentials test smtp`,
+		Example: `  stormpost credentials test fcm`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, err := c.client(*f)
@@ -132,7 +132,7 @@ With --json it prints {"name", "ok", "tests": [{"route", "ok", "error"}]}.`,
 			}
 			var raw json.RawMessage
 			if err := cl.call(cmd.Context(), http.MethodPost, "/v1/credentials/"+url.PathEscape(args[0])+"/test", nil, nil, &raw); err != nil {
-				return err
+				return fmt.Errorf("credential %s: %w", args[0], err)
 			}
 			var answer struct {
 				OK    bool `json:"ok"`

@@ -51,7 +51,7 @@ func TestTestCredential(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	api.status, api.body = 404, `{"title":"Not Found","detail":"There is no such thing."}`
-	if r = run(t, api.environ(), "credentials", "test", "x"); r.code != exitRefused {
+	if r = run(t, api.environ(), "credentials", "test", "x"); r.code != exitRefused || !strings.Contains(r.err, "credential x: 404") {
 		t.Errorf("%+v", r)
 	}
 	if r = run(t, api.environ(), "credentials", "test"); r.code != exitUsage {

@@ -5,10 +5,13 @@ import (
 	"net"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
+	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/internal/app"
+	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 func (c *command) dev() *cobra.Command {
@@ -17,22 +20,39 @@ func (c *command) dev() *cobra.Command {
 		Use:   "dev",
 		Short: "Run everything on this machine, with simulated providers and an inbox",
 		Long: `Run everything on this machine: PostgreSQL as a child process, a Kafka-protocol
-broker, the API, a worker, and simulators of an SMTP server, Amazon SES, Resend
-and FCM, whose inbox is a page. All state is in one folder; stop it, or kill -9 it, and start
-it again: nothing is lost, nothing is sent twice.
+broker, the API, a worker, and simulators of an SMTP server, Amazon SES, Resend,
+Postmark, SendGrid, FCM, APNs and Web Push, whose inbox is a page. All state is in
+one folder; stop it, or kill -9 it, and start it again: nothing is lost, nothing is
+sent twice. What was being handed over when it was killed is "sending" for some ten
+minutes more, and then in doubt.
 
 Once all is ready it writes dev.json into the folder: api, api_key,
-operator_key, inbox, metrics, dsn, brokers, pid. The inbox answers GET
-/messages with a JSON list.`,
+operator_key, inbox, subscription (a simulated browser's, to send a Web Push to),
+metrics, dsn, brokers, pid. The inbox answers GET /messages with a JSON list.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for flag, addr := range map[string]string{"--listen": opt.Listen, "--inbox": opt.Inbox, "--smtp": opt.SMTP} {
-				if _, _, err := net.SplitHostPort(addr); addr != "" && err != nil {
+				if addr != "" && !isAddress(addr) {
 					return usage("%s: want HOST:PORT, not %q", flag, addr)
+				}
+			}
+			for _, b := range opt.Brokers {
+				if !isAddress(b) {
+					return usage("--brokers: want HOST:PORT, not %q", b)
 				}
 			}
 			if !slices.Contains([]string{"smtp", "ses", "resend", "postmark", "sendgrid"}, opt.Email) {
 				return usage("--email: want smtp, ses, resend, postmark or sendgrid, not %q", opt.Email)
+			}
+			if opt.FCM != "" {
+				if _, problem := overhttp.CheckURL(opt.FCM); problem != "" {
+					return usage("--fcm: %s", problem)
+				}
+			}
+			if opt.DSN != "" {
+				if err := dedupe.CheckDSN(opt.DSN); err != nil {
+					return usage("--%w", err)
+				}
 			}
 			fmt.Fprintln(c.Err, "Starting; the first time takes some seconds …")
 			opt.Ready = func(a app.DevAddresses) { c.printDev(opt.Data, a) }
@@ -49,6 +69,15 @@ operator_key, inbox, metrics, dsn, brokers, pid. The inbox answers GET
 	f.StringVar(&opt.DSN, "dsn", "", "another PostgreSQL than its own")
 	f.StringSliceVar(&opt.Brokers, "brokers", nil, "another Kafka than its own, host:port,…")
 	return cmd
+}
+
+// isAddress is whether addr is HOST:PORT with a number for the port.
+func isAddress(addr string) bool {
+	_, port, err := net.SplitHostPort(addr)
+	if err == nil {
+		_, err = strconv.ParseUint(port, 10, 16)
+	}
+	return err == nil
 }
 
 func (c *command) printDev(data string, a app.DevAddresses) {

@@ -55,21 +55,25 @@ type decisionsAnswer struct {
 }
 
 func (c *command) doubts() *cobra.Command {
+	f := clientFlags{operator: true}
 	cmd := &cobra.Command{
 		Use:   "doubts",
 		Short: "See and decide doubts: messages of which nobody knows whether they were taken",
 		Long: `A message is in doubt when its provider's answer was lost, or its worker is
 gone. It is held until the worker's late answer comes, or until a person decides
 it, once. Ask the provider first: resending what was taken sends it twice.`,
-		Example: `  stormpost doubts list
+		Example: `  stormpost doubts
   stormpost doubts decide --provider smtp --decision resend --reason "the relay's log is empty" --dry-run`,
+		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(c.doubtsList(), c.doubtsDecide())
+	f.add(cmd)
+	list := c.doubtsList(&f)
+	cmd.RunE = list.RunE
+	cmd.AddCommand(list, c.doubtsDecide(&f))
 	return cmd
 }
 
-func (c *command) doubtsList() *cobra.Command {
-	var f clientFlags
+func (c *command) doubtsList(f *clientFlags) *cobra.Command {
 	var pages paging
 	cmd := &cobra.Command{
 		Use:     "list",
@@ -81,14 +85,13 @@ func (c *command) doubtsList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			cl, err := c.client(f)
+			cl, err := c.client(*f)
 			if err != nil {
 				return err
 			}
 			return list(cmd.Context(), c, cl, "/v1/doubts", q, func(all []doubtAnswer) error { return showDoubts(c.Out, all) })
 		},
 	}
-	f.add(cmd)
 	pages.add(cmd)
 	return cmd
 }
@@ -104,8 +107,7 @@ func showDoubts(out io.Writer, all []doubtAnswer) error {
 	return w.Flush()
 }
 
-func (c *command) doubtsDecide() *cobra.Command {
-	var f clientFlags
+func (c *command) doubtsDecide(f *clientFlags) *cobra.Command {
 	var filter doubtFilter
 	var in decisionsRequest
 	var since, until string
@@ -137,7 +139,7 @@ With several filters a doubt has to fit all of them. Look first, with --dry-run.
 			case len(args) == 0 && cmd.Flags().Changed("attempt"):
 				return usage("--attempt goes with an ID")
 			}
-			cl, err := c.client(f)
+			cl, err := c.client(*f)
 			if err != nil {
 				return err
 			}
@@ -150,7 +152,6 @@ With several filters a doubt has to fit all of them. Look first, with --dry-run.
 			return c.decideMany(cmd, cl, in)
 		},
 	}
-	f.add(cmd)
 	p := cmd.Flags()
 	p.StringVar(&in.Decision, "decision", "", "sent, resend or drop")
 	p.StringVar(&in.Reason, "reason", "", "why, for whoever asks later")
@@ -174,6 +175,9 @@ func timeFlag(name, text string) (*time.Time, error) {
 		return nil, nil
 	}
 	at, err := time.Parse(time.RFC3339, text)
+	if err == nil {
+		_, err = at.MarshalText() // an offset of 24 h can be read, and not be sent
+	}
 	if err != nil {
 		return nil, usage("--%s: want a time as 2026-01-02T15:04:05Z, not %q", name, text)
 	}

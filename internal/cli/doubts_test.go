@@ -16,6 +16,9 @@ func TestDoubts(t *testing.T) {
 	if r.code != exitOK || !strings.Contains(r.out, "codes/3") || !strings.Contains(r.out, "--cursor c2") || a.last.URL.String() != "/v1/doubts?cursor=c1&limit=7" {
 		t.Errorf("%+v %s", r, a.last.URL)
 	}
+	if r := run(t, a.environ(), "doubts"); r.code != exitOK || !strings.Contains(r.out, "codes/3") {
+		t.Errorf("%+v", r)
+	}
 	a.body = `{"id":"msg_1","decision":"sent","reason":"r","by":"k"}`
 	r = run(t, a.environ(), "doubts", "decide", "msg_1", "--decision", "sent", "--reason", "r", "--attempt", "2", "--json")
 	if r.code != exitOK || a.last.Method != http.MethodPost || a.last.URL.Path != "/v1/doubts/msg_1" {

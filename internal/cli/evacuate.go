@@ -64,7 +64,8 @@ backlog, moved}], took_s}.`,
 	p := cmd.Flags()
 	p.StringVar(&plan.To, "to", "", "the cluster's name")
 	p.StringSliceVar(&lanes, "lanes", nil, "these lanes, as transactional.email,… (default: all)")
-	p.IntVar(&plan.Rate, "rate", 0, "of each lane's backlog, messages a second that workers take from the ledger at most, until it is gone (default: no bound)")
+	p.IntVar(&plan.Rate, "rate", 0, "of each lane's backlog, messages a second that workers take from the ledger at most, until it is gone; 0: no bound")
+	_ = p.SetAnnotation("rate", zeroIsFine, nil) // it is there
 	p.BoolVar(&dryRun, "dry-run", false, "say what would be moved, or why it may not be, and change nothing")
 	_ = cmd.MarkFlagRequired("to") // it is there
 	return cmd
@@ -75,8 +76,8 @@ func planLanes(cfg config.Config, plan *recovery.EvacuatePlan, lanes []string) e
 	if names := app.Clusters(cfg); !slices.Contains(names, plan.To) {
 		return fmt.Errorf("--to: there is no cluster %q: want one of %s, as the settings brokers and clusters have them", plan.To, strings.Join(names, ", "))
 	}
-	if plan.Rate < 0 || plan.Rate > 1_000_000 {
-		return fmt.Errorf("--rate: want 1 to 1000000, or 0 for no bound, not %d", plan.Rate)
+	if plan.Rate > 1_000_000 {
+		return fmt.Errorf("--rate: want 1 to 1000000, not %d", plan.Rate)
 	}
 	for _, name := range lanes {
 		l, err := message.ParseLane(name)

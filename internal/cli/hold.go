@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -41,7 +42,7 @@ func (h holdAnswer) what() string {
 }
 
 func (c *command) hold() *cobra.Command {
-	var f clientFlags
+	f := clientFlags{operator: true}
 	var in struct {
 		Lane     string `json:"lane,omitempty"`
 		Tenant   int32  `json:"tenant,omitempty"`
@@ -98,7 +99,7 @@ A tag is held of all tenants, or of the one that --tenant names.`,
 }
 
 func (c *command) release() *cobra.Command {
-	var f clientFlags
+	f := clientFlags{operator: true}
 	var reason string
 	cmd := &cobra.Command{
 		Use:   "release (HOLD | MESSAGE --reason WHY)",
@@ -113,7 +114,10 @@ it made a provider's code fail, is released by its id: it is tried once more.`,
 			if err != nil {
 				return err
 			}
-			if _, err := strconv.ParseInt(args[0], 10, 64); err == nil {
+			if !strings.HasPrefix(args[0], "msg_") {
+				if n, err := strconv.ParseInt(args[0], 10, 64); err != nil || n < 1 {
+					return usage("%q is neither a hold's number, as in stormpost hold list, nor a message's id", args[0])
+				}
 				if reason != "" {
 					return usage("--reason goes with a message's id")
 				}

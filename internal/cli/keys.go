@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/stormpost/stormpost/dedupe"
+	"github.com/stormpost/stormpost/ingest"
 	"github.com/stormpost/stormpost/internal/app"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/message"
@@ -34,11 +35,15 @@ func (c *command) withLedger(fn func(*dedupe.Ledger) error) error {
 	}
 	l, err := dedupe.Open(dedupe.Config{DSN: dsn})
 	if err != nil {
-		return &exitError{exitUsage, err}
+		return err
 	}
 	defer l.Close()
 	err = fn(l)
-	if errors.Is(err, message.ErrUnavailable) {
+	var wrong message.FieldErrors
+	switch {
+	case errors.As(err, &wrong):
+		return &exitError{exitUsage, err}
+	case errors.Is(err, message.ErrUnavailable):
 		return &exitError{exitUnavailable, err}
 	}
 	return err
@@ -63,6 +68,11 @@ func (c *command) keysCreate() *cobra.Command {
 				}
 				parsed = append(parsed, scope)
 			}
+			for _, d := range domains {
+				if !ingest.IsSenderDomain(d) {
+					return usage(`--domain: no sender is of %q: want example.com, .example.com for all below it, or "*" for any`, d)
+				}
+			}
 			return c.withLedger(func(l *dedupe.Ledger) error {
 				text, rec, err := app.CreateKey(cmd.Context(), l, tenant, domains, parsed, test)
 				if err != nil {
@@ -78,7 +88,7 @@ func (c *command) keysCreate() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&tenant, "tenant", "", "whose key it is")
-	f.StringSliceVar(&domains, "domain", nil, `sender domains that the tenant may use, "*" for any; replaces those that it has`)
+	f.StringSliceVar(&domains, "domain", nil, `sender domains that the tenant may use, .example.com for all below it, "*" for any; replaces those that it has`)
 	f.StringSliceVar(&scopes, "scope", []string{"send", "read"}, "what it may do: send, read, operator")
 	f.BoolVar(&test, "test", false, "a test key: nothing that it submits reaches a provider")
 	_ = cmd.MarkFlagRequired("tenant")

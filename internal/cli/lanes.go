@@ -20,7 +20,7 @@ type laneAnswer struct {
 }
 
 func (c *command) lanes() *cobra.Command {
-	var f clientFlags
+	f := clientFlags{operator: true}
 	cmd := &cobra.Command{
 		Use:   "lanes",
 		Short: "Show each lane's backlog, its rates, and when it will be drained",
@@ -46,7 +46,6 @@ or since attempts began. DRAINED IN is when nothing will be ready, at these rate
 			})
 		},
 	}
-	f.operator = true
 	f.add(cmd)
 	return cmd
 }

@@ -33,7 +33,7 @@ checks that need it are left out.`,
 				return err
 			}
 			if err := cfg.Validate(); err != nil {
-				return &exitError{exitUsage, err}
+				return err
 			}
 			checks, err := app.Preflight(cmd.Context(), cfg)
 			if err != nil {

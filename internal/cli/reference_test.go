@@ -102,17 +102,21 @@ func TestHelpIsHelpful(t *testing.T) {
 
 var words = regexp.MustCompile(`"[^"]*"|\S+`)
 
+// exampleArgs is an example as a shell would split it.
+func exampleArgs(line string) (args []string) {
+	for _, w := range words.FindAllString(line, -1) {
+		args = append(args, strings.Trim(w, `"`))
+	}
+	return args
+}
+
 // TestExamplesParse parses the examples as command lines: their commands and
 // flags are there, and their arguments as many as are wanted.
 func TestExamplesParse(t *testing.T) {
 	count := 0
 	each((&command{}).root(), func(cmd *cobra.Command) {
 		for line := range strings.Lines(cmd.Example) {
-			line = strings.TrimSpace(line)
-			var args []string
-			for _, w := range words.FindAllString(line, -1) {
-				args = append(args, strings.Trim(w, `"`))
-			}
+			args := exampleArgs(line)
 			if len(args) == 0 {
 				continue
 			}

@@ -109,7 +109,7 @@ func (r replayAnswer) eta() string {
 }
 
 func (c *command) replay() *cobra.Command {
-	var f clientFlags
+	f := clientFlags{operator: true}
 	var in replayRequest
 	var filter replayFilter
 	var since, until string

@@ -41,7 +41,7 @@ that could send it twice.`,
 	f.add(cmd)
 	p := cmd.Flags()
 	p.StringVar(&f.from, "from", "", "sender, as app@example.com or 'App <app@example.com>'")
-	p.StringSliceVar(&f.to, "to", nil, "recipients, at most 50")
+	p.StringArrayVar(&f.to, "to", nil, "recipient; repeat the flag for more, at most 50")
 	p.StringVar(&f.subject, "subject", "", "subject")
 	p.StringVar(&f.text, "text", "", "plain text")
 	p.StringVar(&f.html, "html", "", "HTML")
@@ -56,6 +56,15 @@ that could send it twice.`,
 	p.StringVar(&f.sendAt, "send-at", "", "not before this time, RFC 3339")
 	p.StringVar(&f.expiresAt, "expires-at", "", "never after this time, RFC 3339")
 	p.DurationVar(&f.wait, "wait", time.Minute, "how long to go on trying when the API says to come again later (Retry-After); 0: don't")
+	emails, pushes := []string{"from", "to", "subject", "text", "html"}, []string{"fcm", "title", "body"}
+	for _, push := range pushes {
+		for _, email := range emails {
+			cmd.MarkFlagsMutuallyExclusive(push, email)
+		}
+	}
+	for _, other := range append(append(emails, pushes...), "class", "stream", "supersede-key", "send-at", "expires-at") {
+		cmd.MarkFlagsMutuallyExclusive("file", other)
+	}
 	return cmd
 }
 
@@ -104,19 +113,19 @@ func (c *command) sendRequest(f sendFlags) (string, any, error) {
 		return c.requestFromFile(f.file)
 	}
 	o := message.Options{Class: f.class, Stream: f.stream, SupersedeKey: f.supersede}
-	for flag, t := range map[string]*time.Time{"--send-at": &o.SendAt, "--expires-at": &o.ExpiresAt} {
-		text := f.sendAt
-		if flag == "--expires-at" {
-			text = f.expiresAt
-		}
-		if text == "" {
-			continue
-		}
-		parsed, err := time.Parse(time.RFC3339, text)
-		if err != nil {
-			return "", nil, usage("%s: want a time as 2026-01-02T15:04:05Z, not %q", flag, text)
-		}
-		*t = parsed
+	sendAt, err := timeFlag("send-at", f.sendAt)
+	if err != nil {
+		return "", nil, err
+	}
+	expiresAt, err := timeFlag("expires-at", f.expiresAt)
+	if err != nil {
+		return "", nil, err
+	}
+	if sendAt != nil {
+		o.SendAt = *sendAt
+	}
+	if expiresAt != nil {
+		o.ExpiresAt = *expiresAt
 	}
 	if f.fcm != "" {
 		return "/v1/pushes", &message.Push{

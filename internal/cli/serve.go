@@ -46,9 +46,6 @@ Traces and metrics are exported as OTEL_EXPORTER_OTLP_* say.`,
 			if cmd.Flags().Changed("listen") {
 				cfg.Listen = listen
 			}
-			if err := cfg.Validate(); err != nil {
-				return &exitError{exitUsage, err}
-			}
 			return app.Serve(cmd.Context(), cfg, app.Options{Version: Version, Output: c.Out})
 		},
 	}

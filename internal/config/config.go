@@ -5,17 +5,9 @@ package config
 //go:generate go test -run TestSettingsDocument . -update
 
 import (
-	"errors"
-	"fmt"
-	"net"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/stormpost/stormpost/internal/incident"
-	"github.com/stormpost/stormpost/internal/message"
-	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
 // Config is every setting. The key of a setting is its path in the YAML file,
@@ -28,7 +20,7 @@ type Config struct {
 	DSN           Secret            `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
 	Brokers       []string          `koanf:"brokers"`        // Kafka, host:port each
 	Clusters      map[string]string `koanf:"clusters"`       // further Kafka clusters by name, for stormpost evacuate: NAME=HOST:PORT HOST:PORT,…; all as kafka.* says, and the cluster of brokers is called main
-	DataDir       string            `koanf:"data_dir"`       // folder of the API keys' snapshot, of the last incidents, and of what was seen of Kafka
+	DataDir       string            `koanf:"data_dir"`       // folder, which can be written to, of the API keys' snapshot, of the last incidents, and of what was seen of Kafka
 	Log           Log               `koanf:"log"`
 	Kafka         Kafka             `koanf:"kafka"`
 	Ledger        Ledger            `koanf:"ledger"`
@@ -86,7 +78,7 @@ type Ledger struct {
 
 // Accept is what the API takes.
 type Accept struct {
-	Timeout     time.Duration `koanf:"timeout"`      // until a request is answered
+	Timeout     time.Duration `koanf:"timeout"`      // until a request is answered, 1s to 1m
 	Patience    time.Duration `koanf:"patience"`     // how long the ledger may take to accept before the journal in Kafka does instead; at most half of the timeout
 	EmailLife   time.Duration `koanf:"email_life"`   // life of an email without expires_at
 	PushLife    time.Duration `koanf:"push_life"`    // life of a push without expires_at
@@ -106,7 +98,7 @@ type Delivery struct {
 	Senders       map[string]int    `koanf:"senders"`        // attempts that a lane may have open at each provider, in one process: LANE=N,…; else 64 for transactional, 32 for the others
 	ClaimValid    time.Duration     `koanf:"claim_valid"`    // how old a claim may be at the last check before the hand-over
 	ShutdownGrace time.Duration     `koanf:"shutdown_grace"` // how long open replies are waited for on SIGTERM
-	RetryBase     time.Duration     `koanf:"retry_base"`     // upper bound of the first wait before a retry; doubles with each
+	RetryBase     time.Duration     `koanf:"retry_base"`     // upper bound of the first wait before a retry; doubles with each; at most retry_max
 	RetryMax      time.Duration     `koanf:"retry_max"`      // upper bound of every such wait
 	Doubts        map[string]string `koanf:"doubts"`         // what becomes of a message whose provider's answer was lost: LANE=hold or LANE=resend,…; else hold
 }
@@ -114,12 +106,12 @@ type Delivery struct {
 // Retain is how long things are kept, by age.
 type Retain struct {
 	Content  time.Duration `koanf:"content"`  // how long content is kept after its era has ended; 0: for ever
-	Messages time.Duration `koanf:"messages"` // how long all else is kept, numbers and idempotency keys too; 0: for ever
+	Messages time.Duration `koanf:"messages"` // how long all else is kept, numbers and idempotency keys too, at least as long as content; 0: for ever
 }
 
 // Guard is how the numbering is watched.
 type Guard struct {
-	Every time.Duration `koanf:"every"` // between two checks of the numbering; a fault is noticed and repaired within five of them
+	Every time.Duration `koanf:"every"` // between two checks of the numbering; 100ms to 1m; a fault is noticed and repaired within five of them
 }
 
 // SMTP is the relay for email; an empty Addr means none.
@@ -217,170 +209,6 @@ var roles = []string{"api", "worker", "recovery", "watch"}
 
 // Has says whether the process has a role.
 func (c *Config) Has(role string) bool { return slices.Contains(c.Roles, role) }
-
-// Validate names every setting that is wrong.
-func (c *Config) Validate() error {
-	var errs []error
-	bad := func(key, format string, args ...any) {
-		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
-	}
-	address := func(key, addr string, may bool) {
-		if addr == "" && may {
-			return
-		}
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			bad(key, "want HOST:PORT, not %q", addr)
-		}
-	}
-	if c.DSN == "" {
-		bad("dsn", "is required, as postgres://user@host/database")
-	}
-	if len(c.Brokers) == 0 {
-		bad("brokers", "want at least one HOST:PORT")
-	}
-	for i, b := range c.Brokers {
-		address(fmt.Sprintf("brokers[%d]", i), b, false)
-	}
-	c.validateClusters(bad)
-	if len(c.Roles) == 0 {
-		bad("roles", "want some of %s", strings.Join(roles, ", "))
-	}
-	for _, r := range c.Roles {
-		if !slices.Contains(roles, r) {
-			bad("roles", "unknown role %q: want some of %s", r, strings.Join(roles, ", "))
-		}
-	}
-	address("listen", c.Listen, !c.Has("api"))
-	address("metrics_listen", c.MetricsListen, true)
-	address("smtp.addr", c.SMTP.Addr, true)
-	if (c.TLS.Cert == "") != (c.TLS.Key == "") {
-		bad("tls", "want both cert and key, or neither")
-	}
-	if !slices.Contains([]string{"starttls-if-offered", "starttls-required", "implicit"}, c.SMTP.TLS) {
-		bad("smtp.tls", "want starttls-if-offered, starttls-required or implicit, not %q", c.SMTP.TLS)
-	}
-	if !slices.Contains([]string{"", "xoauth2", "oauthbearer"}, c.SMTP.Auth) {
-		bad("smtp.auth", "want xoauth2, oauthbearer or nothing, not %q", c.SMTP.Auth)
-	}
-	c.validateNumbers(bad)
-	c.validateProviders(bad)
-	c.validateCredentials(bad)
-	c.validatePush(bad)
-	c.Incidents.validate(bad)
-	return errors.Join(errs...)
-}
-
-func (c *Config) validateClusters(bad func(key, format string, args ...any)) {
-	for name, list := range c.Clusters {
-		brokers := strings.Fields(list)
-		if !clusterName.MatchString(name) || name == message.MainCluster {
-			bad("clusters", "want names of a-z, 0-9 and -, and not main, which is the cluster of brokers; not %q", name)
-		}
-		if len(brokers) == 0 {
-			bad("clusters."+name, "want at least one HOST:PORT")
-		}
-		for _, b := range brokers {
-			if _, _, err := net.SplitHostPort(b); err != nil {
-				bad("clusters."+name, "want HOST:PORT, divided by spaces, not %q", b)
-			} else if slices.Contains(c.Brokers, b) {
-				bad("clusters."+name, "%s is a broker of main", b)
-			}
-		}
-	}
-	if len(c.Clusters) > 8 {
-		bad("clusters", "want at most 8, not %d", len(c.Clusters))
-	}
-	if _, ok := c.Clusters[c.Kafka.Standby]; c.Kafka.Standby != "" && !ok {
-		bad("kafka.standby", "is none of clusters: %q", c.Kafka.Standby)
-	}
-}
-
-var clusterName = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,39}$`)
-
-func (i *Incident) validate(bad func(key, format string, args ...any)) {
-	if len(i.Alertmanager) > 10 {
-		bad("incidents.alertmanager", "want at most 10 URLs, not %d", len(i.Alertmanager))
-	}
-	for n, u := range i.Alertmanager {
-		if err := incident.CheckURL(u, true); err != nil {
-			bad(fmt.Sprintf("incidents.alertmanager[%d]", n), "%v", err)
-		}
-	}
-	if err := incident.CheckURL(i.Runbook, true); err != nil {
-		bad("incidents.runbook", "%v", err)
-	}
-	if i.Webhook.URL == "" {
-		if i.Webhook.Secret != "" {
-			bad("incidents.webhook.url", "is required beside incidents.webhook.secret")
-		}
-		return
-	}
-	if err := incident.CheckURL(i.Webhook.URL, false); err != nil {
-		bad("incidents.webhook.url", "%v", err)
-	}
-	if _, err := overhttp.ParseSecret(i.Webhook.Secret.Reveal()); err != nil {
-		bad("incidents.webhook.secret", "%v", err)
-	}
-}
-
-func (c *Config) validateNumbers(bad func(key, format string, args ...any)) {
-	for key, d := range map[string]time.Duration{
-		"ledger.deadline": c.Ledger.Deadline, "ledger.beat_every": c.Ledger.BeatEvery, "accept.timeout": c.Accept.Timeout, "accept.patience": c.Accept.Patience,
-		"accept.email_life": c.Accept.EmailLife, "accept.push_life": c.Accept.PushLife, "accept.max_schedule": c.Accept.MaxSchedule,
-		"delivery.claim_valid": c.Delivery.ClaimValid, "delivery.shutdown_grace": c.Delivery.ShutdownGrace,
-		"delivery.retry_base": c.Delivery.RetryBase, "delivery.retry_max": c.Delivery.RetryMax,
-		"guard.every": c.Guard.Every, "kafka.evacuate_after": c.Kafka.EvacuateAfter, "smtp.reply_limit": c.SMTP.ReplyLimit, "fcm.reply_limit": c.FCM.ReplyLimit,
-		"ses.reply_limit": c.SES.ReplyLimit, "resend.reply_limit": c.Resend.ReplyLimit,
-		"postmark.reply_limit": c.Postmark.ReplyLimit, "sendgrid.reply_limit": c.SendGrid.ReplyLimit, "webhook.reply_limit": c.Webhook.ReplyLimit,
-		"apns.reply_limit": c.APNs.ReplyLimit, "webpush.reply_limit": c.WebPush.ReplyLimit,
-		"incidents.objective.transactional": c.Incidents.Objective.Transactional, "incidents.objective.trigger": c.Incidents.Objective.Trigger,
-		"incidents.objective.campaign": c.Incidents.Objective.Campaign,
-	} {
-		if d <= 0 {
-			bad(key, "must be above 0, as 30s")
-		}
-	}
-	for key, n := range map[string]int{
-		"ledger.max_conns": c.Ledger.MaxConns, "ledger.batch": c.Ledger.Batch, "ledger.flushers": c.Ledger.Flushers,
-		"kafka.partitions": c.Kafka.Partitions, "smtp.connections": c.SMTP.Connections, "fcm.concurrency": c.FCM.Concurrency,
-		"ses.concurrency": c.SES.Concurrency, "resend.concurrency": c.Resend.Concurrency, "postmark.concurrency": c.Postmark.Concurrency,
-		"sendgrid.concurrency": c.SendGrid.Concurrency, "webhook.concurrency": c.Webhook.Concurrency,
-		"apns.concurrency": c.APNs.Concurrency, "apns.connections": c.APNs.Connections,
-		"webpush.concurrency": c.WebPush.Concurrency, "webpush.connections": c.WebPush.Connections,
-	} {
-		if n < 1 || n > 10_000 {
-			bad(key, "want 1 to 10000, not %d", n)
-		}
-	}
-	for _, name := range ProviderNames() {
-		if r := c.Rate(name); !(r >= 0 && r <= 1e6) {
-			bad(name+".rate", "want 0 to 1000000, not %v", r)
-		}
-	}
-	if c.Accept.Backlog < 0 {
-		bad("accept.backlog", "want 0 or more, not %d", c.Accept.Backlog)
-	}
-	if c.Accept.TenantBacklog < 0 {
-		bad("accept.tenant_backlog", "want 0 or more, not %d", c.Accept.TenantBacklog)
-	}
-	if !(c.Accept.TenantRate >= 0 && c.Accept.TenantRate <= 1e9) {
-		bad("accept.tenant_rate", "want 0 to 1000000000, not %v", c.Accept.TenantRate)
-	}
-	for lane, n := range c.Delivery.Senders {
-		if _, err := message.ParseLane(lane); err != nil {
-			bad("delivery.senders", "%v", err)
-		} else if n < 1 || n > 10_000 {
-			bad("delivery.senders."+lane, "want 1 to 10000, not %d", n)
-		}
-	}
-	for lane, policy := range c.Delivery.Doubts {
-		if _, err := message.ParseLane(lane); err != nil {
-			bad("delivery.doubts", "%v", err)
-		} else if policy != "hold" && policy != "resend" {
-			bad("delivery.doubts."+lane, "want hold or resend, not %q", policy)
-		}
-	}
-}
 
 // Live is a secret that may change while the process runs. It shows itself as
 // [redacted], or as the reference that it is. It is given as file:PATH, which is

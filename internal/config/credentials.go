@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -13,7 +14,7 @@ import (
 
 // Secrets says which files may hold secrets.
 type Secrets struct {
-	Root          string `koanf:"root"`           // folder that files with secrets must be in, also where their symlinks lead; empty: any
+	Root          string `koanf:"root"`           // folder, which is there, that files with secrets must be in, also where their symlinks lead; empty: any
 	WorldReadable bool   `koanf:"world_readable"` // take files with secrets that anyone on the machine may read, too, as Kubernetes mounts them by default
 	Safe          string `koanf:"safe"`           // folder, made with mode 0700, in which what token servers and vaults gave outlives the process, encrypted; processes of one machine may share it; empty: none
 	SafeKey       Secret `koanf:"safe_key"`       // encrypts what is in it: 32 random bytes in base64, as openssl rand -base64 32 makes, or as they are
@@ -38,8 +39,8 @@ type Credential struct {
 	RefreshToken Live     `koanf:"refresh_token"` // refresh-token: the token that access tokens are asked for with
 	Scopes       []string `koanf:"scopes"`        // client-credentials, service-account: what the access token is for
 
-	Key    Live   `koanf:"key"`     // service-account: the JSON key file; apns: the p8 file
-	KeyID  string `koanf:"key_id"`  // apns: the key's id
+	Key    Live   `koanf:"key"`     // service-account: the JSON key file; apns: as apns.key
+	KeyID  string `koanf:"key_id"`  // apns: the key's id, if it comes without one
 	TeamID string `koanf:"team_id"` // apns: the team's id
 
 	Token     Live          `koanf:"token"`     // vault, vault-lease: a token that may read the secret; it is renewed, if it can be
@@ -69,7 +70,7 @@ var needs = map[string]struct{ must, may []string }{
 	"client-credentials": {[]string{"url", "client_id"}, []string{"client_secret", "in_body", "scopes"}},
 	"refresh-token":      {[]string{"url", "client_id", "refresh_token"}, []string{"client_secret", "in_body"}},
 	"service-account":    {[]string{"key", "scopes"}, []string{"url"}},
-	"apns":               {[]string{"key", "key_id", "team_id"}, nil},
+	"apns":               {[]string{"key", "team_id"}, []string{"key_id"}},
 	"vault":              {[]string{"url", "token", "path"}, []string{"namespace", "mount", "field", "every"}},
 	"vault-lease":        {[]string{"url", "token", "path"}, []string{"namespace", "field", "every"}},
 }
@@ -88,6 +89,11 @@ func (c *Credential) set() map[string]bool {
 var credentialName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,39}$`)
 
 func (c *Config) validateCredentials(bad func(key, format string, args ...any)) {
+	if root := c.Secrets.Root; root != "" {
+		if info, err := os.Stat(root); err != nil || !info.IsDir() {
+			bad("secrets.root", "want a folder that is there, not %q", root)
+		}
+	}
 	if (c.Secrets.Safe == "") != (c.Secrets.SafeKey == "") {
 		bad("secrets.safe", "want both it and secrets.safe_key, or neither")
 	} else if c.Secrets.Safe != "" {
@@ -173,7 +179,7 @@ func (c *Credential) validate(bad func(field, format string, args ...any)) {
 			bad("url", "%v", err)
 		}
 	}
-	if c.Source == "apns" && c.KeyID != "" && c.TeamID != "" {
+	if c.Source == "apns" && c.TeamID != "" {
 		a := credential.APNs{KeyID: c.KeyID, TeamID: c.TeamID}
 		if err := a.Check(); err != nil {
 			field, problem, _ := strings.Cut(err.Error(), ": ")

@@ -163,7 +163,7 @@ func (c *Config) validateProviders(bad func(key, format string, args ...any)) {
 	there := c.providers(message.ChannelEmail)
 	for i, name := range c.Delivery.Email {
 		if !slices.Contains(there, name) {
-			bad(fmt.Sprintf("delivery.email[%d]", i), "no provider %q is configured for email, but %s", name, orNone(there))
+			bad(fmt.Sprintf("delivery.email[%d]", i), "no provider %q is configured for email, %s", name, only(there))
 		}
 		if slices.Contains(c.Delivery.Email[:i], name) {
 			bad(fmt.Sprintf("delivery.email[%d]", i), "names %s again", name)
@@ -171,9 +171,9 @@ func (c *Config) validateProviders(bad func(key, format string, args ...any)) {
 	}
 }
 
-func orNone(names []string) string {
+func only(names []string) string {
 	if len(names) == 0 {
-		return "none"
+		return "nor any other"
 	}
-	return strings.Join(names, ", ")
+	return "only " + strings.Join(names, ", ")
 }

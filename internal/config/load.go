@@ -22,8 +22,14 @@ const delim = "/"
 
 // Load reads the file at path, if path isn't empty, and over it the STORMPOST_*
 // variables of environ (NAME=value, as os.Environ gives them), over Default.
-// It resolves secrets, and does not Validate: flags may still be set over it.
+// It resolves secrets, and does not Validate: flags may still be set over it. It
+// fails with an Error.
 func Load(path string, environ []string) (Config, error) {
+	c, err := load(path, environ)
+	return c, Wrong(err)
+}
+
+func load(path string, environ []string) (Config, error) {
 	c := Default()
 	k := koanf.New(delim)
 	if path != "" {
@@ -63,6 +69,9 @@ func stringToMap(from, to reflect.Type, data any) (any, error) {
 		name, value, ok := strings.Cut(strings.TrimSpace(pair), "=")
 		if !ok {
 			return nil, fmt.Errorf("want NAME=VALUE,…, not %q", pair)
+		}
+		if _, twice := m[name]; twice {
+			return nil, fmt.Errorf("names %s twice", name)
 		}
 		m[name] = value
 	}

@@ -5,8 +5,8 @@ import "time"
 // APNs is Apple Push Notification service; an empty Topic means none.
 type APNs struct {
 	Topic       string        `koanf:"topic"`       // bundle id of the app whose pushes of platform apns go to Apple; empty: none
-	Key         Live          `koanf:"key"`         // content of the .p8 file that signs provider tokens; a process without the role worker needs none
-	KeyID       string        `koanf:"key_id"`      // of that key, 10 characters
+	Key         Live          `koanf:"key"`         // content of the .p8 file that signs provider tokens, or, to replace a key together with its id, {"key_id": "KEYID", "key": "-----BEGIN PRIVATE KEY-----\n…"}; a process without the role worker needs none
+	KeyID       string        `koanf:"key_id"`      // of a key that comes without its id, 10 characters
 	TeamID      string        `koanf:"team_id"`     // of the developer account, 10 characters
 	BaseURL     string        `koanf:"base_url"`    // another address than production's, as https://api.sandbox.push.apple.com
 	CA          Secret        `koanf:"ca"`          // certificates, PEM, to trust there beside the system's: for a server of one's own
@@ -41,19 +41,6 @@ func (c *Config) Platforms() []string {
 		all = append(all, "webpush")
 	}
 	return all
-}
-
-// validatePush names what a worker lacks; the providers check the rest.
-func (c *Config) validatePush(bad func(key, format string, args ...any)) {
-	if !c.Has("worker") {
-		return
-	}
-	if (c.APNs.Topic == "") != (c.APNs.Key == "") {
-		bad("apns", "want both topic and key, or neither")
-	}
-	if (c.WebPush.Subject == "") != (c.WebPush.VAPIDKey == "") {
-		bad("webpush", "want both subject and vapid_key, or neither")
-	}
 }
 
 // ProviderNames are those that attempts and holds show.

@@ -57,7 +57,7 @@ func (c *Config) validateRoutes(bad func(key, format string, args ...any)) {
 		for j, name := range r.Providers {
 			key := fmt.Sprintf("%s.providers[%d]", key, j)
 			if !slices.Contains(there, name) {
-				bad(key, "no provider %q is configured for %s, but %s", name, ch, orNone(there))
+				bad(key, "no provider %q is configured for %s, %s", name, ch, only(there))
 			}
 			if slices.Contains(r.Providers[:j], name) {
 				bad(key, "names %s again", name)

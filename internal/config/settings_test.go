@@ -63,7 +63,7 @@ Beside settings, these variables are read:
 | Variable | By | Meaning |
 |---|---|---|
 | ` + "`STORMPOST_CONFIG`" + ` | every command | the settings file, as ` + "`--config`" + ` |
-| ` + "`STORMPOST_API`, `STORMPOST_API_KEY`" + ` | ` + "`send`, `messages`, `incidents`, `credentials`" + ` | where the API is, and the key to call it with |
+| ` + "`STORMPOST_API`, `STORMPOST_API_KEY`" + ` | every command with ` + "`--api`" + ` | where the API is, and the key to call it with |
 | ` + "`STORMPOST_CACHE`, `STORMPOST_TEST_*`" + ` | tests | where downloads are kept; stores to use (see [CONTRIBUTING.md](../CONTRIBUTING.md)) |
 | ` + "`OTEL_*`" + ` | ` + "`serve`, `dev`" + ` | the standard's: ` + "`OTEL_EXPORTER_OTLP_ENDPOINT`" + ` turns on traces and pushed metrics, over http/protobuf |
 `

@@ -208,19 +208,22 @@ func (u Use) Generation() int {
 	if u.g == nil {
 		return 0
 	}
+	u.c.mu.Lock() // it has another number when the source goes back to it
+	defer u.c.mu.Unlock()
 	return u.g.number
 }
 
-// Fit says whether the generation may still be used: it is neither expired nor
-// rejected. What was opened with it, such as a connection, may go on until
-// then.
+// Fit says whether what was opened with the generation, such as a connection, may
+// go on: it is neither expired nor rejected, or there is nothing better to open
+// another one with.
 func (u Use) Fit() bool {
 	if u.g == nil {
 		return true
 	}
 	u.c.mu.Lock()
 	defer u.c.mu.Unlock()
-	return u.g.usable(u.c.cfg.Now())
+	now := u.c.cfg.Now()
+	return u.g.usable(now) || !slices.ContainsFunc(u.c.all, func(g *generation) bool { return g.usable(now) })
 }
 
 // Ends tells when the generation ends, as the service has it; zero: nobody knows.
@@ -247,7 +250,7 @@ func (u Use) String() string {
 	if u.g == nil {
 		return "no credential"
 	}
-	return fmt.Sprintf("%s generation %d", u.c.cfg.Name, u.g.number)
+	return fmt.Sprintf("%s generation %d", u.c.cfg.Name, u.Generation())
 }
 
 // GoString is String.
@@ -256,18 +259,35 @@ func (u Use) GoString() string { return u.String() }
 // LogValue is String.
 func (u Use) LogValue() slog.Value { return slog.StringValue(u.String()) }
 
+// of is what u's generation was made of, if the news of it is news of that, too:
+// the first since its source gave it, and not of an earlier time. It is passed on
+// without c.mu, see followers.
+func (u Use) of() Use {
+	u.c.mu.Lock()
+	defer u.c.mu.Unlock()
+	if u.epoch != u.g.epoch {
+		return Use{}
+	}
+	return u.g.of
+}
+
 // Accepted tells that the service let us in.
 func (u Use) Accepted() {
 	if u.g == nil {
 		return
 	}
+	u.of().Accepted()
 	c, g := u.c, u.g
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := c.cfg.Now()
 	c.lastOK, g.accepted = now, now
-	if c.current == g || u.epoch != g.epoch {
-		return // as it was, or late news from before a rejection
+	if u.epoch != g.epoch {
+		return // late news from before a rejection
+	}
+	g.of = Use{}
+	if c.current == g {
+		return // as it was
 	}
 	if !g.rejected.IsZero() {
 		c.cfg.Logger.Info("credential is taken again", "credential", c.cfg.Name, "generation", g.number)
@@ -291,6 +311,8 @@ func (u Use) Rejected(why string) {
 	if u.g == nil {
 		return
 	}
+	of := u.of()
+	of.Rejected(why) // first, so that the refresh is by what is left
 	c, g := u.c, u.g
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -299,10 +321,12 @@ func (u Use) Rejected(why string) {
 		return // others said so already
 	}
 	now := c.cfg.Now()
+	g.of = Use{}
 	g.epoch++
 	g.rejections++
 	g.rejected, g.canary, g.why = now, time.Time{}, clean(why, g.Value.Reveal())
-	g.retryAt = now.Add(jitter(min(rejectMin<<min(g.rejections-1, 10), rejectMax)))
+	// The second pause is as the first, which rejectOnce may take the place of.
+	g.retryAt = now.Add(jitter(min(rejectMin<<min(max(g.rejections-2, 0), 10), rejectMax)))
 	c.cfg.Logger.Warn("credential was refused by the service", "credential", c.cfg.Name, "generation", g.number, "label", g.Label, "reply", g.why)
 	if c.all[0] == g {
 		c.notUsed("the service refuses the newest one: " + g.why)
@@ -312,7 +336,11 @@ func (u Use) Rejected(why string) {
 		c.current, c.asked = nil, false
 		c.refreshNow(now)
 	case c.current != nil:
-		// A canary failed; all others go on.
+		// A canary failed; all others go on. But what refreshes them must not be of
+		// the same make.
+		if of.g != nil {
+			c.refreshNow(now)
+		}
 	case c.useless == 0:
 		c.useless, c.asked = 1, false
 		c.refreshNow(now)
@@ -380,9 +408,9 @@ func (c *Credential) pick(now time.Time) (Use, bool) {
 	case c.current != nil:
 		return c.use(c.current, now), true
 	}
-	// A refresh that a rejection called for decides; after it, a spare is better
-	// than nothing.
-	if c.asked {
+	// A refresh that a rejection called for decides; after it, or while there can't
+	// be one, a spare is better than nothing.
+	if c.asked || now.Before(c.pauseTo) {
 		if g := c.spare(now); g != nil {
 			return c.use(g, now), true
 		}
@@ -404,7 +432,7 @@ func (c *Credential) candidate(now time.Time) *generation {
 		if g.usable(now) && !g.older {
 			return g
 		}
-		if c.current != nil && !g.rejected.IsZero() && g.fit(now) && !g.older && now.After(g.retryAt) {
+		if g == c.all[0] && c.current != nil && !g.rejected.IsZero() && g.fit(now) && !g.older && now.After(g.retryAt) {
 			return g // the service may have learned of it since
 		}
 	}

@@ -12,6 +12,9 @@ const (
 	// rejectMin to rejectMax, if there is nothing else, or if it is the newest.
 	rejectMin = 10 * time.Second
 	rejectMax = 5 * time.Minute
+	// rejectOnce is the first pause where the source has nothing else: the service
+	// may have been mistaken.
+	rejectOnce = 100 * time.Millisecond
 	// maxGenerations are kept; the oldest go.
 	maxGenerations = 6
 )

@@ -77,6 +77,7 @@ func (c *Credential) restore(now time.Time) {
 
 // confirm notes that the source has g's value, too, and as m says. c.mu is held.
 func (c *Credential) confirm(g *generation, m Material) {
+	g.of = m.of
 	longer := m.Expires.After(g.Expires) && !g.Expires.IsZero() || m.Expires.IsZero() && !g.Expires.IsZero()
 	if !g.kept && !longer {
 		return

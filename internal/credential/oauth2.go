@@ -2,6 +2,7 @@ package credential
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -107,7 +108,7 @@ func (o *OAuth2) once(ctx context.Context) (m Material, refused bool, err error)
 	asked := now()
 	tok, err := o.ask(ctx, secret.Value(), value)
 	if err != nil {
-		err = exchangeError(err, secret.Value(), value)
+		err = exchangeError(err, o.ClientID, secret.Value(), value)
 		var e *ExchangeError
 		if !errors.As(err, &e) || !e.aboutUs() {
 			return m, false, err
@@ -148,12 +149,24 @@ func (o *OAuth2) ask(ctx context.Context, secret, refresh string) (*oauth2.Token
 	return c.TokenSource(ctx, &oauth2.Token{RefreshToken: refresh}).Token()
 }
 
-// exchangeError is err without what x/oauth2 puts into it: the whole answer.
-func exchangeError(err error, secrets ...string) error {
+// exchangeError is err without what x/oauth2 puts into it: the whole answer. Some
+// servers repeat what they were sent in the rest, so the client's secret and the
+// refresh token are hidden as they are, as they stand in a form, and in HTTP Basic
+// (RFC 6749 §2.3.1).
+func exchangeError(err error, client, secret, refresh string) error {
+	basic := func(user, password string) string {
+		if password == "" {
+			return ""
+		}
+		return base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
+	}
 	hide := func(s string) string {
-		for _, secret := range secrets {
-			if secret != "" {
-				s = strings.ReplaceAll(s, secret, "[secret]")
+		for _, shown := range []string{
+			basic(url.QueryEscape(client), url.QueryEscape(secret)), basic(client, secret),
+			url.QueryEscape(secret), url.QueryEscape(refresh), secret, refresh,
+		} {
+			if shown != "" {
+				s = strings.ReplaceAll(s, shown, "[secret]")
 			}
 		}
 		return clean(s, "")

@@ -111,6 +111,9 @@ func (c *Credential) run(f *fetch, asked time.Time) {
 	c.take(m, now)
 	c.due = next(m, asked)
 	if (c.current == nil || !c.current.usable(now)) && c.candidate(now) == nil {
+		if len(c.all) > 0 && c.all[0].Value == m.Value && c.all[0].rejections == 1 {
+			c.all[0].retryAt = now.Add(jitter(rejectOnce))
+		}
 		// Asking again at once is no help, and whatever else there is must do.
 		c.uselessFor(now, errRefused)
 	}

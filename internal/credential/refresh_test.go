@@ -297,6 +297,42 @@ func TestOlderIsASpare(t *testing.T) {
 	})
 }
 
+// While the source is away, a spare doesn't wait for it.
+func TestSpareWhileTheSourceIsAway(t *testing.T) {
+	s := &file{}
+	s.put(Material{Value: "token-a"})
+	bubble(t, s, func(t *testing.T, c *Credential) {
+		mustUse(t, c, "token-a").Accepted()
+		s.put(Material{Value: "token-b"})
+		time.Sleep(2 * time.Second)
+		mustUse(t, c, "token-b").Accepted()
+		s.set(func(s *store) { s.err = errDown })
+		time.Sleep(3 * time.Minute) // the pauses are long by now
+		mustUse(t, c, "token-b").Rejected("401")
+		mustUse(t, c, "token-a").Accepted()
+		mustBe(t, c, FellBack, "401")
+	})
+}
+
+// A hand-over that met a refused candidate meets what works the second time, and
+// no other refused one.
+func TestOneRefusedCandidateAHandOver(t *testing.T) {
+	s := &file{}
+	s.put(Material{Value: "token-good"})
+	bubble(t, s, func(t *testing.T, c *Credential) {
+		mustUse(t, c, "token-good").Accepted()
+		for _, bad := range []Secret{"token-bad", "token-worse"} {
+			s.put(Material{Value: bad})
+			time.Sleep(2 * time.Second)
+			mustUse(t, c, bad.Reveal()).Rejected("401")
+			mustUse(t, c, "token-good").Accepted()
+		}
+		time.Sleep(rejectMin + time.Second) // both may be tried again
+		mustUse(t, c, "token-worse").Rejected("401")
+		mustUse(t, c, "token-good")
+	})
+}
+
 func TestLastSecond(t *testing.T) {
 	s := &store{life: time.Hour}
 	bubble(t, s, func(t *testing.T, c *Credential) {
@@ -371,6 +407,44 @@ func TestRejected(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		mustUse(t, c, "token-4").Accepted()
 		mustBe(t, c, Working, "")
+	})
+}
+
+// A service that refuses what it takes again at once stops nobody for long.
+func TestRefusedByMistake(t *testing.T) {
+	bubble(t, Fixed("test", "token-1"), func(t *testing.T, c *Credential) {
+		for range 3 {
+			mustUse(t, c, "token-1").Accepted()
+			u, other := mustUse(t, c, "token-1"), mustUse(t, c, "token-1")
+			u.Rejected("401")
+			if _, err := c.Use(t.Context()); err == nil {
+				t.Error("again without a pause")
+			}
+			if !u.Fit() {
+				t.Error("what is open is closed, and nothing can be opened")
+			}
+			time.Sleep(rejectOnce)
+			again := mustUse(t, c, "token-1")
+			if _, err := c.Use(t.Context()); err == nil {
+				t.Error("two try at once")
+			}
+			other.Rejected("401") // of before
+			again.Accepted()
+			time.Sleep(time.Second)
+		}
+		// If it was no mistake, the long pause follows.
+		mustUse(t, c, "token-1").Rejected("401")
+		if _, err := c.Use(t.Context()); err == nil {
+			t.Error("again without a pause")
+		}
+		time.Sleep(rejectOnce)
+		mustUse(t, c, "token-1").Rejected("401")
+		time.Sleep(rejectMin/2 - time.Millisecond)
+		if _, err := c.Use(t.Context()); err == nil {
+			t.Error("a third time after less than half of rejectMin")
+		}
+		time.Sleep(rejectMin)
+		mustUse(t, c, "token-1").Accepted()
 	})
 }
 

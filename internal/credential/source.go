@@ -41,6 +41,10 @@ type Material struct {
 	// Next is when to ask again. Zero: at three quarters of its life, with
 	// jitter; if that isn't known, never but after a rejection.
 	Next time.Time
+
+	// of is what it was made of, if the service judges that by it alone; else
+	// the zero Use.
+	of Use
 }
 
 // Source gets generations from where they are made or kept. Fetch is called by

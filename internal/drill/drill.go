@@ -2,8 +2,10 @@ package drill
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -88,7 +90,9 @@ func (o *Options) Validate(d Drill) error {
 	case o.Messages < 100 || o.Messages > 10_000_000:
 		return fmt.Errorf("--messages: want 100 to 10000000, not %d", o.Messages)
 	case o.Rate < 0 || o.Rate > 20_000:
-		return fmt.Errorf("--rate: want 1 to 20000, or 0 for the drill's own, not %d", o.Rate)
+		return fmt.Errorf("--rate: want 1 to 20000, not %d", o.Rate)
+	case o.DSN != "" && !isURL(o.DSN):
+		return errors.New("--dsn: want postgres://USER:PASSWORD@HOST/DATABASE")
 	case d.Needs.Postgres && o.DSN != "":
 		return fmt.Errorf("--dsn: %s harms PostgreSQL, and must start its own", d.Name)
 	case d.Needs.Kafka && len(o.Brokers) > 0:
@@ -105,6 +109,11 @@ func (o *Options) Validate(d Drill) error {
 		}
 	}
 	return nil
+}
+
+func isURL(dsn string) bool {
+	u, err := url.Parse(dsn)
+	return err == nil && u.Host != ""
 }
 
 // Result is how a drill went.

@@ -166,8 +166,8 @@ func (s *Stage) startStores(ctx context.Context) (err error) {
 // the end.
 func (s *Stage) ownDatabase(ctx context.Context) error {
 	u, err := url.Parse(s.opt.DSN)
-	if err != nil || u.Host == "" {
-		return errors.New("want postgres://USER:PASSWORD@HOST/DATABASE")
+	if err != nil {
+		return err
 	}
 	name := pgx.Identifier{strings.ReplaceAll(s.Prefix, "-", "_")}
 	if err := s.execOn(ctx, s.opt.DSN, "create database "+name.Sanitize()); err != nil {

@@ -159,4 +159,7 @@ type Envelope struct {
 	// Account, if it isn't empty, is the only account (delivery.Accounted) that
 	// the message may be handed to: a repeat is absorbed there alone.
 	Account string
+	// Until is when steps before the last check have taken too long, by this
+	// machine's clock. Zero: there is no such bound.
+	Until time.Time
 }
