@@ -40,7 +40,7 @@ func TestCloseWaits(t *testing.T) {
 					}
 				})
 				go func() {
-					_, _, _, err := post(c, s.URL()+"/v1/projects/p/messages:send", "any", `{"message":{"token":"t"}}`)
+					_, _, _, err := post(t.Context(), c, s.URL()+"/v1/projects/p/messages:send", "any", `{"message":{"token":"t"}}`)
 					failed <- err
 				}()
 			}
@@ -70,7 +70,7 @@ func TestCloseEndsIdleConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tr := range transports(s) {
-		_, _, _, err := post(httpClient(t, tr), s.URL()+"/v1/projects/p/messages:send", "any", "{}")
+		_, _, _, err := post(t.Context(), httpClient(t, tr), s.URL()+"/v1/projects/p/messages:send", "any", "{}")
 		if err == nil || !strings.Contains(err.Error(), "refused") {
 			t.Fatalf("after Close: %v", err)
 		}

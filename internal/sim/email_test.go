@@ -104,7 +104,7 @@ func TestSESRefuses(t *testing.T) {
 		{"no header", body(to, "text"), 400, "BadRequestException"},
 		{"no From", body(to, "Subject: s\r\n\r\ntext"), 400, "MessageRejected"},
 	} {
-		status, header, _, err := post(c, s.URL()+"/v2/email/outbound-emails", "any", tc.body)
+		status, header, _, err := post(t.Context(), c, s.URL()+"/v2/email/outbound-emails", "any", tc.body)
 		if err != nil || status != tc.status || header.Get("x-amzn-ErrorType") != tc.kind {
 			t.Errorf("%s: %d %s, %v; want %d %s", tc.what, status, header.Get("x-amzn-ErrorType"), err, tc.status, tc.kind)
 		}
@@ -126,13 +126,13 @@ func TestEmailFaultsAnswer(t *testing.T) {
 	c := httpClient(t, &http.Transport{})
 	for name, e := range resendErrors {
 		setFaults(t, resend, Fault{Step: StepHeaders, Do: Answer, Error: name})
-		if status, _, b, err := post(c, resend.URL()+"/emails", "k", "{}"); err != nil || status != e.status || !strings.Contains(string(b), name) {
+		if status, _, b, err := post(t.Context(), c, resend.URL()+"/emails", "k", "{}"); err != nil || status != e.status || !strings.Contains(string(b), name) {
 			t.Errorf("%s: %d %s, %v", name, status, b, err)
 		}
 	}
 	for name, want := range sesErrors {
 		setFaults(t, ses, Fault{Step: StepHeaders, Do: Answer, Error: name})
-		if status, h, _, err := post(c, ses.URL()+"/v2/email/outbound-emails", "k", "{}"); err != nil || status != want || h.Get("x-amzn-ErrorType") != name {
+		if status, h, _, err := post(t.Context(), c, ses.URL()+"/v2/email/outbound-emails", "k", "{}"); err != nil || status != want || h.Get("x-amzn-ErrorType") != name {
 			t.Errorf("%s: %d %v, %v", name, status, h, err)
 		}
 	}
@@ -141,7 +141,7 @@ func TestEmailFaultsAnswer(t *testing.T) {
 		post string
 	}{{resend, resend.URL() + "/emails"}, {ses, ses.URL() + "/v2/email/outbound-emails"}} {
 		setFaults(t, s.f, Fault{Step: StepHeaders, Do: Answer, Code: 503})
-		if status, _, _, err := post(c, s.post, "k", "{}"); err != nil || status != 503 {
+		if status, _, _, err := post(t.Context(), c, s.post, "k", "{}"); err != nil || status != 503 {
 			t.Errorf("%s: %d, %v", s.post, status, err)
 		}
 		if err := s.f.SetFaults(Fault{Step: StepHeaders, Do: Answer, Error: "NoSuchError"}); err == nil {

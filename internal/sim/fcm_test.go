@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
@@ -57,8 +58,8 @@ type fcmAnswer struct {
 	} `json:"error"`
 }
 
-func post(c *http.Client, url, token, body string) (int, http.Header, []byte, error) {
-	r, err := http.NewRequest("POST", url, strings.NewReader(body))
+func post(ctx context.Context, c *http.Client, url, token, body string) (int, http.Header, []byte, error) {
+	r, err := http.NewRequestWithContext(ctx, "POST", url, strings.NewReader(body))
 	if err != nil {
 		return 0, nil, nil, err
 	}
@@ -75,7 +76,7 @@ func post(c *http.Client, url, token, body string) (int, http.Header, []byte, er
 
 func push(t testing.TB, c *http.Client, s *FCMServer, body string) (int, http.Header, fcmAnswer) {
 	t.Helper()
-	status, header, b, err := post(c, s.URL()+"/v1/projects/p/messages:send", "any", body)
+	status, header, b, err := post(t.Context(), c, s.URL()+"/v1/projects/p/messages:send", "any", body)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,7 +149,7 @@ func TestFCMRefuses(t *testing.T) {
 	if status, _, _ := push(t, c, s, fmt.Sprintf(`{"message":{"token":"t","data":{"k":%q}}}`, strings.Repeat("x", 4095))); status != 200 {
 		t.Errorf("4096 bytes: %d", status)
 	}
-	if status, _, _, err := post(c, s.URL()+"/v1/projects/p/messages:sendAll", "any", "{}"); status != 404 || err != nil {
+	if status, _, _, err := post(t.Context(), c, s.URL()+"/v1/projects/p/messages:sendAll", "any", "{}"); status != 404 || err != nil {
 		t.Errorf("another method: %d, %v", status, err)
 	}
 	if n := s.o.Store.Count(); n != 1 {
@@ -174,7 +175,7 @@ func TestFCMWantsAToken(t *testing.T) {
 		{"bad", "p", 401, "UNAUTHENTICATED"},
 		{"", "p", 401, "UNAUTHENTICATED"},
 	} {
-		status, _, b, err := post(c, s.URL()+"/v1/projects/"+tc.project+"/messages:send", tc.token, `{"message":{"token":"t"}}`)
+		status, _, b, err := post(t.Context(), c, s.URL()+"/v1/projects/"+tc.project+"/messages:send", tc.token, `{"message":{"token":"t"}}`)
 		if err != nil || status != tc.status || !bytes.Contains(b, []byte(tc.want)) || bytes.Contains(b, []byte("FcmError")) {
 			t.Errorf("%+v: %d %s %v", tc, status, b, err)
 		}
@@ -241,11 +242,15 @@ func TestFCMFaultAtEachStep(t *testing.T) {
 						s := startFCM(t, FCMOptions{TLS: secure})
 						c := httpClient(t, transports(s)[version])
 						called := make(chan struct{}, 1)
-						setFaults(t, s, Fault{Step: step, Do: do, To: map[Step]string{StepBody: "tok", StepReply: "tok"}[step], Times: 1, Hook: func(Event) { called <- struct{}{} }})
-						if do == Hang {
-							c.Timeout = 100 * time.Millisecond
-						}
-						status, _, b, err := post(c, s.URL()+"/v1/projects/p/messages:send", "any", `{"message":{"token":"tok"}}`)
+						ctx, giveUp := context.WithCancel(t.Context())
+						defer giveUp()
+						setFaults(t, s, Fault{Step: step, Do: do, To: map[Step]string{StepBody: "tok", StepReply: "tok"}[step], Times: 1, Hook: func(Event) {
+							called <- struct{}{}
+							if do == Hang {
+								giveUp()
+							}
+						}})
+						status, _, b, err := post(ctx, c, s.URL()+"/v1/projects/p/messages:send", "any", `{"message":{"token":"tok"}}`)
 						if do == Slow {
 							if status != 200 || err != nil {
 								t.Fatalf("%d %s %v", status, b, err)

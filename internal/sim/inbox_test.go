@@ -157,7 +157,7 @@ func TestStartAllTwice(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if status, _, b, err := post(c, s.FCM.URL()+"/v1/projects/stormpost-dev/messages:send", tok.AccessToken, `{"message":{"token":"t"}}`); status != 200 || err != nil {
+		if status, _, b, err := post(t.Context(), c, s.FCM.URL()+"/v1/projects/stormpost-dev/messages:send", tok.AccessToken, `{"message":{"token":"t"}}`); status != 200 || err != nil {
 			t.Fatalf("%d %s %v", status, b, err)
 		}
 		if err := s.Store.Wait(t.Context(), 2*run); err != nil {
