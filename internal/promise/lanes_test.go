@@ -57,6 +57,7 @@ func TestCampaignDelaysNobody(t *testing.T) {
 	}
 	submitBatches(t, s, c, api, backlog)
 	s.start("worker")
+	s.draining()
 	sent := make(map[string]time.Time)
 	for i := range scaled(1600) {
 		o := order{Name: fmt.Sprintf("urgent-%05d", i), Push: i%2 == 1, Class: "transactional"}
