@@ -2,15 +2,14 @@ package cli
 
 import (
 	"fmt"
-	"net"
 	"path/filepath"
 	"slices"
-	"strconv"
 
 	"github.com/spf13/cobra"
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/internal/app"
+	"github.com/stormpost/stormpost/internal/config"
 	"github.com/stormpost/stormpost/internal/overhttp"
 )
 
@@ -32,12 +31,12 @@ metrics, dsn, brokers, pid. The inbox answers GET /messages with a JSON list.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for flag, addr := range map[string]string{"--listen": opt.Listen, "--inbox": opt.Inbox, "--smtp": opt.SMTP} {
-				if addr != "" && !isAddress(addr) {
+				if addr != "" && !config.IsAddress(addr, 0) {
 					return usage("%s: want HOST:PORT, not %q", flag, addr)
 				}
 			}
 			for _, b := range opt.Brokers {
-				if !isAddress(b) {
+				if !config.IsAddress(b, 0) {
 					return usage("--brokers: want HOST:PORT, not %q", b)
 				}
 			}
@@ -69,15 +68,6 @@ metrics, dsn, brokers, pid. The inbox answers GET /messages with a JSON list.`,
 	f.StringVar(&opt.DSN, "dsn", "", "another PostgreSQL than its own")
 	f.StringSliceVar(&opt.Brokers, "brokers", nil, "another Kafka than its own, host:port,…")
 	return cmd
-}
-
-// isAddress is whether addr is HOST:PORT with a number for the port.
-func isAddress(addr string) bool {
-	_, port, err := net.SplitHostPort(addr)
-	if err == nil {
-		_, err = strconv.ParseUint(port, 10, 16)
-	}
-	return err == nil
 }
 
 func (c *command) printDev(data string, a app.DevAddresses) {

@@ -67,9 +67,9 @@ it, once. Ask the provider first: resending what was taken sends it twice.`,
 		Args: cobra.NoArgs,
 	}
 	f.add(cmd)
-	list := c.doubtsList(&f)
-	cmd.RunE = list.RunE
-	cmd.AddCommand(list, c.doubtsDecide(&f))
+	listing := c.doubtsList(&f)
+	cmd.RunE = listing.RunE
+	cmd.AddCommand(listing, c.doubtsDecide(&f))
 	return cmd
 }
 

@@ -77,7 +77,7 @@ func planLanes(cfg config.Config, plan *recovery.EvacuatePlan, lanes []string) e
 		return fmt.Errorf("--to: there is no cluster %q: want one of %s, as the settings brokers and clusters have them", plan.To, strings.Join(names, ", "))
 	}
 	if plan.Rate > 1_000_000 {
-		return fmt.Errorf("--rate: want 1 to 1000000, not %d", plan.Rate)
+		return fmt.Errorf("--rate: want 1 to 1000000, or 0 for no bound, not %d", plan.Rate)
 	}
 	for _, name := range lanes {
 		l, err := message.ParseLane(name)

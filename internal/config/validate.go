@@ -36,7 +36,7 @@ func (c *Config) Validate() error {
 		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
 	}
 	address := func(key, addr string, least int) {
-		if !isAddress(addr, least) {
+		if !IsAddress(addr, least) {
 			bad(key, "want HOST:PORT, the port from %d to 65535, not %q", least, addr)
 		}
 	}
@@ -98,9 +98,9 @@ func (c *Config) Validate() error {
 	return Wrong(errors.Join(errs...))
 }
 
-// isAddress says whether addr is HOST:PORT. With 0 for the least port it is to
+// IsAddress says whether addr is HOST:PORT. With 0 for the least port it is to
 // listen on, which needs no host.
-func isAddress(addr string, least int) bool {
+func IsAddress(addr string, least int) bool {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil || host == "" && least > 0 {
 		return false
@@ -135,7 +135,7 @@ func (c *Config) validateClusters(bad func(key, format string, args ...any)) {
 			bad("clusters."+name, "want at least one HOST:PORT")
 		}
 		for _, b := range brokers {
-			if !isAddress(b, 1) {
+			if !IsAddress(b, 1) {
 				bad("clusters."+name, "want HOST:PORT, the port from 1 to 65535, divided by spaces, not %q", b)
 			} else if slices.Contains(c.Brokers, b) {
 				bad("clusters."+name, "%s is a broker of main", b)
