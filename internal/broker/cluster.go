@@ -23,9 +23,6 @@ type place struct {
 	id    int
 }
 
-// bounds are a partition's first offset and its end.
-type bounds struct{ first, last int64 }
-
 // Probe asks the cluster how it is, by connections of its own: a client that is
 // connected already believes in a dead cluster for seconds. Each partition's
 // leader is asked, since the others speak well of one that hangs. An error
@@ -99,36 +96,6 @@ func (s sub) places(ctx context.Context, c *kafka.Client) (*kafka.MetadataRespon
 		}
 	}
 	return meta, places, nil
-}
-
-// listBounds asks the leaders. Where some don't answer, it returns an error
-// beside what the others say.
-func listBounds(ctx context.Context, c *kafka.Client, places []place) (map[place]bounds, error) {
-	all := make(map[place]bounds, len(places))
-	if len(places) == 0 {
-		return all, nil
-	}
-	req := &kafka.ListOffsetsRequest{Topics: make(map[string][]kafka.OffsetRequest)}
-	for _, p := range places {
-		req.Topics[p.topic] = append(req.Topics[p.topic], kafka.FirstOffsetOf(p.id), kafka.LastOffsetOf(p.id))
-	}
-	resp, err := c.ListOffsets(ctx, req)
-	if err != nil {
-		return nil, fmt.Errorf("list offsets: %w", err)
-	}
-	for topic, partitions := range resp.Topics {
-		for _, o := range partitions {
-			switch {
-			case o.Error != nil:
-				err = fmt.Errorf("list offsets: topic %s, partition %d: %w", topic, o.Partition, o.Error)
-			case o.FirstOffset < 0 || o.LastOffset < o.FirstOffset:
-				err = fmt.Errorf("list offsets: topic %s, partition %d: no answer", topic, o.Partition)
-			default:
-				all[place{topic, o.Partition}] = bounds{o.FirstOffset, o.LastOffset}
-			}
-		}
-	}
-	return all, err
 }
 
 // committed are the group's offsets, -1 where there is none.

@@ -87,7 +87,7 @@ func (b *Broker) readBack(ctx context.Context, s sub, from time.Time, use func(m
 		return nil
 	}
 	committed := make(map[place]int64)
-	starts := make(map[place]int64)
+	var starts map[place]int64
 	var ends map[place]bounds
 	var places []place
 	look := func(c *kafka.Client) (err error) {
@@ -102,7 +102,7 @@ func (b *Broker) readBack(ctx context.Context, s sub, from time.Time, use func(m
 		if ends, err = listBounds(ctx, c, places); err != nil {
 			return err
 		}
-		starts, err = startsAt(ctx, c, places, from)
+		starts, err = listOffsets(ctx, c, places, from.UnixMilli())
 		return err
 	}
 	err = patiently(ctx, func() error { return b.withClient(look) })
@@ -110,8 +110,8 @@ func (b *Broker) readBack(ctx context.Context, s sub, from time.Time, use func(m
 		return fmt.Errorf("read back: %w", err)
 	}
 	for _, p := range places {
-		start, ok := starts[p]
-		if !ok || start >= ends[p].last {
+		start := starts[p]
+		if start < 0 || start >= ends[p].last {
 			continue
 		}
 		if err := b.readPlace(ctx, p, max(start, ends[p].first), ends[p].last, func(m *kafka.Message) error { return use(m, committed[p]) }); err != nil {
@@ -126,33 +126,6 @@ func patiently(ctx context.Context, do func() error) error {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxElapsedTime = 200*time.Millisecond, time.Minute
 	return backoff.Retry(do, backoff.WithContext(wait, ctx))
-}
-
-// startsAt is each partition's first offset of a time on; none where nothing
-// came since.
-func startsAt(ctx context.Context, c *kafka.Client, places []place, from time.Time) (map[place]int64, error) {
-	req := &kafka.ListOffsetsRequest{Topics: make(map[string][]kafka.OffsetRequest)}
-	for _, p := range places {
-		req.Topics[p.topic] = append(req.Topics[p.topic], kafka.TimeOffsetOf(p.id, from))
-	}
-	resp, err := c.ListOffsets(ctx, req)
-	if err != nil {
-		return nil, fmt.Errorf("list offsets by time: %w", err)
-	}
-	starts := make(map[place]int64)
-	for topic, partitions := range resp.Topics {
-		for _, o := range partitions {
-			if o.Error != nil {
-				return nil, fmt.Errorf("list offsets by time: topic %s, partition %d: %w", topic, o.Partition, o.Error)
-			}
-			for offset := range o.Offsets {
-				if offset >= 0 {
-					starts[place{topic, o.Partition}] = offset
-				}
-			}
-		}
-	}
-	return starts, nil
 }
 
 func (b *Broker) readPlace(ctx context.Context, p place, from, to int64, use func(*kafka.Message) error) error {

@@ -57,8 +57,12 @@ func (b *Broker) Look(ctx context.Context) (s Sight, err error) {
 		if len(faults) > 0 {
 			return errors.Join(faults...)
 		}
-		if err := listEnds(ctx, c, slices.Concat(slices.Collect(maps.Values(places))...), s.Ends); err != nil {
+		ends, err := listOffsets(ctx, c, slices.Concat(slices.Collect(maps.Values(places))...), kafka.LastOffset)
+		if err != nil {
 			return err
+		}
+		for p, end := range ends {
+			s.Ends[p.String()] = end
 		}
 		for _, sub := range subs {
 			var all []place
@@ -86,36 +90,6 @@ func (b *Broker) Look(ctx context.Context) (s Sight, err error) {
 	}
 	slices.Sort(s.Missing)
 	return s, nil
-}
-
-// endsAtOnce is how many partitions' ends are asked for at a time: the library asks
-// for each by a request of its own, and all at once by as many connections.
-const endsAtOnce = 6
-
-func listEnds(ctx context.Context, c *kafka.Client, places []place, ends map[string]int64) error {
-	for some := range slices.Chunk(places, endsAtOnce) {
-		req := &kafka.ListOffsetsRequest{Topics: make(map[string][]kafka.OffsetRequest)}
-		for _, p := range some {
-			req.Topics[p.topic] = append(req.Topics[p.topic], kafka.LastOffsetOf(p.id))
-		}
-		resp, err := c.ListOffsets(ctx, req)
-		if err != nil {
-			return fmt.Errorf("list offsets: %w", err)
-		}
-		for topic, partitions := range resp.Topics {
-			for _, o := range partitions {
-				p := place{topic, o.Partition}
-				switch {
-				case o.Error != nil:
-					return fmt.Errorf("list offsets: %s: %w", p, o.Error)
-				case o.LastOffset < 0:
-					return fmt.Errorf("list offsets: %s: no answer", p)
-				}
-				ends[p.String()] = o.LastOffset
-			}
-		}
-	}
-	return nil
 }
 
 func (p place) String() string { return fmt.Sprintf("%s/%d", p.topic, p.id) }
