@@ -26,7 +26,7 @@ func (g *generation) fetch(ctx context.Context, p *partition) error {
 	r := kafka.NewReader(kafka.ReaderConfig{
 		Brokers: g.broker.cfg.Brokers, Dialer: g.broker.dialer(), Topic: p.topic, Partition: p.id,
 		MinBytes: 1, MaxBytes: g.sub.maxBytes,
-		MaxWait:       250 * time.Millisecond, // Close waits for it, and so does a rebalance
+		MaxWait:       500 * time.Millisecond, // Close waits for it, and so does a rebalance
 		QueueCapacity: g.sub.readAhead, ReadLagInterval: -1, MaxAttempts: 3,
 		ReadBackoffMin: 20 * time.Millisecond, ReadBackoffMax: 500 * time.Millisecond,
 		OffsetOutOfRangeError: true,

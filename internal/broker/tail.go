@@ -17,7 +17,7 @@ const (
 	// mostTailed bounds the index, in submissions: some 150 MB of memory.
 	mostTailed = 2_000_000
 	// A round comes every tailEvery, and sooner, but not before tailLeast, when asked for.
-	tailEvery = time.Second
+	tailEvery = 2 * time.Second
 	tailLeast = 100 * time.Millisecond
 )
 
@@ -271,7 +271,7 @@ func (t *Tail) read(ctx context.Context, p place, r *reading, from int64) {
 	s := t.broker.journals()
 	k := kafka.NewReader(kafka.ReaderConfig{
 		Brokers: t.broker.cfg.Brokers, Dialer: t.broker.dialer(), Topic: p.topic, Partition: p.id,
-		MinBytes: 1, MaxBytes: s.maxBytes, MaxWait: 500 * time.Millisecond, QueueCapacity: s.readAhead,
+		MinBytes: 1, MaxBytes: s.maxBytes, MaxWait: time.Second, QueueCapacity: s.readAhead,
 		ReadLagInterval: -1, MaxAttempts: 3, ReadBackoffMin: 20 * time.Millisecond, ReadBackoffMax: 500 * time.Millisecond,
 		OffsetOutOfRangeError: true,
 	})
