@@ -5,6 +5,7 @@ package app_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -150,9 +151,13 @@ func (d *devRun) start() {
 // one's dev.json stays.
 func (d *devRun) second() {
 	d.t.Helper()
-	out, err := exec.Command(d.binary, "dev", "--data", d.dir, "--listen", "127.0.0.1:0").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "in use") {
-		d.t.Errorf("a second dev: %v\n%s", err, out)
+	for _, stores := range [][]string{nil, {"--dsn", d.addr.DSN, "--brokers", d.addr.Brokers[0]}} {
+		ctx, cancel := context.WithTimeout(d.t.Context(), 20*time.Second)
+		out, err := exec.CommandContext(ctx, d.binary, append([]string{"dev", "--data", d.dir, "--listen", "127.0.0.1:0"}, stores...)...).CombinedOutput()
+		cancel()
+		if err == nil || !strings.Contains(string(out), "in use") {
+			d.t.Errorf("a second dev, %v: %v\n%s", stores, err, out)
+		}
 	}
 	if _, err := os.Stat(filepath.Join(d.dir, "dev.json")); err != nil {
 		d.t.Errorf("a second dev: %v", err)
