@@ -60,7 +60,7 @@ func (p *process) checks() []watch.Check {
 		watch.NoWorker(p.ledger.Workers, time.Now),
 		watch.Numbering(p.guard.Lately),
 		watch.RolledBack(p.ledger.RolledBack, time.Now),
-		watch.Journal(p.clusters.backlog, time.Now),
+		watch.Journal(p.clusters.backlog, p.ledgerStands, time.Now),
 		watch.Replays(p.ledger.StuckReplays),
 	}
 	if p.worker != nil {
