@@ -250,7 +250,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	}
 	back.run("placement", func() error { p.clusters.placed.run(house, p.clusters); return nil })
 	back.run("standby", func() error { p.standBy(ctx); return nil })
-	p.watching.run(house, back)
+	p.watching.run(ctx, house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
 		back.run("admission", func() error { p.admission.Run(house); return nil })
