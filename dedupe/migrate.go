@@ -7,6 +7,7 @@ import (
 	"embed"
 	"fmt"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 
@@ -69,6 +70,33 @@ func Pending(ctx context.Context, dsn string) (pending []Migration, err error) {
 		return err
 	}, false)
 	return pending, err
+}
+
+// Behind names the first step of the schema that this release has and the ledger
+// doesn't; empty: there is none.
+func (l *Ledger) Behind(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	rows, _ := l.pool.Query(ctx, `select version_id from goose_db_version where is_applied`) // rows have its error
+	applied, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	if err != nil && !isCode(err, codeNoTable) {
+		return "", unavailable("schema", err)
+	}
+	files, err := fs.Glob(migrations, "migrations/*.sql") // in order
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		name := path.Base(f)
+		version, err := goose.NumericComponent(name)
+		if err != nil {
+			return "", err
+		}
+		if !slices.Contains(applied, version) {
+			return name, nil
+		}
+	}
+	return "", nil
 }
 
 // NumberingLost says what a migration would have broken.

@@ -91,9 +91,12 @@ func (g *Guard) Open() []message.Fault {
 func (g *Guard) Lately() (faults []message.Fault, open int) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	faults = slices.Collect(maps.Values(g.open))
+	for _, name := range slices.Sorted(maps.Keys(g.open)) {
+		faults = append(faults, g.open[name])
+	}
 	open = len(faults)
-	for name, e := range g.over {
+	for _, name := range slices.Sorted(maps.Keys(g.over)) {
+		e := g.over[name]
 		if time.Since(e.at) >= lately {
 			delete(g.over, name)
 		} else if _, again := g.open[name]; !again {

@@ -75,3 +75,37 @@ func TestGuardTellsOfWhatWasRepaired(t *testing.T) {
 		})
 	}
 }
+
+// many is a numbering with several faults.
+type many struct{ mended }
+
+func (*many) Numbering(context.Context) (faults []message.Fault, _ error) {
+	for _, name := range []string{"d", "b", "a", "c", "e"} {
+		faults = append(faults, message.Fault{Name: name})
+	}
+	return faults, nil
+}
+
+// Faults that stay are told of in the same order: else whoever listens hears of news.
+func TestGuardKeepsTheOrder(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g, err := recovery.NewGuard(recovery.GuardConfig{
+			Numbering: new(many), Every: time.Second, Log: slog.New(slog.DiscardHandler), Meters: noop.NewMeterProvider(),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, end := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { g.Run(ctx); close(done) }()
+		for range 20 {
+			time.Sleep(time.Second)
+			synctest.Wait()
+			if faults, open := g.Lately(); open != 5 || faults[0].Name != "a" || faults[4].Name != "e" {
+				t.Fatalf("%d open: %v", open, faults)
+			}
+		}
+		end()
+		<-done
+	})
+}

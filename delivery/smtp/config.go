@@ -175,8 +175,8 @@ func (c Config) Validate() error {
 		add("reply_limit", "is under %v: each slow reply would be a doubt", minReplyLimit)
 	}
 	for i, k := range c.DKIM {
-		if err := k.check(); err != nil {
-			add(fmt.Sprintf("dkim[%d]", i), "%v", err)
+		if field, problem := k.check(); field != "" {
+			add(fmt.Sprintf("dkim[%d].%s", i, field), "%s", problem)
 		}
 	}
 	if len(errs) > 0 {

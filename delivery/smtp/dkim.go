@@ -23,25 +23,26 @@ var signed = []string{
 	"List-Unsubscribe", "List-Unsubscribe-Post",
 }
 
-func (k DKIMKey) check() error {
+// check says what is wrong with which field; without one, nothing is.
+func (k DKIMKey) check() (field, problem string) {
 	switch {
 	case k.Domain == "" || k.Domain != strings.ToLower(k.Domain) || !mail.IsASCII(k.Domain):
-		return errors.New("domain: want a name in lower-case ASCII")
+		return "domain", "want a name in lower-case ASCII"
 	case k.Selector == "" || !isLocalName(k.Selector):
-		return errors.New("selector: want a name")
+		return "selector", "want a name"
 	case k.Key == nil:
-		return errors.New("key: is required")
+		return "key", "is required"
 	}
 	switch pub := k.Key.Public().(type) {
 	case *rsa.PublicKey:
 		if pub.Size() < 1024/8 { // RFC 8301 §3.2
-			return errors.New("key: RSA keys need 1,024 bits or more")
+			return "key", "want 1,024 bits or more of RSA"
 		}
 	case ed25519.PublicKey:
 	default:
-		return fmt.Errorf("key: want RSA or Ed25519, not %T", pub)
+		return "key", fmt.Sprintf("want RSA or Ed25519, not %T", pub)
 	}
-	return nil
+	return "", ""
 }
 
 // ParseDKIMKey reads a private key from PEM: PKCS #8 (RSA, Ed25519) or PKCS #1.
@@ -49,22 +50,22 @@ func (k DKIMKey) check() error {
 func ParseDKIMKey(text []byte) (crypto.Signer, error) {
 	block, _ := pem.Decode(text)
 	if block == nil {
-		return nil, errors.New("dkim key: not PEM")
+		return nil, errors.New("not PEM")
 	}
 	if block.Type == "RSA PRIVATE KEY" {
 		key, err := x509.ParsePKCS1PrivateKey(block.Bytes)
 		if err != nil {
-			return nil, fmt.Errorf("dkim key: %w", err)
+			return nil, err
 		}
 		return key, nil
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("dkim key: %w", err)
+		return nil, err
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("dkim key: %T can't sign", key)
+		return nil, fmt.Errorf("%T can't sign", key)
 	}
 	return signer, nil
 }
@@ -80,11 +81,11 @@ func sign(msg []byte, keys []DKIMKey) (string, error) {
 			HeaderKeys:             signed,
 		})
 		if err != nil {
-			return "", fmt.Errorf("dkim %s/%s: %w", k.Domain, k.Selector, err)
+			return "", fmt.Errorf("sign as %s/%s: %w", k.Domain, k.Selector, err)
 		}
 		_, writeErr := s.Write(msg)
 		if err := errors.Join(writeErr, s.Close()); err != nil {
-			return "", fmt.Errorf("dkim %s/%s: %w", k.Domain, k.Selector, err)
+			return "", fmt.Errorf("sign as %s/%s: %w", k.Domain, k.Selector, err)
 		}
 		all.WriteString(s.Signature())
 	}

@@ -115,18 +115,18 @@ func TestParseDKIMKey(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := (DKIMKey{"a.example", "s", key}).check(); err != nil {
-			t.Error(err)
+		if field, problem := (DKIMKey{"a.example", "s", key}).check(); field != "" {
+			t.Error(field, problem)
 		}
 	}
 	for _, bad := range []string{"", "x", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"} {
-		if _, err := ParseDKIMKey([]byte(bad)); err == nil {
-			t.Errorf("%q is a key", bad)
+		if _, err := ParseDKIMKey([]byte(bad)); err == nil || strings.Contains(err.Error(), "dkim") {
+			t.Errorf("%q: %v, want an error that goes behind the setting's name", bad, err)
 		}
 	}
 	for _, bad := range []DKIMKey{{"", "s", edKey}, {"A.example", "s", edKey}, {"a.example", "s\r\n", edKey}, {"a.example", "s", nil}} {
-		if bad.check() == nil {
-			t.Errorf("%+v is good", bad)
+		if field, problem := bad.check(); field == "" || strings.Contains(problem, field) {
+			t.Errorf("%+v: %s: %s", bad, field, problem)
 		}
 	}
 }

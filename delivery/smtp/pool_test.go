@@ -371,7 +371,7 @@ func TestValidate(t *testing.T) {
 		"dial_timeout":       func(c *Config) { c.DialTimeout = -1 },
 		"command_timeout":    func(c *Config) { c.CommandTimeout = -1 },
 		"reply_limit":        func(c *Config) { c.ReplyLimit = time.Millisecond },
-		"dkim[0]":            func(c *Config) { c.DKIM = []DKIMKey{{Domain: "a.example", Selector: "s"}} },
+		"dkim[0].key":        func(c *Config) { c.DKIM = []DKIMKey{{Domain: "a.example", Selector: "s"}} },
 	} {
 		c := good
 		change(&c)

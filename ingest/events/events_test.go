@@ -300,6 +300,7 @@ func TestSNSForgeries(t *testing.T) {
 		"another topic":       a.sign(t, map[string]string{"TopicArn": topic + "2"}),
 		"another host":        a.sign(t, map[string]string{"SigningCertURL": "https://sns.eu-west-1.amazonaws.com.evil.example/x.pem"}),
 		"a host like it":      a.sign(t, map[string]string{"SigningCertURL": "https://sns.evil.example/x.pem"}),
+		"a bucket":            a.sign(t, map[string]string{"SigningCertURL": "https://sns.s3-us-west-2.amazonaws.com/SimpleNotificationService-1.pem"}),
 		"a port":              a.sign(t, map[string]string{"SigningCertURL": "https://sns.eu-west-1.amazonaws.com:8443/x.pem"}),
 		"a user":              a.sign(t, map[string]string{"SigningCertURL": "https://x@sns.eu-west-1.amazonaws.com/x.pem"}),
 		"plain http":          a.sign(t, map[string]string{"SigningCertURL": "http://sns.eu-west-1.amazonaws.com/x.pem"}),

@@ -37,8 +37,9 @@ const (
 )
 
 // snsHost is the only place that certificates come from, and subscriptions are
-// confirmed at.
-var snsHost = regexp.MustCompile(`^sns\.[a-z0-9-]{3,30}\.amazonaws\.com(\.cn)?$`)
+// confirmed at. It takes regions alone: sns.s3-us-west-2.amazonaws.com is anybody's
+// who has the bucket sns (https://spaceraccoon.dev/exploiting-improper-validation-amazon-simple-notification-service/).
+var snsHost = regexp.MustCompile(`^sns\.[a-z]{2,8}(-[a-z]{2,12}){1,3}-[0-9]{1,2}\.amazonaws\.com(\.cn)?$`)
 
 // SNS checks and opens messages of one topic of Amazon SNS.
 type SNS struct {

@@ -68,11 +68,16 @@ func (a *api) readAndUse(w http.ResponseWriter, r *http.Request, types []string,
 	if err != nil {
 		return err
 	}
-	return a.read(w, in, a.Limits.Body, use)
+	size := int64(-1)
+	if _, plain := in.(*gzipReader); !plain {
+		size = r.ContentLength
+	}
+	return a.read(w, in, size, a.Limits.Body, use)
 }
 
-// read reads in, which a limit bounds, and calls use with it.
-func (a *api) read(w http.ResponseWriter, in io.Reader, limit int64, use func(body []byte)) error {
+// read reads in, which a limit bounds, and calls use with it. size is how long it
+// is; below 0: nobody knows.
+func (a *api) read(w http.ResponseWriter, in io.Reader, size, limit int64, use func(body []byte)) error {
 	buf, ok := a.body.Get().(*bytes.Buffer)
 	if !ok {
 		buf = &bytes.Buffer{}
@@ -84,27 +89,33 @@ func (a *api) read(w http.ResponseWriter, in io.Reader, limit int64, use func(bo
 		}
 	}()
 
-	// A client that stops sending must not keep us; but the deadline has to go
-	// once the body is read, since afterwards net/http reads on to notice a
-	// client that hangs up, and would take a late deadline for that.
-	deadline := http.NewResponseController(w)
-	_ = deadline.SetReadDeadline(time.Now().Add(a.Limits.BodyTime)) // a writer in a test may not know how
 	_, err := buf.ReadFrom(io.LimitReader(in, smallBody))
 	if err == nil && buf.Len() == smallBody {
-		// With the decoded form beside it, a large body takes twice its limit.
-		if !a.memory.TryAcquire(2 * limit) {
+		// With the decoded form beside it, a large body takes twice its size, or twice
+		// its limit.
+		most := limit
+		if size >= smallBody {
+			most = min(size, limit)
+		}
+		if !a.memory.TryAcquire(2 * most) {
 			return unavailable("Too many large requests at once. Repeat the request with the same idempotency key.")
 		}
-		defer a.memory.Release(2 * limit)
+		defer a.memory.Release(2 * most)
+		if most == size {
+			buf.Grow(int(size) - smallBody + bytes.MinRead) // it would grow to more by itself
+		}
 		_, err = buf.ReadFrom(io.LimitReader(in, limit+1-smallBody))
 	}
-	_ = deadline.SetReadDeadline(time.Time{})
 	if err != nil {
 		return bodyError(err)
 	}
 	if int64(buf.Len()) > limit {
 		return a.tooLarge()
 	}
+	// A client that stops sending must not keep us; but the deadline has to go
+	// once the body is read, since afterwards net/http reads on to notice a
+	// client that hangs up, and would take a late deadline for that.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 	use(buf.Bytes())
 	return nil
 }

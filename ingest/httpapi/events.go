@@ -41,7 +41,7 @@ func (a *api) tellEvents(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	var told []message.ProviderEvent
 	var err error
-	if bad := a.read(w, http.MaxBytesReader(w, r.Body, ingest.MaxEventBody), ingest.MaxEventBody, func(body []byte) {
+	if bad := a.read(w, http.MaxBytesReader(w, r.Body, ingest.MaxEventBody), r.ContentLength, ingest.MaxEventBody, func(body []byte) {
 		told, err = source.Read(ctx, r.Header, body)
 	}); bad != nil {
 		a.fail(w, r, bad)

@@ -53,7 +53,9 @@ func (a *api) registerMessages() {
 	}, exampleView(), http.StatusNotFound), a.getMessage)
 	huma.Register(a.huma, a.operation(huma.Operation{
 		OperationID: "list-messages", Method: http.MethodGet, Path: "/v1/messages", Tags: []string{"Messages"},
-		Summary: "List messages, newest first", Security: anyOf(keyring.Read, keyring.Operator),
+		Summary:     "List messages, newest first",
+		Description: "Those that the ledger has. What is journaled is found by submission alone, or by its own id.",
+		Security:    anyOf(keyring.Read, keyring.Operator),
 	}, page[messageView]{Items: []messageView{exampleView()}}), a.listMessages)
 	huma.Register(a.huma, a.operation(huma.Operation{
 		OperationID: "cancel-message", Method: http.MethodDelete, Path: "/v1/messages/{id}", Tags: []string{"Messages"},

@@ -47,6 +47,42 @@ func slowBody(t *testing.T, server *httptest.Server, path, key string) {
 	wantProblem(t, answer{response, body}, http.StatusRequestTimeout, "body")
 }
 
+// A body that nobody reads, and that doesn't come, doesn't keep its connection:
+// without a key anybody could have all of them.
+func TestUnreadBody(t *testing.T) {
+	f := newFixture(t, func(c *httpapi.Config) { c.Limits.BodyTime = 50 * time.Millisecond })
+	server := httptest.NewServer(f.handler)
+	defer server.Close()
+	for request, want := range map[string]int{
+		"POST /v1/emails HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n":                                                                                                          401,
+		"POST /v1/emails HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n":                                                                                                    401,
+		"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n":                                                                                                               200,
+		"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n":                                                                                                            404,
+		"POST /v1/emails HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer one\r\nContent-Length: 1000\r\n\r\n":                                                                             415,
+		"POST /v1/emails HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer one\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: 1000\r\n\r\nthis is not gzip": 400,
+	} {
+		t.Run(request[:strings.Index(request, "\r")], func(t *testing.T) {
+			conn, err := net.Dial("tcp", server.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			_ = conn.SetDeadline(time.Now().Add(5 * time.Second)) // for when the server has none
+			if _, err := io.WriteString(conn, request); err != nil {
+				t.Fatal(err)
+			}
+			response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			response.Body.Close()
+			if response.StatusCode != want {
+				t.Errorf("%d, want %d", response.StatusCode, want)
+			}
+		})
+	}
+}
+
 // A connection goes on being used after a request whose body had a deadline.
 func TestKeepAlive(t *testing.T) {
 	f := newFixture(t, func(c *httpapi.Config) { c.Limits.BodyTime = time.Second })
@@ -147,6 +183,36 @@ func TestBodyMemory(t *testing.T) {
 		t.Errorf("the first one: %d", code)
 	}
 	decodeInto[accepted](t, f.do("POST", "/v1/emails", "one", large), 202)
+}
+
+// A large body counts by its length, where that is known.
+func TestBodyMemoryByLength(t *testing.T) {
+	f := newFixture(t, func(c *httpapi.Config) { c.Limits.Body, c.Limits.BodyMemory = 1<<20, 1 }) // raised to one body
+	large := with(goodEmail, object{"text": strings.Repeat("a", 100<<10)})
+	pause := &pausing{Reader: strings.NewReader(large), at: 90 << 10, reached: make(chan struct{}), goOn: make(chan struct{})}
+	done := make(chan int)
+	go func() {
+		r := httptest.NewRequest("POST", "/v1/emails", pause)
+		r.ContentLength = int64(len(large))
+		r.Header.Set("Authorization", "Bearer one")
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		f.handler.ServeHTTP(w, r)
+		done <- w.Code
+	}()
+	<-pause.reached
+	decodeInto[accepted](t, f.do("POST", "/v1/emails", "one", large), 202)
+	r := httptest.NewRequest("POST", "/v1/emails", io.MultiReader(strings.NewReader(large)))
+	r.Header.Set("Authorization", "Bearer one")
+	r.Header.Set("Content-Type", "application/json")
+	w := httptest.NewRecorder()
+	if f.handler.ServeHTTP(w, r); w.Code != 503 {
+		t.Errorf("one that may be as long as it likes: %d", w.Code)
+	}
+	close(pause.goOn)
+	if code := <-done; code != 202 {
+		t.Errorf("the first one: %d", code)
+	}
 }
 
 // pausing waits once it was read up to a place.

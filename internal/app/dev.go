@@ -66,6 +66,11 @@ func Dev(ctx context.Context, opt DevOptions) (err error) {
 	if opt.Data, err = filepath.Abs(opt.Data); err != nil {
 		return fmt.Errorf("--data: %w", err)
 	}
+	unlock, err := devstack.LockFolder(opt.Data)
+	if err != nil {
+		return fmt.Errorf("--data: %w", err)
+	}
+	defer unlock()
 	file := filepath.Join(opt.Data, "dev.json")
 	log := slog.New(slog.NewTextHandler(opt.Output, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	d := &dev{opt: opt, log: log}
@@ -102,7 +107,6 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 	if err := d.startStores(ctx); err != nil {
 		return cfg, err
 	}
-	// Not before the stores have locked the folder: another dev's says where it is.
 	err := os.Remove(filepath.Join(d.opt.Data, "dev.json"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return cfg, err

@@ -44,6 +44,7 @@ func (p *process) listen(ctx context.Context) (all []*listener, err error) {
 		if err != nil {
 			return all, err
 		}
+		l.server.ReadTimeout = 10 * time.Second // nobody here wants a body; the API has its own bound
 		all = append(all, l)
 	}
 	if p.cfg.Has("api") {

@@ -58,6 +58,7 @@ type process struct {
 	providers    []delivery.Provider
 	creds        *credentials // nil without the role worker
 	readiness    *readiness
+	schema       schema
 	loopback     delivery.Provider // instead of the configured ones; the bench's
 	guard        *recovery.Guard
 	replayer     *recovery.Replayer
@@ -249,7 +250,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	}
 	back.run("placement", func() error { p.clusters.placed.run(house, p.clusters); return nil })
 	back.run("standby", func() error { p.standBy(ctx); return nil })
-	p.watching.run(house, back)
+	p.watching.run(ctx, house, back)
 	if p.ring != nil {
 		back.run("keys", func() error { p.ring.Run(house); return nil })
 		back.run("admission", func() error { p.admission.Run(house); return nil })
@@ -262,6 +263,7 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 	for _, l := range listeners {
 		front.run(l.name, func() error { return l.serve(fctx) })
 	}
+	front.run("schema", func() error { p.schema.look(fctx, p.ledger.Behind, p.log); return nil })
 	if p.creds != nil {
 		for _, u := range p.creds.uses {
 			front.run("credential of "+u.route, func() error { p.readiness.prove(fctx, u); return nil })

@@ -60,7 +60,7 @@ func (p *process) checks() []watch.Check {
 		watch.NoWorker(p.ledger.Workers, time.Now),
 		watch.Numbering(p.guard.Lately),
 		watch.RolledBack(p.ledger.RolledBack, time.Now),
-		watch.Journal(p.clusters.backlog, time.Now),
+		watch.Journal(p.clusters.backlog, p.ledgerStands, time.Now),
 		watch.Replays(p.ledger.StuckReplays),
 	}
 	if p.worker != nil {
@@ -116,14 +116,16 @@ func (w *watching) shield(margin time.Duration) func() time.Time {
 	}
 }
 
-// run watches until ctx ends.
-func (w *watching) run(ctx context.Context, g *group) {
+// run watches until ctx ends, and tells until house does: what a process sees while
+// it stops is its own end. A provider that nobody waits for any more isn't well, and
+// no worker is to be seen; what is open stays open for the next one to judge.
+func (w *watching) run(ctx, house context.Context, g *group) {
 	if w.engine == nil {
 		return
 	}
 	g.run("watch", func() error { w.watch.Run(ctx); return nil })
-	g.run("incidents", func() error { w.engine.Run(ctx); return nil })
+	g.run("incidents", func() error { w.engine.Run(house); return nil })
 	if w.sinks != nil {
-		g.run("sinks", func() error { w.sinks.Run(ctx); return nil })
+		g.run("sinks", func() error { w.sinks.Run(house); return nil })
 	}
 }

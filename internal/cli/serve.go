@@ -29,7 +29,7 @@ smtp.addr is STORMPOST_SMTP_ADDR. The ones to begin with:
   STORMPOST_BROKERS         Kafka, host:port,host:port
   STORMPOST_LISTEN          the API, 127.0.0.1:8080
   STORMPOST_METRICS_LISTEN  /metrics, 127.0.0.1:9464
-  STORMPOST_DATA_DIR        for the snapshot of the keys, and the last incidents
+  STORMPOST_DATA_DIR        a folder of its own: the keys' snapshot, the last incidents
   STORMPOST_SMTP_ADDR       the SMTP relay, with _USERNAME, _PASSWORD, _TLS
   STORMPOST_FCM_SERVICE_ACCOUNT   file:/path/of/service-account.json
 

@@ -14,13 +14,13 @@ import (
 // as smtp.addr; its variable is the same in capitals, as STORMPOST_SMTP_ADDR.
 type Config struct {
 	Listen        string            `koanf:"listen"`         // host:port of the API
-	MetricsListen string            `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez; empty: none
+	MetricsListen string            `koanf:"metrics_listen"` // host:port of /metrics, and of a /livez and /readyz; empty: none
 	TLS           TLSFiles          `koanf:"tls"`            // of the API's listener
 	Roles         []string          `koanf:"roles"`          // what the process does, some of api, worker, recovery and watch; recovery enters into the ledger what the journal kept while it was away, replays, and repairs the numbering
 	DSN           Secret            `koanf:"dsn"`            // PostgreSQL, always the writer: postgres://user@host/database
 	Brokers       []string          `koanf:"brokers"`        // Kafka, host:port each
 	Clusters      map[string]string `koanf:"clusters"`       // further Kafka clusters by name, for stormpost evacuate: NAME=HOST:PORT HOST:PORT,…; all as kafka.* says, and the cluster of brokers is called main
-	DataDir       string            `koanf:"data_dir"`       // folder, which can be written to, of the API keys' snapshot, of the last incidents, and of what was seen of Kafka
+	DataDir       string            `koanf:"data_dir"`       // folder of this process alone, which can be written to, of the API keys' snapshot, of the last incidents, and of what was seen of the ledger and of Kafka
 	Log           Log               `koanf:"log"`
 	Kafka         Kafka             `koanf:"kafka"`
 	Ledger        Ledger            `koanf:"ledger"`

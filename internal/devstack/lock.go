@@ -20,6 +20,16 @@ var ErrInUse = errors.New("the folder is in use by another process")
 // it, however that ends. Children don't inherit it: Go opens files close-on-exec.
 type folderLock struct{ f *os.File }
 
+// LockFolder is for a folder that has no server in it: it fails at once with
+// ErrInUse when another living process has it.
+func LockFolder(dir string) (release func(), err error) {
+	l, err := lockFolder(dir)
+	if err != nil {
+		return nil, err
+	}
+	return l.release, nil
+}
+
 // lockFolder takes dir's lock, or fails at once with ErrInUse.
 func lockFolder(dir string) (*folderLock, error) {
 	path := filepath.Join(dir, "lock")

@@ -59,7 +59,14 @@ func (a *Alertmanager) Every() time.Duration { return a.every }
 
 // Send implements Sink.
 func (a *Alertmanager) Send(ctx context.Context, e Event) error {
-	return a.Repeat(ctx, []Incident{e.Incident})
+	all := []Incident{e.Incident}
+	if e.Was != "" {
+		// By its labels, what it was before is another alert, which ends with this one.
+		before := e.Incident
+		before.Severity, before.ResolvedAt = e.Was, &e.Incident.UpdatedAt
+		all = append(all, before)
+	}
+	return a.Repeat(ctx, all)
 }
 
 // Repeat implements Repeater.

@@ -177,6 +177,7 @@ func (q *queue) push(e Event) (whole bool) {
 	}()
 	for i := range q.list {
 		if e.Change == Updated && q.list[i].Change == Updated && q.list[i].Incident.ID == e.Incident.ID {
+			e.Was = cmp.Or(q.list[i].Was, e.Was)
 			q.list[i] = e
 			return true
 		}

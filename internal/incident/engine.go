@@ -121,12 +121,15 @@ func (e *Engine) observe(conditions []Condition, blind map[Kind]bool) (events []
 		seen[cause] = true
 		if h := e.open[cause]; h != nil {
 			h.seen = now
-			if h.facts(c) {
+			was := h.worsens(c)
+			if h.facts(c) || was != "" {
 				h.UpdatedAt, h.news = now.UTC().Round(0), true
 			}
-			if h.news && now.Sub(h.told) >= updateEvery {
+			if was != "" || h.news && now.Sub(h.told) >= updateEvery {
 				h.told, h.news = now, false
-				events = append(events, event(Updated, h.Incident))
+				told := event(Updated, h.Incident)
+				told.Was = was
+				events = append(events, told)
 			}
 			continue
 		}
@@ -182,14 +185,21 @@ func (h *held) hold() time.Duration {
 	return min(base<<min(h.Returns, 10), max(base, longestHold))
 }
 
+// worsens takes over that c is critical, where it wasn't, and answers what it was.
+// It stays so until it is over: whoever came for it should not be sent away.
+func (h *held) worsens(c *Condition) (was Severity) {
+	if h.Severity == Critical || c.severity() != Critical {
+		return ""
+	}
+	was, h.Severity = h.Severity, Critical
+	return was
+}
+
 func (e *Engine) begin(cause string, c *Condition, now time.Time) *held {
 	n := kinds[c.Kind]
 	i := Incident{
-		ID: "inc_" + strings.ToLower(rand.Text()), Cause: cause, Kind: c.Kind, Severity: n.severity, Command: n.command,
+		ID: "inc_" + strings.ToLower(rand.Text()), Cause: cause, Kind: c.Kind, Severity: c.severity(), Command: n.command,
 		Runbook: e.cfg.Runbook + "#" + n.runbook, OpenedAt: now.UTC().Round(0), UpdatedAt: now.UTC().Round(0),
-	}
-	if c.Severity != "" {
-		i.Severity = c.Severity
 	}
 	i.facts(c)
 	for _, last := range slices.Backward(e.recent) {

@@ -167,6 +167,33 @@ func TestSince(t *testing.T) {
 	}
 }
 
+// TestWorse: a warning that becomes critical is told at once, and stays critical.
+func TestWorse(t *testing.T) {
+	b := newBench("")
+	c := Condition{Kind: Credential, Subject: "relay", Summary: "it ends soon"}
+	b.pass(5*time.Second, c)
+	b.want(t, "a warning", "credential/relay opened")
+	c.Severity, c.Summary = Critical, "nothing works"
+	b.pass(time.Second, c)
+	if len(b.events) != 1 || b.events[0].Change != Updated || b.events[0].Was != Warning || b.events[0].Incident.Severity != Critical || b.events[0].Incident.Summary != "nothing works" {
+		t.Fatalf("%+v", b.events)
+	}
+	b.changes()
+	c.Severity, c.Summary = "", "the last good one is in use"
+	b.pass(30*time.Second, c)
+	b.want(t, "better", "")
+	if i := b.Open(); len(i) != 1 || i[0].Severity != Critical {
+		t.Errorf("%+v", i)
+	}
+	b.pass(15 * time.Second)
+	b.want(t, "over", "credential/relay resolved")
+	b.now = b.now.Add(time.Hour)
+	b.pass(5*time.Second, c)
+	if i := b.Open(); len(i) != 1 || i[0].Severity != Warning {
+		t.Errorf("another one: %+v", i)
+	}
+}
+
 func TestBlindness(t *testing.T) {
 	b := newBench("")
 	b.pass(4*time.Second, stall)
@@ -334,8 +361,11 @@ func TestRunbookHasEachSection(t *testing.T) {
 		anchors = append(anchors, strings.ReplaceAll(drop.ReplaceAllString(strings.ToLower(h[1]), ""), " ", "-"))
 	}
 	for _, k := range Kinds() {
-		if !slices.Contains(anchors, kinds[k].runbook) {
+		at := slices.Index(anchors, kinds[k].runbook)
+		if at < 0 {
 			t.Errorf("%s: the runbook has no section %q", k, kinds[k].runbook)
+		} else if section := regexp.MustCompile(`(?m)^#+ `).Split(string(b), -1)[at+1]; !strings.Contains(section, "`"+string(k)+"`") && !strings.Contains(section, "`"+string(k)+"/") {
+			t.Errorf("%s: the runbook's section %q doesn't name it", k, kinds[k].runbook)
 		}
 	}
 }

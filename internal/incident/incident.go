@@ -1,6 +1,7 @@
 package incident
 
 import (
+	"cmp"
 	"strings"
 	"time"
 	"unicode"
@@ -29,12 +30,14 @@ func (c *Condition) Cause() string {
 	return string(c.Kind) + "/" + c.Subject
 }
 
+func (c *Condition) severity() Severity { return cmp.Or(c.Severity, kinds[c.Kind].severity) }
+
 // Incident is what the API, the sinks and the file know of one cause's trouble.
 type Incident struct {
 	ID        string   `json:"id"`
 	Cause     string   `json:"cause"`
 	Kind      Kind     `json:"kind"`
-	Severity  Severity `json:"severity"` // of its beginning
+	Severity  Severity `json:"severity"` // the worst since it opened
 	Summary   string   `json:"summary"`
 	Lane      string   `json:"lane,omitempty"`
 	Count     int64    `json:"count"`                 // messages affected, as far as is known
@@ -113,4 +116,6 @@ type Event struct {
 	ID       string // the same in every try to deliver it
 	Change   Change
 	Incident Incident // as it was then
+	// Was is the severity that an Updated incident had before, if it became worse.
+	Was Severity
 }

@@ -69,7 +69,7 @@ var kinds = map[Kind]nature{
 	ReplayStuck: {0, 5 * time.Second, Warning, "a-replay-doesnt-come-on",
 		"stormpost replay list", false},
 	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
-		`psql "$STORMPOST_DSN" -c 'select pg_is_in_recovery()'`, true},
+		"stormpost serve --roles recovery", true},
 }
 
 // Kinds lists every kind, in order.

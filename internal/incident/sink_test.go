@@ -215,13 +215,56 @@ func TestAlertmanagerIsRepeated(t *testing.T) {
 	}
 }
 
+// TestAlertmanagerHearsWorse: by its labels, the critical one is another alert, and
+// the warning ends.
+func TestAlertmanagerHearsWorse(t *testing.T) {
+	url, got := receiver(t, nil)
+	sink, err := NewAlertmanager(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBench("")
+	dispatch(t, DispatchConfig{Engine: b.Engine, Sinks: []Sink{sink}})
+	hear := func(what string, n int, severity string) (alerts []alert) {
+		t.Helper()
+		for len(alerts) != n || alerts[0].Labels["severity"] != severity { // what is open may be told twice
+			if err := json.Unmarshal(next(t, what, got).body, &alerts); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return alerts
+	}
+	c := Condition{Kind: Credential, Subject: "relay", Summary: "it ends soon"}
+	b.pass(5*time.Second, c)
+	hear("opened", 1, "warning")
+	c.Severity = Critical
+	b.pass(time.Second, c)
+	alerts := hear("worse", 2, "critical")
+	if a := alerts[0]; a.Labels["severity"] != "critical" || !a.EndsAt.After(time.Now()) {
+		t.Errorf("%+v", a)
+	}
+	if a := alerts[1]; a.Labels["severity"] != "warning" || a.Labels["cause"] != "credential/relay" || !a.EndsAt.Equal(b.now) {
+		t.Errorf("%+v", a)
+	}
+	b.pass(20 * time.Second)
+	if a := hear("over", 1, "critical")[0]; a.EndsAt.After(b.now) {
+		t.Errorf("%+v", a)
+	}
+}
+
 func TestQueueIsBounded(t *testing.T) {
 	q := &queue{wake: make(chan struct{}, 1)}
+	worse := event(Updated, Incident{ID: "inc_same"})
+	worse.Was = Warning
+	q.push(worse)
 	for n := range 10 * mostQueued {
 		whole := q.push(event(Updated, Incident{ID: "inc_same"}))
 		if !whole || len(q.list) != 1 {
 			t.Fatalf("update %d did not take the place of the last one", n)
 		}
+	}
+	if q.list[0].Was != Warning {
+		t.Errorf("that it became worse is lost: %+v", q.list[0])
 	}
 	dropped := 0
 	for range 2 * mostQueued {

@@ -68,10 +68,11 @@ func Replays(stuck func(ctx context.Context, after time.Duration) ([]message.Rep
 // stuckAfter is how long nothing may come out of a journal that has something.
 const stuckAfter = 4 * time.Second
 
-// Journal tells of journals that something is in and nothing comes out of.
-// backlog says how many submissions each class's still has, and how many it
-// ever gave.
-func Journal(backlog func(context.Context) (left, done map[message.Class]int64, err error), now func() time.Time) Check {
+// Journal tells of journals that something is in and nothing comes out of, although
+// the ledger could take it: while stands says that it can't, that is an incident of
+// its own, and this would be its second. backlog says how many submissions each
+// class's still has, and how many it ever gave.
+func Journal(backlog func(context.Context) (left, done map[message.Class]int64, err error), stands func(context.Context) bool, now func() time.Time) Check {
 	type mark struct {
 		done  int64
 		since time.Time // when done was first seen, or the journal last empty
@@ -81,6 +82,14 @@ func Journal(backlog func(context.Context) (left, done map[message.Class]int64, 
 		left, done, err := backlog(ctx)
 		if err != nil {
 			return nil, err
+		}
+		waits := false
+		for _, n := range left {
+			waits = waits || n > 0
+		}
+		if waits && !stands(ctx) {
+			clear(marks)
+			return nil, nil
 		}
 		var found []incident.Condition
 		for c := message.Transactional; c <= message.Campaign; c++ {

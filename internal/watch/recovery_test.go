@@ -14,10 +14,10 @@ import (
 func TestJournal(t *testing.T) {
 	now := time.Unix(1000, 0)
 	left, done := map[message.Class]int64{}, map[message.Class]int64{}
+	stands := true
 	c := Journal(func(context.Context) (map[message.Class]int64, map[message.Class]int64, error) {
 		return left, done, nil
-	},
-		func() time.Time { return now })
+	}, func(context.Context) bool { return stands }, func() time.Time { return now })
 	look := func(after time.Duration) string {
 		t.Helper()
 		now = now.Add(after)
@@ -47,6 +47,17 @@ func TestJournal(t *testing.T) {
 			t.Errorf("moving: %s", got)
 		}
 		done[message.Trigger]++
+	}
+	stands = false // another incident tells why nothing comes out
+	if got := look(time.Hour) + look(2*time.Second); got != "" {
+		t.Errorf("with the ledger away: %s", got)
+	}
+	stands = true
+	if got := look(2*time.Second) + look(2*time.Second); got != "" {
+		t.Errorf("the ledger is just back: %s", got)
+	}
+	if got := look(2 * time.Second); !strings.HasPrefix(got, "journal_not_draining/trigger: 7 trigger submissions") {
+		t.Errorf("and still nothing comes out: %q", got)
 	}
 	left[message.Trigger] = 0
 	if got := look(time.Hour); got != "" {
