@@ -14,6 +14,9 @@ func (l *Ledger) Tell(ctx context.Context, events []message.ProviderEvent) error
 	if len(events) == 0 {
 		return nil
 	}
+	if err := l.stands("events"); err != nil { // it may have forgotten their messages
+		return err
+	}
 	var (
 		keys, others     [][16]byte // a submission that came second is under its other key
 		ids              [][]byte
