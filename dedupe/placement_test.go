@@ -103,3 +103,23 @@ func TestKnown(t *testing.T) {
 	exec(t, dsn, `update lane set floor = $1 where code = $2`, int64(there.Position), int16(there.Position.Lane().Code()))
 	known(true, true, true, true)
 }
+
+// What is left of a lane is what nobody has claimed, and has no leave of its own.
+func TestLaneLeft(t *testing.T) {
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	claimed := firstItem(t, l, tenant, "claimed")
+	claim(t, l, claimed, message.Claimed)
+	exec(t, dsn, `insert into waiting (n, no, lane, due) values ($1, 1, $2, now())`, int64(claimed.Position), int16(claimed.Position.Lane().Code())) // used, as a race leaves it
+	first := firstItem(t, l, tenant, "first")
+	scheduled := ledgertest.Email(t, tenant, "scheduled", "s", "a@example.com")
+	scheduled.SendAt = time.Now().Add(time.Minute)
+	accept(t, l, scheduled)
+	firstItem(t, l, tenant, "second")
+	for mark, want := range map[message.Position]int64{0: 2, first.Position: 1, claimed.Position: 0} {
+		if n, err := l.LaneLeft(t.Context(), first.Position.Lane(), mark); err != nil || n != want {
+			t.Errorf("up to %s: %d %v, want %d", mark, n, err, want)
+		}
+	}
+}
