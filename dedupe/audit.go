@@ -43,6 +43,9 @@ func (l *Ledger) Audit(ctx context.Context, tenant int32, stream string) (*messa
 
 // AuditPart implements httpapi.Ledger.
 func (l *Ledger) AuditPart(ctx context.Context, tenant int32, stream string, within message.Range) (*message.Audit, error) {
+	if err := l.stands("audit"); err != nil { // what it has forgotten isn't missing in it
+		return nil, err
+	}
 	done, err := l.read(ctx)
 	if err != nil {
 		return nil, err

@@ -21,6 +21,9 @@ const (
 // audit at a time in each process; it takes a few seconds for every million
 // messages, at most 5 minutes.
 func (l *Ledger) AuditLanes(ctx context.Context, lanes []message.Lane, progress func(done, total int64)) ([]message.LaneAudit, error) {
+	if err := l.stands("audit"); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, auditDeadline)
 	defer cancel()
 	select {

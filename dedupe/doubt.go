@@ -43,6 +43,9 @@ func (l *Ledger) sweep(ctx context.Context) error {
 // position.
 func (l *Ledger) Doubts(ctx context.Context, cursor string, limit int) (message.Page[message.Doubt], error) {
 	var page message.Page[message.Doubt]
+	if err := l.stands("doubts"); err != nil {
+		return page, err
+	}
 	since, n := time.Unix(0, 0), int64(0)
 	if cursor != "" {
 		us, pos, ok := strings.Cut(cursor, "-")

@@ -39,6 +39,9 @@ func doubtsArgs(f message.DoubtFilter) []any {
 
 // CountDoubts implements httpapi.Ledger.
 func (l *Ledger) CountDoubts(ctx context.Context, f message.DoubtFilter) (*message.DoubtCount, error) {
+	if err := l.stands("count doubts"); err != nil {
+		return nil, err
+	}
 	done, err := l.read(ctx)
 	if err != nil {
 		return nil, err

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -11,8 +13,17 @@ import (
 // what follows from it. Events of messages that the ledger doesn't have are
 // passed over.
 func (l *Ledger) Tell(ctx context.Context, events []message.ProviderEvent) error {
+	_, err := l.TellOf(ctx, events)
+	return err
+}
+
+// TellOf is Tell, and says which messages' states have changed by it.
+func (l *Ledger) TellOf(ctx context.Context, events []message.ProviderEvent) (changed []message.Position, err error) {
 	if len(events) == 0 {
-		return nil
+		return nil, nil
+	}
+	if err := l.stands("events"); err != nil { // it may have forgotten their messages
+		return nil, err
 	}
 	var (
 		keys, others     [][16]byte // a submission that came second is under its other key
@@ -31,7 +42,7 @@ func (l *Ledger) Tell(ctx context.Context, events []message.ProviderEvent) error
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
-	_, err := l.pool.Exec(ctx, `
+	rows, err := l.pool.Query(ctx, `
 		with told as (
 			insert into event (n, kind, provider, at, detail)
 			select m.n, u.kind, u.provider, u.at, u.detail
@@ -43,12 +54,57 @@ func (l *Ledger) Tell(ctx context.Context, events []message.ProviderEvent) error
 			on conflict (n, kind, provider, at) do nothing
 			returning n, kind, provider
 		)
-		select settle_event(t.n, t.kind, t.provider) from (select * from told order by n) t`,
+		select t.n, settle_event(t.n, t.kind, t.provider) from (select * from told order by n) t`,
 		keys, others, ids, indexes, kinds, providers, ats, details)
 	if err != nil {
-		return unavailable("events", err)
+		return nil, unavailable("events", err)
 	}
-	return nil
+	var n int64
+	var settled bool
+	if _, err := pgx.ForEachRow(rows, []any{&n, &settled}, func() error {
+		if settled {
+			changed = append(changed, message.Position(n))
+		}
+		return nil
+	}); err != nil {
+		return nil, unavailable("events", err)
+	}
+	return changed, nil
+}
+
+// StoodIn is the attempts of messages that were made in nobody's name (stands_in): no
+// worker tells of them.
+func (l *Ledger) StoodIn(ctx context.Context, of ...message.Position) ([]message.Step, error) {
+	if len(of) == 0 {
+		return nil, nil
+	}
+	ns := make([]int64, len(of))
+	for i, p := range of {
+		ns[i] = int64(p)
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, `
+		select a.n, m.id, a.no, o.kind, o.at, coalesce(o.provider, ''), coalesce(o.code, '')
+		from attempt a join outcome o on o.n = a.n and o.no = a.no join message m on m.n = a.n
+		where a.n = any ($1) and a.kind = 1 and a.worker = 0 and a.token = 0 and a.note like 'not handed over: %' order by a.n, a.no`, ns)
+	if err != nil {
+		return nil, unavailable("attempts", err)
+	}
+	steps, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (s message.Step, err error) {
+		var n int64
+		var id []byte
+		var no, kind int16
+		err = row.Scan(&n, &id, &no, &kind, &s.At, &s.Provider, &s.Code)
+		s.Position, s.Attempt, s.Kind = message.Position(n), int(no), message.StepKind(kind)
+		copy(s.ID[:24], id)
+		s.ID = s.ID.Message(s.Position.Index())
+		return s, err
+	})
+	if err != nil {
+		return nil, unavailable("attempts", err)
+	}
+	return steps, nil
 }
 
 // settleEvents decides doubts that providers told of before they were doubts.

@@ -1,6 +1,7 @@
 package dedupe_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -92,6 +93,21 @@ func TestProviderEvents(t *testing.T) {
 	before.Attempt = 2
 	claim(t, l, before, message.Taken)
 	state(t, l, before, message.StateSent)
+	stoodIn := func(it message.Item, kind message.Outcome) {
+		t.Helper()
+		steps, err := l.StoodIn(t.Context(), doubt.Position, it.Position)
+		if err != nil || len(steps) != 1 || steps[0].ID != it.ID || steps[0].Attempt != 2 || steps[0].Kind != message.StepKind(kind) || steps[0].At.IsZero() {
+			t.Errorf("attempts that are no worker's: %+v %v", steps, err)
+		}
+	}
+	stoodIn(before, message.Sent)
+	waits := take("waits", 0)
+	lost(t, l, waits, time.Hour)
+	changed, err := l.TellOf(t.Context(), []message.ProviderEvent{{ID: waits.ID, Provider: "ses", Kind: message.EventDelivered, At: at}, {ID: doubt.ID, Provider: "ses", Kind: message.EventSoftBounce, At: at}})
+	if err != nil || !slices.Equal(changed, []message.Position{waits.Position}) {
+		t.Errorf("changed %v %v", changed, err)
+	}
+	stoodIn(waits, message.Sent)
 	// Nobody else's: another id of the same key.
 	other := doubt.ID
 	other[20] ^= 1

@@ -26,7 +26,7 @@ func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Dura
 		select u.n, 1, u.id, c.body, coalesce(u.trace, ''), m.tenant, '', 0::smallint, ''
 		from u cross join lateral (select tenant from message m where m.n = u.n offset 0) m
 		left join lateral (select body from content c where c.n = u.n & ~63::bigint offset 0) c on true
-		where u.accepted_at <= clock_timestamp() - $4::interval
+		where u.accepted_at <= clock_timestamp() - $4::interval or u.accepted_at > clock_timestamp() -- the clock went back
 		order by u.n`, int16(lane.Code()), l.horizon.position(lane, age), limit, age)
 	if err != nil {
 		return nil, unavailable("unclaimed", err)

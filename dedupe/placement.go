@@ -33,7 +33,11 @@ func scanPlacement(row pgx.CollectableRow) (p message.Placement, err error) {
 func (l *Ledger) Placements(ctx context.Context) (map[message.Lane]message.Placement, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
-	rows, err := l.pool.Query(ctx, `select `+placementColumns+` from placement`)
+	// A rate is the backlog's: it ends with that, whether or not anybody has seen it end.
+	rows, err := l.pool.Query(ctx, `
+		select `+placementColumns+` from (
+			select p.lane, p.cluster, p.at, p.by, p.automatic, p.mark, case when l.cursor < p.mark then p.rate end as rate
+			from placement p join lane l on l.code = p.lane) x`)
 	if err != nil {
 		return nil, unavailable("placements", err)
 	}
@@ -162,18 +166,22 @@ func (l *Ledger) LaneLeft(ctx context.Context, lane message.Lane, mark message.P
 	return n, nil
 }
 
-// Known says of each item whether the ledger has the message: one of that id, at
-// that position.
+// Known says of each item whether the ledger has the message, or had it until
+// retention dropped it: one of that id, at that position, unless a reconciliation
+// had to put it elsewhere.
 func (l *Ledger) Known(ctx context.Context, items []message.Item) ([]bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	ns, ids := make([]int64, len(items)), make([][]byte, len(items))
+	keys := make([][16]byte, len(items))
 	for i, it := range items {
-		ns[i], ids[i] = int64(it.Position), it.ID[:24]
+		ns[i], ids[i], keys[i] = int64(it.Position), it.ID[:24], it.ID.KeyHash()
 	}
 	rows, err := l.pool.Query(ctx, `
 		select exists (select from message m where m.n = x.n and m.id = x.id)
-		from unnest($1::bigint[], $2::bytea[]) with ordinality x(n, id, ord) order by x.ord`, ns, ids)
+			or exists (select from lane l where l.code = x.n >> 57 and x.n <= l.floor)
+			or exists (select from identity i where i.key = x.key and substr(i.print, 1, 8) = substr(x.id, 17))
+		from unnest($1::bigint[], $2::bytea[], $3::uuid[]) with ordinality x(n, id, key, ord) order by x.ord`, ns, ids, keys)
 	if err != nil {
 		return nil, unavailable("known", err)
 	}

@@ -2,6 +2,7 @@ package dedupe_test
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -10,7 +11,8 @@ import (
 )
 
 func TestOneEvacuationAtATime(t *testing.T) {
-	l := ledgertest.Open(t, ledgertest.DSN(t))
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
 	ctx := t.Context()
 	if all, err := l.Placements(ctx); err != nil || len(all) != 0 {
 		t.Fatal(all, err)
@@ -28,6 +30,15 @@ func TestOneEvacuationAtATime(t *testing.T) {
 		t.Fatalf("%+v %v", p, err)
 	}
 	done() // as a crash does
+	rate := func(want int) {
+		t.Helper()
+		if all, err := l.Placements(ctx); err != nil || all[lane].Rate != want {
+			t.Errorf("%+v %v, want a rate of %d", all[lane], err, want)
+		}
+	}
+	rate(7)
+	exec(t, dsn, `update lane set cursor = $1 where code = $2`, int64(p.Mark), int16(lane.Code()))
+	rate(0) // nothing is left of its backlog
 
 	again, done, err := l.BeginEvacuation(ctx, "b", "alice")
 	if err != nil || again.ID != e.ID {
@@ -67,5 +78,48 @@ func TestSightings(t *testing.T) {
 	all, err := l.Sightings(t.Context(), time.Minute)
 	if err != nil || all["main"] != (message.ClusterSeen{Away: 1}) || all["b"] != (message.ClusterSeen{Well: 1}) {
 		t.Errorf("%+v %v", all, err)
+	}
+}
+
+// What a cluster holds is the ledger's also when retention has dropped it, or a
+// reconciliation has put it elsewhere.
+func TestKnown(t *testing.T) {
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	s := ledgertest.Email(t, ledgertest.Tenant(t, l, "acme"), "k", "s", "a@example.com")
+	there := ledgertest.Items(s, accept(t, l, s))[0]
+	moved, stranger, other := there, there, there
+	moved.Position += 1 << 10
+	stranger.ID[0]++
+	other.ID[20]++ // another request's under the same key
+	known := func(want ...bool) {
+		t.Helper()
+		got, err := l.Known(t.Context(), []message.Item{there, moved, stranger, other})
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("%v %v, want %v", got, err, want)
+		}
+	}
+	known(true, true, false, false)
+	exec(t, dsn, `update lane set floor = $1 where code = $2`, int64(there.Position), int16(there.Position.Lane().Code()))
+	known(true, true, true, true)
+}
+
+// What is left of a lane is what nobody has claimed, and has no leave of its own.
+func TestLaneLeft(t *testing.T) {
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	claimed := firstItem(t, l, tenant, "claimed")
+	claim(t, l, claimed, message.Claimed)
+	exec(t, dsn, `insert into waiting (n, no, lane, due) values ($1, 1, $2, now())`, int64(claimed.Position), int16(claimed.Position.Lane().Code())) // used, as a race leaves it
+	first := firstItem(t, l, tenant, "first")
+	scheduled := ledgertest.Email(t, tenant, "scheduled", "s", "a@example.com")
+	scheduled.SendAt = time.Now().Add(time.Minute)
+	accept(t, l, scheduled)
+	firstItem(t, l, tenant, "second")
+	for mark, want := range map[message.Position]int64{0: 2, first.Position: 1, claimed.Position: 0} {
+		if n, err := l.LaneLeft(t.Context(), first.Position.Lane(), mark); err != nil || n != want {
+			t.Errorf("up to %s: %d %v, want %d", mark, n, err, want)
+		}
 	}
 }

@@ -230,3 +230,17 @@ func TestListsLeaveConnectionsForAccepting(t *testing.T) {
 	unlock()
 	wg.Wait()
 }
+
+// What was accepted before PostgreSQL's clock went back is fed at once: it is no newer
+// than what was accepted since, and would keep that back as well.
+func TestTheFeedGoesOnWhenAClockGoesBack(t *testing.T) {
+	t.Parallel()
+	l, dsn, it := one(t)
+	exec(t, dsn, `update message set accepted_at = accepted_at + interval '1 hour'`)
+	for _, age := range []time.Duration{0, time.Second} {
+		eventually(t, func() (any, bool) {
+			items, err := l.Unclaimed(t.Context(), it.Position.Lane(), age, 10)
+			return nil, err == nil && len(items) == 1
+		})
+	}
+}

@@ -75,10 +75,13 @@ func (l *Ledger) sampleLanes(ctx context.Context) error {
 }
 
 // add keeps what is needed of the window. Between two heartbeats the counts stand
-// still, so only a new one is a sample.
+// still, so only a new one is a sample. One from before the last says that the clock
+// went back: it begins anew.
 func (b *beats) add(s laneSample) {
-	if n := len(b.samples); n > 0 && !s.at.After(b.samples[n-1].at) {
+	if n := len(b.samples); n > 0 && s.at.Equal(b.samples[n-1].at) {
 		return
+	} else if n > 0 && s.at.Before(b.samples[n-1].at) {
+		b.samples = b.samples[:0]
 	}
 	b.samples = append(b.samples, s)
 	for len(b.samples) > 2 && (s.at.Sub(b.samples[1].at) >= rateWindow || len(b.samples) > mostBeats) {

@@ -20,3 +20,22 @@ func TestRatesFromTheDrainOn(t *testing.T) {
 		t.Errorf("%v in, %v out a second", in, out)
 	}
 }
+
+// A clock that goes back is no reason to tell the rates of before until it has
+// caught up.
+func TestRatesAfterAClockWentBack(t *testing.T) {
+	t.Parallel()
+	b := &beats{}
+	for i, out := range []int64{0, 100, 200, 300, 500, 700, 900} {
+		s := laneSample{at: time.Unix(int64(i), 0)}
+		if i > 3 {
+			s.at = s.at.Add(-time.Hour)
+		}
+		s.out[1] = out
+		b.add(s)
+	}
+	r := laneReader{beats: map[int32]*beats{1: b}}
+	if _, out := r.rates(1); out != 200 {
+		t.Errorf("%v out a second, want 200", out)
+	}
+}

@@ -252,3 +252,54 @@ func TestReconcileKnowsWhatWasResent(t *testing.T) {
 		t.Errorf("a replay would look at them as %v, want %v", look.Counts, want)
 	}
 }
+
+// Before a rollback is noticed, a restored ledger may make attempts whose numbers
+// were told of already. That an earlier one wasn't taken says nothing of those.
+func TestWhatWasNotTakenIsOfItsOwnAttempt(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	canceled, sent, open := firstItem(t, l, tenant, "canceled"), firstItem(t, l, tenant, "sent"), firstItem(t, l, tenant, "open")
+	if _, err := l.Cancel(t.Context(), tenant, canceled.ID); err != nil {
+		t.Fatal(err)
+	}
+	sentOnce(t, l, sent)
+	claim(t, l, open, message.Claimed)
+	exec(t, dsn, `insert into rollback (cause, back_to) values ('a restore', now())`)
+	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	by, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4, Reconciling: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer by.Close()
+	r, err := by.BeginReconcile(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for _, it := range []message.Item{canceled, sent, open} {
+		for _, k := range []message.Outcome{message.Deferred, message.Returned, message.Rejected} {
+			for attempt := range 2 {
+				s := message.Step{Position: it.Position, ID: it.ID, Attempt: attempt + 1, Kind: message.StepKind(k), At: time.Now().Add(-time.Minute), Provider: "test"}
+				if _, err := r.Retrace(t.Context(), []message.Step{s}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	// Nor does it give leave where the ledger knows better.
+	s := message.Step{Position: sent.Position, ID: sent.ID, Attempt: 1, Kind: message.StepKind(message.Deferred), At: time.Now(), Provider: "test"}
+	if _, err := r.Retrace(t.Context(), []message.Step{s}); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(t, dsn, `select count(*) from waiting`); n != 0 {
+		t.Errorf("%d have leave", n)
+	}
+	if n := count(t, dsn, `select count(*) from outcome where n in ($1, $2)`, int64(canceled.Position), int64(open.Position)); n != 0 {
+		t.Errorf("%d have an outcome that is another attempt's", n)
+	}
+	if n := count(t, dsn, `select count(*) from attempt where no > 1`); n != 0 {
+		t.Errorf("%d have another attempt", n)
+	}
+}

@@ -90,6 +90,9 @@ func next(f message.ReplayFilter, lane message.Lane) (pos message.Position, ok b
 // LookReplay implements httpapi.Ledger. A cursor is the last submission of
 // all, and the position to go on behind.
 func (l *Ledger) LookReplay(ctx context.Context, f message.ReplayFilter, cursor string) (*message.ReplayLook, error) {
+	if err := l.stands("replay"); err != nil { // what failed may have been sent since
+		return nil, err
+	}
 	done, err := l.read(ctx)
 	if err != nil {
 		return nil, err
@@ -193,6 +196,9 @@ func (l *Ledger) lookAt(ctx context.Context, f message.ReplayFilter, pos message
 // AddReplay implements httpapi.Ledger. Filters may overlap unless they differ
 // in a field that has one value for each message; by tags nobody can tell.
 func (l *Ledger) AddReplay(ctx context.Context, r message.Replay) (message.Replay, error) {
+	if err := l.stands("replay"); err != nil {
+		return message.Replay{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	args := append(replayArgs(r.Filter), r.Rate, bounded(r.Reason, 1000), r.By, int64(startOf(lanesOf(r.Filter)[0])))
@@ -234,6 +240,9 @@ func (l *Ledger) AddReplay(ctx context.Context, r message.Replay) (message.Repla
 
 // ReplayMessage implements httpapi.Ledger.
 func (l *Ledger) ReplayMessage(ctx context.Context, id message.ID, attempt int, by, reason string) (message.Replay, error) {
+	if err := l.stands("replay"); err != nil {
+		return message.Replay{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	n, err := l.find(ctx, id)

@@ -405,3 +405,46 @@ func TestReplaysDontOverlap(t *testing.T) {
 		t.Errorf("%+v %v", page, err)
 	}
 }
+
+// Who is gone, or has complained, gets nothing again by a filter: as at the door, unless
+// its sender bypasses that, or until it is cleared. By name it does.
+func TestReplayLeavesOutSuppressedRecipients(t *testing.T) {
+	t.Parallel()
+	l := ledgertest.Open(t, "")
+	tenant := ledgertest.Tenant(t, l, "acme")
+	send := func(key string, bypass bool) message.Item {
+		t.Helper()
+		c := &message.Content{Push: &message.Push{Platform: "apns", To: message.Target{Token: "gone"}, Data: map[string]string{"a": "b"}}}
+		c.Push.BypassSuppression = bypass
+		s, err := message.Submit(tenant, key, c, time.Now(), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		it := ledgertest.Items(s, accept(t, l, s))[0]
+		fail(t, l, it, message.RecipientGone)
+		return it
+	}
+	named, other := send("1", false), send("2", false)
+	send("3", true)
+	look := func(want map[string]int64) {
+		t.Helper()
+		got, err := l.LookReplay(t.Context(), message.ReplayFilter{}, "")
+		if err != nil || !maps.Equal(got.Counts, want) {
+			t.Errorf("%v %v, want %v", got, err, want)
+		}
+	}
+	look(map[string]int64{"": 1, "suppressed": 2})
+	if _, err := l.ReplayMessage(t.Context(), named.ID, 1, "ops", "it is back"); err != nil {
+		t.Error(err)
+	}
+	look(map[string]int64{"": 1, "suppressed": 1, "waiting": 1})
+	page, err := l.Suppressions(t.Context(), message.SuppressionFilter{Tenant: tenant, Limit: 10})
+	if err != nil || len(page.Items) != 1 {
+		t.Fatalf("%+v %v", page, err)
+	}
+	if _, err := l.ClearSuppression(t.Context(), tenant, page.Items[0].ID, "ops"); err != nil {
+		t.Fatal(err)
+	}
+	look(map[string]int64{"": 2, "waiting": 1})
+	state(t, l, other, message.StateFailed)
+}

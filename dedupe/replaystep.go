@@ -15,6 +15,9 @@ const replayAhead = 2000
 
 // LeaseReplays implements recovery.Replays.
 func (l *Ledger) LeaseReplays(ctx context.Context, hold time.Duration) ([]message.Replay, error) {
+	if err := l.stands("lease"); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	worker, err := l.processID(ctx)
@@ -57,6 +60,9 @@ func (l *Ledger) StuckReplays(ctx context.Context, after time.Duration) ([]messa
 // StepReplay implements recovery.Replays.
 func (l *Ledger) StepReplay(ctx context.Context, r *message.Replay, span int64, most int) (message.ReplayStep, error) {
 	var step message.ReplayStep
+	if err := l.stands("replay"); err != nil {
+		return step, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	worker, err := l.processID(ctx)

@@ -169,10 +169,18 @@ func (l *Ledger) checkDescent(ctx context.Context, q querier) error {
 	return err
 }
 
-// noteRollback stops the ledger, for everybody.
+// unnoticed is for how long a restored ledger may have been worked on, by processes
+// that didn't know, for its history's end to be known all the same.
+const unnoticed = time.Hour
+
+// noteRollback stops the ledger, for everybody. Its history is known up to its last
+// pulse. A process that knew nothing may have given it another one since, and then
+// has noted the hole before that as an outage.
 func noteRollback(ctx context.Context, q querier, why string) error {
-	_, err := q.Exec(ctx, `insert into rollback (cause, back_to) select $1, coalesce((select at from pulse), 'epoch')
-		on conflict ((true)) where closed_at is null do nothing`, why)
+	_, err := q.Exec(ctx, `
+		insert into rollback (cause, back_to)
+		select $1, least(coalesce((select at from pulse), 'epoch'), (select min(since) from outage where until > clock_timestamp() - $2::interval))
+		on conflict ((true)) where closed_at is null do nothing`, why, unnoticed)
 	return err
 }
 

@@ -286,3 +286,53 @@ func TestRollbackThatTheHouseCannotNote(t *testing.T) {
 // What was failed, in doubt or sent in the backup, and was sent again since by a
 // replay or a decision, is as the trail tells it; the decision, which no topic
 // has, comes back for it.
+
+// A process that knew nothing has worked on the restored ledger before anybody
+// noticed: the ledger's history still ends where the backup's did.
+func TestTheHistoryEndsBeforeWhatWasNotNoticed(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	exec(t, dsn, `update pulse set at = now() - interval '2 hours'`)
+	l := ledgertest.Open(t, dsn)
+	it := firstItem(t, l, ledgertest.Tenant(t, l, "acme"), "old")
+	eventually(t, func() (any, bool) {
+		return nil, count(t, dsn, `select count(*) from pulse where at > now() - interval '1 minute'`) == 1
+	})
+	it.Position += 1 << 20 // what Kafka has of a message that is forgotten
+	go func() { _, _ = l.Claim(context.Background(), it) }()
+	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	if ago := count(t, dsn, `select extract(epoch from now() - back_to)::int / 60 from rollback`); ago < 119 || ago > 121 {
+		t.Errorf("its history is known up to %d minutes ago, want 120", ago)
+	}
+}
+
+// What a rolled-back ledger has forgotten isn't missing in it: it says nothing of
+// what is complete, in doubt or failed, and takes no events of what it may not know.
+func TestARolledBackLedgerSaysNothing(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	it := firstItem(t, l, tenant, "old")
+	exec(t, dsn, `insert into rollback (cause, back_to) values ('a restore', now())`)
+	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
+	ctx := t.Context()
+	for name, ask := range map[string]func() error{
+		"stream":         func() error { _, err := l.AuditPart(ctx, tenant, "s", message.Range{}); return err },
+		"lanes":          func() error { _, err := l.AuditLanes(ctx, message.Lanes(), func(_, _ int64) {}); return err },
+		"doubts":         func() error { _, err := l.Doubts(ctx, "", 10); return err },
+		"count":          func() error { _, err := l.CountDoubts(ctx, message.DoubtFilter{}); return err },
+		"look":           func() error { _, err := l.LookReplay(ctx, message.ReplayFilter{}, ""); return err },
+		"replay":         func() error { _, err := l.AddReplay(ctx, message.Replay{Rate: 1, Reason: "r", By: "b"}); return err },
+		"replay by name": func() error { _, err := l.ReplayMessage(ctx, it.ID, 1, "b", "r"); return err },
+		"lease":          func() error { _, err := l.LeaseReplays(ctx, time.Second); return err },
+		"step":           func() error { _, err := l.StepReplay(ctx, &message.Replay{}, 1, 1); return err },
+		"event": func() error {
+			return l.Tell(ctx, []message.ProviderEvent{{ID: it.ID, Kind: "delivered", Provider: "p", At: time.Now()}})
+		},
+	} {
+		if err := ask(); !errors.Is(err, dedupe.ErrRolledBack) || !errors.Is(err, message.ErrUnavailable) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}

@@ -293,3 +293,27 @@ func TestRetainForgetsSupersedeKeys(t *testing.T) {
 	state(t, l, kept, message.StateSuperseded)
 	claim(t, l, accepted(t, l, keyed(t, tenant, "5", "code"))[0], message.Claimed)
 }
+
+// PostgreSQL's clock goes back by an hour: what is accepted now is the newest all the
+// same, and what the journal has from before isn't.
+func TestAClockThatGoesBackSupersedesNothingNewer(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	before := accepted(t, l, keyed(t, tenant, "1", "code"))[0]
+	exec(t, dsn, `update message set accepted_at = accepted_at + interval '1 hour'`)
+	exec(t, dsn, `update newest set at = at + interval '1 hour'`)
+	after := accepted(t, l, keyed(t, tenant, "2", "code"))[0]
+	claim(t, l, before, message.Taken)
+	state(t, l, before, message.StateSuperseded)
+	last := accepted(t, l, keyed(t, tenant, "3", "code"))[0]
+	state(t, l, after, message.StateSuperseded)
+	late := message.Journaled{Submission: keyed(t, tenant, "4", "code"), AcceptedAt: time.Now().Add(-time.Minute)}
+	r, err := l.Enter(t.Context(), late)
+	if err != nil {
+		t.Fatal(err)
+	}
+	state(t, l, late.Items(r)[0], message.StateSuperseded)
+	claim(t, l, last, message.Claimed)
+}

@@ -83,10 +83,7 @@ func PlanEvacuation(ctx context.Context, l EvacuationLedger, target EvacuationTa
 		if len(p.Lanes) > 0 && !slices.Contains(p.Lanes, lane) {
 			continue
 		}
-		m := LaneMove{Lane: lane, From: message.MainCluster}
-		if at, ok := placed[lane]; ok {
-			m.From, m.mark = at.Cluster, at.Mark
-		}
+		m := LaneMove{Lane: lane, From: clusterOf(placed, lane), mark: placed[lane].Mark}
 		// A person may confirm what was done automatically.
 		m.stays = m.From == p.To && (p.Automatic || !placed[lane].Automatic)
 		mark := m.mark
@@ -113,6 +110,13 @@ func PlanEvacuation(ctx context.Context, l EvacuationLedger, target EvacuationTa
 	return moves, resumed, nil
 }
 
+func clusterOf(placed map[message.Lane]message.Placement, l message.Lane) string {
+	if at, ok := placed[l]; ok {
+		return at.Cluster
+	}
+	return message.MainCluster
+}
+
 // Evacuate moves the lanes one by one, most urgent first, and then, unless
 // progress is nil, tells it how it goes until their backlogs are gone: workers feed
 // themselves with those from the ledger, so nothing is copied. Ended before, it
@@ -132,9 +136,14 @@ func Evacuate(ctx context.Context, l EvacuationLedger, target EvacuationTarget, 
 	if err := errors.Join(target.EnsureTopics(mctx), target.EnsureJournals(mctx)); err != nil {
 		return nil, false, fmt.Errorf("cluster %s: %w", p.To, err)
 	}
+	placed, err := l.Placements(mctx)
+	if err != nil {
+		return nil, false, err
+	}
 	for i := range moves {
 		m := &moves[i]
-		if m.stays {
+		// Whoever has moved it since it was looked at is not overruled by a process.
+		if m.stays || p.Automatic && clusterOf(placed, m.Lane) != m.From {
 			continue
 		}
 		moved, err := l.MoveLane(ctx, e, message.Placement{Lane: m.Lane, By: p.By, Automatic: p.Automatic, Rate: p.Rate})

@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -118,5 +120,52 @@ func TestEvacuationIsConfirmed(t *testing.T) {
 	}
 	if _, _, err := recovery.Evacuate(ctx, l, b, plan, log, nil); !errors.Is(err, recovery.ErrThere) {
 		t.Errorf("twice: %v", err)
+	}
+}
+
+// moving is a ledger in which a person moves the lanes just before the process that
+// has looked at them.
+type moving struct {
+	recovery.EvacuationLedger
+	where map[message.Lane]message.Placement
+	moved []message.Lane
+}
+
+func (m *moving) Placements(context.Context) (map[message.Lane]message.Placement, error) {
+	return maps.Clone(m.where), nil
+}
+func (m *moving) OpenEvacuation(context.Context) (*message.Evacuation, error) { return nil, nil }
+func (m *moving) LaneLeft(context.Context, message.Lane, message.Position) (int64, error) {
+	return 0, nil
+}
+func (m *moving) EndEvacuation(context.Context, message.Evacuation) error { return nil }
+func (m *moving) BeginEvacuation(context.Context, string, string) (message.Evacuation, func(), error) {
+	m.where[message.Lanes()[0]] = message.Placement{Lane: message.Lanes()[0], Cluster: "c", By: "alice"}
+	return message.Evacuation{}, func() {}, nil
+}
+func (m *moving) MoveLane(_ context.Context, _ message.Evacuation, p message.Placement) (message.Placement, error) {
+	m.moved = append(m.moved, p.Lane)
+	return p, nil
+}
+
+// empty is a cluster without anything in it.
+type empty struct{}
+
+func (empty) EnsureTopics(context.Context) error   { return nil }
+func (empty) EnsureJournals(context.Context) error { return nil }
+func (empty) Strangers(context.Context, func(context.Context, []message.Item) ([]bool, error)) ([]string, error) {
+	return nil, nil
+}
+
+// What a person has moved meanwhile a process leaves where it is.
+func TestNoPersonIsOverruled(t *testing.T) {
+	m := &moving{where: make(map[message.Lane]message.Placement)}
+	lanes := message.Lanes()[:2]
+	plan := recovery.EvacuatePlan{To: "b", Lanes: lanes, By: "automatic", Automatic: true}
+	if _, _, err := recovery.Evacuate(t.Context(), m, empty{}, plan, slog.New(slog.DiscardHandler), nil); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(m.moved, lanes[1:]) {
+		t.Errorf("moved %v", m.moved)
 	}
 }

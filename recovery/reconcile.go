@@ -34,7 +34,7 @@ type Books interface {
 // was asked.
 type Evidence struct {
 	Lanes    func(ctx context.Context, from time.Time, use func(r Witness) error) error
-	Journals func(ctx context.Context, from time.Time, use func(j message.Journaled) error) error
+	Journals func(ctx context.Context, from time.Time, use func(j Kept) error) error
 	Trail    func(ctx context.Context, from time.Time, use func(message.Step) error) error
 }
 
@@ -47,11 +47,19 @@ type Witness struct {
 	Bad     error // it is no message of ours
 }
 
+// Kept is a journal's record.
+type Kept struct {
+	message.Journaled
+	Source string
+	Value  []byte
+}
+
 // ReconcileConfig is what a reconciliation works with.
 type ReconcileConfig struct {
 	Books    Books
 	Evidence Evidence
 	From     time.Time // what is older, the ledger has
+	Journals time.Time // likewise, of the journals' records, which may be entered long after they were written; zero: From
 	By       string
 	DryRun   bool
 	// Progress is told, often, what is done and how far it is.
@@ -76,6 +84,8 @@ type Reconciled struct {
 
 const (
 	reconcileBatch = 500
+	// reconcileBytes bounds the content of a batch of journaled submissions.
+	reconcileBytes = 16 << 20
 	// mostTold bounds the trail in memory, some 4 GB.
 	mostTrail = 20_000_000
 )
@@ -88,7 +98,7 @@ const (
 // over: it is entered in doubt. One whose offset is not committed was not, and is
 // sent; a claim is told to Kafka before its offset counts as finished.
 func Reconcile(ctx context.Context, cfg ReconcileConfig) (*Reconciled, error) {
-	r := &reconcile{ReconcileConfig: cfg, told: make(map[message.ID]message.Step), numbers: make(map[message.StreamOf]int64)}
+	r := &reconcile{ReconcileConfig: cfg, told: make(map[message.ID]message.Step), unsure: make(map[message.ID]int), numbers: make(map[message.StreamOf]int64)}
 	if r.Progress == nil {
 		r.Progress = func(string, int64) {}
 	}
@@ -107,6 +117,7 @@ type reconcile struct {
 	ReconcileConfig
 	sum     Reconciled
 	told    map[message.ID]message.Step // the last of each message
+	unsure  map[message.ID]int          // the last attempt whose answer was lost, of those that have one
 	numbers map[message.StreamOf]int64
 	seen    int64
 }
@@ -115,6 +126,9 @@ func (r *reconcile) readTrail(ctx context.Context) error {
 	err := r.Evidence.Trail(ctx, r.From, func(s message.Step) error {
 		if was, ok := r.told[s.ID]; !ok || s.After(was) {
 			r.told[s.ID] = s
+		}
+		if s.Kind == message.StepKind(message.Unknown) {
+			r.unsure[s.ID] = max(r.unsure[s.ID], s.Attempt)
 		}
 		if len(r.told) > mostTrail {
 			return fmt.Errorf("the trail tells of more than %d messages: give a later --since", mostTrail)
@@ -125,6 +139,14 @@ func (r *reconcile) readTrail(ctx context.Context) error {
 		return nil
 	})
 	r.sum.Told = int64(len(r.told))
+	for id, attempt := range r.unsure {
+		// It was sent again since, and wasn't taken then. Nobody can tell any more who
+		// decided that: where a provider absorbs repeats, no other may get it.
+		if s := r.told[id]; attempt < s.Attempt && (s.Kind == message.StepKind(message.Deferred) || s.Kind == message.StepKind(message.Returned)) {
+			s.Kind, s.Code = message.StepKind(message.Unknown), "reconciled"
+			r.told[id] = s
+		}
+	}
 	return err
 }
 
@@ -223,20 +245,26 @@ func (r *reconcile) take(ctx context.Context, batch []Witness) error {
 		return err
 	}
 	var steps []message.Step
+	var ids []message.ID
 	for _, w := range batch {
-		s, tell := r.step(w)
-		if !tell {
-			continue
+		if s, tell := r.step(w); tell {
+			steps, ids = append(steps, s), append(ids, w.ID)
 		}
-		if at, moved := placed[w.ID.KeyHash()]; moved {
-			s.Position = message.PositionOf(w.Position.Lane(), at.Submission, w.Position.Index())
-			steps = append(steps, s)
-		} else if !unknown[w.ID.KeyHash()] {
-			steps = append(steps, s) // where it is; another one's place has another id
+	}
+	// They may be elsewhere than their records say, also by an earlier run's doing.
+	found, err := r.Books.Find(ctx, ids)
+	if err != nil {
+		return err
+	}
+	there := steps[:0]
+	for _, s := range steps {
+		if at, ok := found[s.ID]; ok {
+			s.Position = at
+			there = append(there, s)
 		}
 	}
 	r.count(batch, unknown, placed)
-	return r.retrace(ctx, steps)
+	return r.retrace(ctx, there)
 }
 
 // place reenters, one by one where a batch names a tenant that is lost.
@@ -319,26 +347,65 @@ func (r *reconcile) retrace(ctx context.Context, steps []message.Step) error {
 // journals enters what the ledger once had from a journal and lost.
 func (r *reconcile) journals(ctx context.Context) error {
 	var n int64
-	return r.Evidence.Journals(ctx, r.From, func(j message.Journaled) error {
+	var batch []Kept
+	size := 0
+	from := r.Journals
+	if from.IsZero() {
+		from = r.From
+	}
+	err := r.Evidence.Journals(ctx, from, func(j Kept) error {
 		if n++; n%100 == 0 {
 			r.Progress("looking through the journals", n)
 		}
-		unknown, err := r.Books.Unknown(ctx, []message.KeyHash{j.Key})
+		batch, size = append(batch, j), size+len(j.Value)
+		if len(batch) < reconcileBatch && size < reconcileBytes {
+			return nil
+		}
+		full := batch
+		batch, size = nil, 0
+		return r.keep(ctx, full)
+	})
+	if err != nil {
+		return err
+	}
+	return r.keep(ctx, batch)
+}
+
+// keep enters those of a batch that the ledger has lost.
+func (r *reconcile) keep(ctx context.Context, batch []Kept) error {
+	keys, ids := make([]message.KeyHash, len(batch)), make([]message.ID, len(batch))
+	for i, j := range batch {
+		keys[i], ids[i] = j.Key, j.ID().Message(0)
+	}
+	unknown, err := r.Books.Unknown(ctx, keys)
+	if err != nil {
+		return err
+	}
+	found, err := r.Books.Find(ctx, ids)
+	if err != nil {
+		return err
+	}
+	for i, j := range batch {
+		if unknown[j.Key] {
+			r.sum.Journaled++
+			unknown[j.Key] = false // it may come once more
+		}
+		if _, ok := found[ids[i]]; ok || r.DryRun {
+			continue
+		}
+		if r.tells(j.Journaled) { // it was sent, or is over: it doesn't make way for a repeat
+			j.RepeatsSince = time.Time{}
+		}
+		_, err := r.Books.Enter(ctx, j.Journaled) // its own key may be another request's
+		if err != nil && !errors.Is(err, message.ErrUnavailable) && ctx.Err() == nil {
+			r.sum.Parked++
+			err = r.Books.ParkWhole(ctx, j.Source, j.Value, "lost by a rollback, and not to be entered: "+err.Error())
+		}
 		if err != nil {
 			return err
 		}
-		if unknown[j.Key] {
-			r.sum.Journaled++
-		}
-		if r.DryRun {
-			return nil
-		}
-		if r.tells(j) { // it was sent, or is over: it doesn't make way for a repeat
-			j.RepeatsSince = time.Time{}
-		}
-		_, err = r.Books.Enter(ctx, j) // its own key may be another request's
-		return err
-	})
+	}
+	return nil
 }
 
 // tells says whether the trail tells of a submission.

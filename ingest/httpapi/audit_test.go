@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/stormpost/stormpost/ingest/httpapi"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -39,6 +40,28 @@ func TestAuditOfLanes(t *testing.T) {
 	}
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || last.Audit == nil || !last.Audit.Total.AddsUp || !strings.Contains(lines[0], `"total":12`) {
 		t.Errorf("lines: %v %s", err, lines)
+	}
+	for known, want := range map[bool]string{true: `{"all":3,"trigger.email":3,"trigger.push":0}`, false: `{"all":null,"trigger.email":null,"trigger.push":null}`} {
+		lane := message.Lane{Class: message.Trigger, Channel: message.ChannelEmail}
+		its := journal{&message.Journaled{Submission: &message.Submission{Lane: lane, Recipients: make([]string, 3)}}, known}
+		f := newFixture(t, func(c *httpapi.Config) { c.Journal = its })
+		type view struct {
+			Lane      string
+			Journaled *int64
+		}
+		got := decodeInto[struct {
+			Total view
+			Lanes []view
+		}](t, f.do("GET", "/v1/audit", "operator", ""), 200)
+		only := map[string]*int64{}
+		for _, v := range append(got.Lanes, got.Total) {
+			if v.Lane == "all" || strings.HasPrefix(v.Lane, "trigger") {
+				only[v.Lane] = v.Journaled
+			}
+		}
+		if b, err := json.Marshal(only); err != nil || string(b) != want {
+			t.Errorf("only journaled: %s, want %s", b, want)
+		}
 	}
 	f.fail = message.ErrUnavailable
 	wantProblem(t, f.do("GET", "/v1/audit", "operator", ""), 503)

@@ -20,6 +20,24 @@ func (j journal) Read(context.Context, time.Time) error { return nil }
 
 func (j journal) Find(message.ID) (*message.Journaled, bool) { return j.j, j.known }
 
+func (j journal) Under(key message.KeyHash) ([]*message.Journaled, bool) {
+	return under(key, j.j), j.known
+}
+
+func (j journal) Lanes() (map[message.Lane]int64, bool) {
+	if j.j == nil {
+		return nil, j.known
+	}
+	return map[message.Lane]int64{j.j.Lane: int64(len(j.j.Recipients))}, j.known
+}
+
+func under(key message.KeyHash, j *message.Journaled) []*message.Journaled {
+	if j == nil || j.Key != key {
+		return nil
+	}
+	return []*message.Journaled{j}
+}
+
 // elsewhere is a journal that knows what another process wrote once it is read.
 type elsewhere struct {
 	journal
@@ -34,6 +52,13 @@ func (e elsewhere) Find(message.ID) (*message.Journaled, bool) {
 	return nil, true
 }
 
+func (e elsewhere) Under(key message.KeyHash) ([]*message.Journaled, bool) {
+	if *e.read {
+		return under(key, e.j), true
+	}
+	return nil, true
+}
+
 func (e elsewhere) Read(context.Context, time.Time) error {
 	*e.read = e.err == nil
 	return e.err
@@ -43,15 +68,15 @@ func (e elsewhere) Read(context.Context, time.Time) error {
 // tell, nobody says so.
 func TestGetJournaledElsewhere(t *testing.T) {
 	sub := message.SubmissionID(message.HashKey(1, "k"), message.Fingerprint{1})
-	one, all := "/v1/messages/"+sub.Message(0).String(), "/v1/messages?submission="+sub.String()
+	one, all, byKey := "/v1/messages/"+sub.Message(0).String(), "/v1/messages?submission="+sub.String(), "/v1/messages?idempotency_key=k"
 	for _, away := range []error{nil, errors.New("away")} {
 		read := false
-		its := journal{j: &message.Journaled{Submission: &message.Submission{Tenant: 1, Lane: message.Lanes()[0], Recipients: make([]string, 1)}, AcceptedAt: time.Now()}}
+		its := journal{j: &message.Journaled{Submission: &message.Submission{Tenant: 1, Key: sub.KeyHash(), Lane: message.Lanes()[0], Recipients: make([]string, 1)}, AcceptedAt: time.Now()}}
 		f := newFixture(t, func(c *httpapi.Config) { c.Journal = elsewhere{its, &read, away} })
 		for _, ask := range []struct {
 			method, path string
 			found        int
-		}{{"GET", one, 200}, {"GET", all, 200}, {"DELETE", one, 503}} {
+		}{{"GET", one, 200}, {"GET", all, 200}, {"GET", byKey, 200}, {"DELETE", one, 503}} {
 			read = false
 			a := f.do(ask.method, ask.path, "one", "")
 			want := ask.found
@@ -69,7 +94,7 @@ func TestGetJournaledElsewhere(t *testing.T) {
 func TestGetJournaled(t *testing.T) {
 	lane := message.Lane{Class: message.Trigger, Channel: message.ChannelEmail}
 	of := func(tenant int32) *message.Journaled {
-		return &message.Journaled{Submission: &message.Submission{Tenant: tenant, Lane: lane, Recipients: make([]string, 2)}, AcceptedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
+		return &message.Journaled{Submission: &message.Submission{Tenant: tenant, Key: message.HashKey(1, "k"), Print: message.Fingerprint{1}, Lane: lane, Recipients: make([]string, 2)}, AcceptedAt: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}
 	}
 	sub := message.SubmissionID(message.HashKey(1, "k"), message.Fingerprint{1})
 	id := sub.Message(0).String()
@@ -98,19 +123,24 @@ func TestGetJournaled(t *testing.T) {
 			if test.ledger == nil {
 				wantProblem(t, f.do("DELETE", "/v1/messages/"+id, test.key, ""), want)
 			}
-			// A list by the submission says the same; nothing is an empty page there.
-			switch a := f.do("GET", "/v1/messages?submission="+sub.String(), test.key, ""); {
-			case test.status == 200:
-				got := decodeInto[list](t, a, 200)
-				if len(got.Items) != 2 || got.Items[1]["id"] != id || got.Items[1]["state"] != "journaled" {
-					t.Errorf("list: %s", a.body)
+			// A list by the submission or its key says the same; nothing is an empty page there.
+			for _, query := range []string{"submission=" + sub.String(), "idempotency_key=k&tenant=1"} {
+				if test.key != "operator" {
+					query = strings.TrimSuffix(query, "&tenant=1")
 				}
-			case test.journal.known && test.ledger == nil:
-				if got := decodeInto[list](t, a, 200); len(got.Items) != 0 {
-					t.Errorf("list: %s", a.body)
+				switch a := f.do("GET", "/v1/messages?"+query, test.key, ""); {
+				case test.status == 200:
+					got := decodeInto[list](t, a, 200)
+					if len(got.Items) != 2 || got.Items[1]["id"] != id || got.Items[1]["state"] != "journaled" {
+						t.Errorf("list: %s", a.body)
+					}
+				case test.journal.known && test.ledger == nil:
+					if got := decodeInto[list](t, a, 200); len(got.Items) != 0 {
+						t.Errorf("list: %s", a.body)
+					}
+				default:
+					wantProblem(t, a, 503)
 				}
-			default:
-				wantProblem(t, a, 503)
 			}
 			a := f.do("GET", "/v1/messages/"+id, test.key, "")
 			if test.status != 200 {

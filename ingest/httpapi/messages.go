@@ -127,9 +127,9 @@ func journaledView(j *message.Journaled, id message.ID) message.View {
 }
 
 // search is one page of messages. Of a submission that is still in the journal it
-// tells all; other lists are of what the ledger has.
+// tells all, if it is asked for by its id or key; other lists are of what the ledger has.
 func (a *api) search(ctx context.Context, f message.Filter) (page message.Page[message.View], err error) {
-	if a.Journal == nil || f.Submission == (message.ID{}) {
+	if a.Journal == nil || f.Submission == (message.ID{}) && f.Key == nil {
 		return a.Ledger.Messages(ctx, f)
 	}
 	page, err = a.searchOnce(ctx, f)
@@ -143,20 +143,42 @@ func (a *api) search(ctx context.Context, f message.Filter) (page message.Page[m
 }
 
 func (a *api) searchOnce(ctx context.Context, f message.Filter) (page message.Page[message.View], err error) {
-	j, known := a.Journal.Find(f.Submission) // before the ledger: see seekOnce
+	found, known := a.journaled(f) // before the ledger: see seekOnce
 	page, err = a.Ledger.Messages(ctx, f)
-	switch {
-	case err != nil && !errors.Is(err, message.ErrUnavailable), len(page.Items) > 0, f.Cursor != "":
+	if err != nil && !errors.Is(err, message.ErrUnavailable) || len(page.Items) > 0 || f.Cursor != "" {
 		return page, err
-	case j != nil && (f.Tenant == 0 || f.Tenant == j.Tenant) && (f.State == "" || f.State == message.StateJournaled):
-		for i := len(j.Recipients) - 1; i >= 0; i-- {
-			page.Items = append(page.Items, journaledView(j, f.Submission.Message(i)))
+	}
+	for _, j := range found {
+		if f.Tenant != 0 && f.Tenant != j.Tenant || f.State != "" && f.State != message.StateJournaled {
+			continue
 		}
+		id := j.ID()
+		if f.Submission != (message.ID{}) {
+			id = f.Submission
+		}
+		for i := len(j.Recipients) - 1; i >= 0; i-- {
+			page.Items = append(page.Items, journaledView(j, id.Message(i)))
+		}
+	}
+	switch {
+	case len(page.Items) > 0:
 		return page, nil
 	case err == nil && !known:
 		err = fmt.Errorf("%w: the journal can't be read yet", message.ErrUnavailable)
 	}
 	return page, err
+}
+
+// journaled is what the journal holds of what f asks for by id or key.
+func (a *api) journaled(f message.Filter) (all []*message.Journaled, known bool) {
+	if f.Submission == (message.ID{}) {
+		return a.Journal.Under(*f.Key)
+	}
+	j, known := a.Journal.Find(f.Submission)
+	if j == nil || f.Key != nil && *f.Key != f.Submission.KeyHash() {
+		return nil, known
+	}
+	return []*message.Journaled{j}, known
 }
 
 // seekPatience is how long the ledger may take to tell of a message that the

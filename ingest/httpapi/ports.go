@@ -14,6 +14,11 @@ type Journal interface {
 	// stream and who its recipients are it need not know. known is false while they
 	// may hold it without that it can tell.
 	Find(id message.ID) (j *message.Journaled, known bool)
+	// Under is Find by an idempotency key: all requests that came under it, each with
+	// its id.
+	Under(key message.KeyHash) (all []*message.Journaled, known bool)
+	// Lanes is how many messages of each lane the journals hold.
+	Lanes() (messages map[message.Lane]int64, known bool)
 	// Read waits until Find knows of all that any process had the journals keep
 	// before a time. It fails when ctx ends, or when one can't be read.
 	Read(ctx context.Context, at time.Time) error

@@ -132,6 +132,29 @@ func (cs *clusters) Find(id message.ID) (*message.Journaled, bool) {
 	return nil, known
 }
 
+// Under implements httpapi.Journal.
+func (cs *clusters) Under(key message.KeyHash) (all []*message.Journaled, known bool) {
+	known = true
+	for _, c := range cs.all {
+		some, k := c.tail.Under(key)
+		all, known = append(all, some...), known && k
+	}
+	return all, known || len(all) > 0
+}
+
+// Lanes implements httpapi.Journal.
+func (cs *clusters) Lanes() (messages map[message.Lane]int64, known bool) {
+	messages, known = make(map[message.Lane]int64), true
+	for _, c := range cs.all {
+		some, k := c.tail.Lanes()
+		for lane, n := range some {
+			messages[lane] += n
+		}
+		known = known && k
+	}
+	return messages, known
+}
+
 // Current implements ingest.Journal. Where nothing can be journaled now, nobody
 // waits.
 func (cs *clusters) Current(ctx context.Context, at time.Time) error {

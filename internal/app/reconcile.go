@@ -12,9 +12,14 @@ import (
 	"github.com/stormpost/stormpost/recovery"
 )
 
-// reconcileMargin is by how much Kafka's records are read from before the time
-// up to which the ledger knows its history: the clocks may differ.
-const reconcileMargin = 10 * time.Minute
+const (
+	// reconcileMargin is by how much Kafka's records are read from before the time
+	// up to which the ledger knows its history: the clocks may differ.
+	reconcileMargin = 10 * time.Minute
+	// journalMargin is the same for the journals' records: so long may one have
+	// waited there to be entered.
+	journalMargin = 7 * 24 * time.Hour
+)
 
 // ReconcileOptions say how to reconcile.
 type ReconcileOptions struct {
@@ -53,16 +58,32 @@ func Reconcile(ctx context.Context, cfg config.Config, opt ReconcileOptions) (*R
 	}
 	defer books.Close()
 	since := opt.Since
-	if since.IsZero() {
+	switch {
+	case since.IsZero():
 		since = books.BackTo.Add(-reconcileMargin)
+	case since.After(books.At):
+		return nil, config.Wrong(fmt.Errorf("--since: the rollback was noticed at %s; what the ledger has forgotten is older", books.At.UTC().Format(time.RFC3339)))
 	}
 	done, err := recovery.Reconcile(ctx, recovery.ReconcileConfig{
-		Books: books, From: since, By: opt.By, DryRun: opt.DryRun, Progress: opt.Progress,
+		Books: books, From: since, Journals: journalsSince(since, began, cfg.Retention.Messages), By: opt.By, DryRun: opt.DryRun, Progress: opt.Progress,
 		Evidence: all,
 	})
 	return &ReconcileReport{
 		Cause: books.Cause, Noticed: books.At, Since: since, DryRun: opt.DryRun, Took: time.Since(began).Seconds(), Done: *done,
 	}, err
+}
+
+// journalsSince is from when on journals are read, if everything else is from since
+// on. What retention has dropped would seem lost.
+func journalsSince(since, now time.Time, retention time.Duration) time.Time {
+	from := since.Add(-journalMargin)
+	if kept := now.Add(-retention); retention > 0 && from.Before(kept) {
+		from = kept
+	}
+	if from.After(since) {
+		return since
+	}
+	return from
 }
 
 // evidence is what all Kafka clusters know.
@@ -92,9 +113,9 @@ func evidence(cfg config.Config) (e recovery.Evidence, err error) {
 				return b.ReadLanes(ctx, from, func(r broker.LaneRecord) error { return use(recovery.Witness(r)) })
 			})
 		},
-		Journals: func(ctx context.Context, from time.Time, use func(message.Journaled) error) error {
+		Journals: func(ctx context.Context, from time.Time, use func(recovery.Kept) error) error {
 			return each(func(b *broker.Broker) error {
-				return b.ReadJournals(ctx, from, func(r broker.JournalRecord) error { return use(r.Journaled) })
+				return b.ReadJournals(ctx, from, func(r broker.JournalRecord) error { return use(recovery.Kept(r)) })
 			})
 		},
 		Trail: func(ctx context.Context, from time.Time, use func(message.Step) error) error {

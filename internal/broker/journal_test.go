@@ -169,6 +169,12 @@ func testJournal(t *testing.T, b *Broker) {
 	if j, known := mine.Find(all[0].ID().Message(1)); j == nil || !known || j.Tenant != 7 {
 		t.Error("its writer doesn't tell of it at once")
 	}
+	if js, known := mine.Under(all[0].Key); len(js) != 1 || !known || js[0].ID() != all[0].ID() || js[0].Tenant != 7 {
+		t.Errorf("by its key: %v %v", js, known)
+	}
+	if js, known := mine.Under(message.KeyHash{1}); len(js) != 0 || known {
+		t.Errorf("by a key that it doesn't know, and can't: %v %v", js, known)
+	}
 	tells := func(tail *Tail, want bool) {
 		t.Helper()
 		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
@@ -191,6 +197,17 @@ func testJournal(t *testing.T, b *Broker) {
 	tells(late, true)
 	if j, known := late.Find(all[0].ID().Message(2)); j != nil || !known {
 		t.Error("a recipient that isn't there is told, or not known")
+	}
+	if js, known := late.Under(message.KeyHash{1}); len(js) != 0 || !known {
+		t.Errorf("by a key that isn't there: %v %v", js, known)
+	}
+	lanes, known := late.Lanes()
+	var n int64
+	for _, count := range lanes {
+		n += count
+	}
+	if want := int64(len(all[0].Recipients)); lanes[all[0].Lane] != want || n != want*int64(len(all)) || !known {
+		t.Errorf("only journaled: %v %v", lanes, known)
 	}
 
 	first := &drain{got: make(map[message.KeyHash]JournalRecord), news: make(chan struct{}, 100)}

@@ -19,6 +19,8 @@ const (
 	// A round comes every tailEvery, and sooner, but not before tailLeast, when asked for.
 	tailEvery = 2 * time.Second
 	tailLeast = 100 * time.Millisecond
+	// mostScanned is among how many submissions one is looked for by its key: some 5 ms.
+	mostScanned = 100_000
 )
 
 // Tail knows which submissions are in the journals and not in the ledger yet: it
@@ -88,7 +90,8 @@ func (b *Broker) NewTail() *Tail {
 
 // Find says what the journals hold of a message. known is false while they may
 // hold it and the tail can't tell. Of what is found, content and stream are not
-// known, and of its recipients only how many there are.
+// known, of its recipients only how many there are, and of its fingerprint what its
+// id has of it.
 func (t *Tail) Find(id message.ID) (j *message.Journaled, known bool) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -96,10 +99,40 @@ func (t *Tail) Find(id message.ID) (j *message.Journaled, known bool) {
 	if !ok || !id.IsSubmission() && id.Index() >= int(e.count) {
 		return nil, ok || !t.asOf.IsZero() && len(t.lost) == 0
 	}
-	return &message.Journaled{
-		Submission: &message.Submission{Tenant: e.tenant, Key: id.KeyHash(), Lane: message.LaneOf(int64(e.lane)), Recipients: make([]string, e.count)},
-		AcceptedAt: time.UnixMicro(e.accepted),
-	}, true
+	return e.journaled(submissionKey(id[:24])), true
+}
+
+// Under is Find by a key: all requests that came under it.
+func (t *Tail) Under(key message.KeyHash) (all []*message.Journaled, known bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if len(t.index) > mostScanned {
+		return nil, false
+	}
+	for k, e := range t.index {
+		if message.KeyHash(k[:16]) == key {
+			all = append(all, e.journaled(k))
+		}
+	}
+	return all, len(all) > 0 || !t.asOf.IsZero() && len(t.lost) == 0
+}
+
+// Lanes is how many messages of each lane are in the journals, and perhaps not in the
+// ledger yet.
+func (t *Tail) Lanes() (messages map[message.Lane]int64, known bool) {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	messages = make(map[message.Lane]int64)
+	for _, e := range t.index {
+		messages[message.LaneOf(int64(e.lane))] += int64(e.count)
+	}
+	return messages, !t.asOf.IsZero() && len(t.lost) == 0
+}
+
+func (e tailed) journaled(k submissionKey) *message.Journaled {
+	s := &message.Submission{Tenant: e.tenant, Key: message.KeyHash(k[:16]), Lane: message.LaneOf(int64(e.lane)), Recipients: make([]string, e.count)}
+	copy(s.Print[:], k[16:])
+	return &message.Journaled{Submission: s, AcceptedAt: time.UnixMicro(e.accepted)}
 }
 
 // Current waits until the tail knows all that the journals held at a time.

@@ -40,6 +40,8 @@ func (c *command) audit() *cobra.Command {
 message. A lane's account adds up when accepted = sent + failed + expired +
 superseded + canceled + held + in doubt + still to go (queued, waiting, sending).
 It is read in one snapshot; lost are messages that nothing will take up any more.
+Journaled are messages that Kafka's journal has and the ledger may not have yet: they
+are not among the accepted ones before they are entered.
 
 The exit code is 1 when a number is missing or an account doesn't add up.
 Lanes need an operator's key.`,
@@ -48,6 +50,9 @@ Lanes need an operator's key.`,
   stormpost audit --all --json`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("tenant") && stream == "" {
+				return usage("--tenant goes with --stream only: a lane's account is of all tenants")
+			}
 			cl, err := c.client(f)
 			if err != nil {
 				return err
@@ -169,6 +174,7 @@ type laneAudit struct {
 	Sending    int64  `json:"sending"`
 	Lost       int64  `json:"lost"`
 	AddsUp     bool   `json:"adds_up"`
+	Journaled  *int64 `json:"journaled"` // nil: nobody can tell
 }
 
 func (c *command) auditLanes(ctx context.Context, cl *client, lane string) error {
@@ -221,14 +227,18 @@ func (c *command) showLanes(raw json.RawMessage, lanes []laneAudit) error {
 		return c.printJSON(raw)
 	}
 	w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "LANE\tACCEPTED\tSENT\tFAILED\tEXPIRED\tSUPERSEDED\tCANCELED\tHELD\tIN DOUBT\tTO GO\tLOST\tADDS UP")
+	fmt.Fprintln(w, "LANE\tACCEPTED\tSENT\tFAILED\tEXPIRED\tSUPERSEDED\tCANCELED\tHELD\tIN DOUBT\tTO GO\tLOST\tADDS UP\tJOURNALED")
 	for _, l := range lanes {
 		adds := "yes"
 		if !l.AddsUp {
 			adds = "NO"
 		}
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\n", l.Lane, l.Accepted, l.Sent, l.Failed, l.Expired, l.Superseded,
-			l.Canceled, l.Held, l.InDoubt, l.Queued+l.Waiting+l.Sending, l.Lost, adds)
+		journaled := "?"
+		if l.Journaled != nil {
+			journaled = strconv.FormatInt(*l.Journaled, 10)
+		}
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", l.Lane, l.Accepted, l.Sent, l.Failed, l.Expired, l.Superseded,
+			l.Canceled, l.Held, l.InDoubt, l.Queued+l.Waiting+l.Sending, l.Lost, adds, journaled)
 	}
 	return w.Flush()
 }

@@ -44,17 +44,19 @@ wrong; records that could not be entered are parked and counted.`,
   stormpost reconcile --since 2026-11-24T09:00:00Z`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			at, err := timeFlag("since", since)
+			if err != nil {
+				return err
+			}
+			if at != nil {
+				opt.Since = *at
+			}
 			cfg, err := c.settings()
 			if err != nil {
 				return err
 			}
 			if cfg.DSN == "" {
 				return usage("dsn is not set: give it in the settings file, or as STORMPOST_DSN")
-			}
-			if since != "" {
-				if opt.Since, err = time.Parse(time.RFC3339, since); err != nil {
-					return usage("--since: want a time as 2026-11-24T09:00:00Z, not %q", since)
-				}
 			}
 			if u, err := user.Current(); err == nil && opt.By == "" {
 				opt.By = u.Username

@@ -120,7 +120,8 @@ func (c *command) replay() *cobra.Command {
 		Long: `Of the messages that fit all of the filters it sends again those that certainly
 were not taken: failed ones, which a provider refused, and held ones. Left out
 are those that were sent, or may have been, have expired, are superseded,
-canceled, in doubt, or go by themselves. Look first, with --dry-run.
+canceled, in doubt, or go by themselves, and those to suppressed recipients. Look
+first, with --dry-run.
 
 It is worked on by processes with the role recovery, most urgent class first, at
 most --rate messages a second and never more than providers take. It survives

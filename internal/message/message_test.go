@@ -150,3 +150,19 @@ func FuzzDecodeContent(f *testing.F) {
 		}
 	})
 }
+
+// A restored ledger may make an attempt again whose end was told. Of the two the one
+// counts by which the message may have been taken, in whatever order they are told.
+func TestStepsOfOneAttempt(t *testing.T) {
+	step := func(attempt int, k StepKind) Step { return Step{Attempt: attempt, Kind: k} }
+	order := []Step{
+		step(1, StepKind(Sent)), step(2, StepClaimed), step(2, StepKind(Deferred)), step(2, StepKind(Rejected)), step(2, StepKind(Unknown)), step(2, StepKind(Sent)),
+	}
+	for i := range order {
+		for j := range order {
+			if order[i].After(order[j]) != (i > j) {
+				t.Errorf("%+v after %+v: %v", order[i], order[j], i <= j)
+			}
+		}
+	}
+}

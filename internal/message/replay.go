@@ -69,6 +69,7 @@ var ReplayCauses = map[string]string{
 	"superseded":   "a newer one stands in for it",
 	"canceled":     "it was canceled",
 	"erased":       "its content was erased by age",
+	"suppressed":   "its recipient is suppressed: a provider said that it is gone, or its reader complained",
 	"later":        "it ended after the replay was asked for",
 	"changed":      "it was attempted again since you looked",
 	"gone":         "retention has dropped it",

@@ -52,9 +52,24 @@ type Step struct {
 	Code     string
 }
 
-// After says whether s tells more of its message than o.
+// After says whether s tells more of its message than o. Of two ends of one attempt,
+// which a restored ledger has made twice, the one does by which it may have been taken.
 func (s Step) After(o Step) bool {
-	return s.Attempt > o.Attempt || s.Attempt == o.Attempt && o.Kind == StepClaimed && s.Kind != StepClaimed
+	return s.Attempt > o.Attempt || s.Attempt == o.Attempt && s.Kind.weight() > o.Kind.weight()
+}
+
+func (k StepKind) weight() int {
+	switch k {
+	case StepKind(Sent):
+		return 4
+	case StepKind(Unknown):
+		return 3
+	case StepKind(Rejected), StepCanceled:
+		return 2
+	case StepClaimed:
+		return 0
+	}
+	return 1
 }
 
 // Lost is a submission that a rolled-back ledger may not know, as Kafka has it.

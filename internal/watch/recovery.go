@@ -92,9 +92,11 @@ func Journal(backlog func(context.Context) (left, done map[message.Class]int64, 
 			return nil, nil
 		}
 		var found []incident.Condition
+		moving := false // a more urgent class's backlog: the others wait for it
 		for c := message.Transactional; c <= message.Campaign; c++ {
 			m := marks[c]
-			if left[c] == 0 || done[c] != m.done || m.since.IsZero() {
+			if left[c] == 0 || done[c] != m.done || m.since.IsZero() || moving {
+				moving = moving || !m.since.IsZero() && done[c] != m.done && left[c] > done[c]-m.done
 				marks[c] = mark{done[c], now()}
 				continue
 			}

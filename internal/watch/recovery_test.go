@@ -63,6 +63,21 @@ func TestJournal(t *testing.T) {
 	if got := look(time.Hour); got != "" {
 		t.Errorf("drained: %s", got)
 	}
+	left[message.Transactional], left[message.Trigger] = 900, 7
+	for range 5 { // it waits its turn
+		if got := look(3 * time.Second); got != "" {
+			t.Errorf("behind a more urgent one: %s", got)
+		}
+		left[message.Transactional], done[message.Transactional] = left[message.Transactional]-100, done[message.Transactional]+100
+	}
+	left[message.Transactional] = 1 // it only comes and goes
+	for range 2 {
+		done[message.Transactional]++
+		look(3 * time.Second)
+	}
+	if got := look(0); !strings.HasPrefix(got, "journal_not_draining/trigger: 7 trigger submissions") {
+		t.Errorf("stuck behind nothing: %q", got)
+	}
 }
 
 func TestRolledBack(t *testing.T) {
