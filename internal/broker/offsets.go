@@ -80,6 +80,8 @@ var _ protocol.Splitter = (*offsetsRequest)(nil)
 
 // ApiKey implements protocol.Message: ListOffsets
 // (https://kafka.apache.org/protocol#The_Messages_ListOffsets).
+//
+//lint:ignore ST1003 the library's name
 func (*offsetsRequest) ApiKey() protocol.ApiKey { return protocol.ListOffsets }
 
 // Split implements protocol.Splitter. The library sends each part to the leader of
