@@ -52,7 +52,8 @@ both are away, all ends sent, once, and whoever asks what became of a message ge
 			}
 		}
 		s.Bit(bit)
-		if s.Refused(bothFrom, bothUntil) == 0 {
+		// A shorter outage of both may be over before either is given up.
+		if s.Scaled(20*time.Second, 0) >= 15*time.Second && s.Refused(bothFrom, bothUntil) == 0 {
 			s.Broke("nothing was answered 503 while both stores were away")
 		}
 		if err := s.At(ctx, 1); err != nil {

@@ -67,8 +67,8 @@ func TestLostNumbering(t *testing.T) {
 
 func TestFrontDoor(t *testing.T) {
 	given(t)
-	if r := short(t, frontDoor, Options{Messages: 1500, Rate: 40}); r.Refused503 == 0 || r.InDoubt > 0 {
-		t.Errorf("refused in %d seconds, %d in doubt", r.Refused503, r.InDoubt)
+	if r := short(t, frontDoor, Options{Messages: 1500, Rate: 40}); r.InDoubt > 0 {
+		t.Errorf("%d in doubt", r.InDoubt)
 	}
 }
 

@@ -131,7 +131,7 @@ func tenantDelaysNobody(t *testing.T, backlog int, env ...string) {
 	if longest > 5*time.Second {
 		t.Errorf("the longest waited for %s, promised is 5 s", longest)
 	}
-	if most := front.resident(t) >> 20; most > 300 {
+	if most := front.resident(t) >> 20; most > 400 {
 		t.Errorf("the API needs %d MiB", most)
 	} else {
 		t.Logf("the API needs %d MiB", most)
