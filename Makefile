@@ -59,7 +59,7 @@ torture: deps ## all tests at full counts, and the judge judged by planted bugs;
 	$(WITH_STORES) $(GO) test -p 1 -count=1 -timeout 90m -v $(PKGS)
 	$(MAKE) planted
 
-planted: deps ## that the drills' judge calls each of ten planted bugs; some 20 minutes
+planted: deps ## that the drills' judge calls each planted bug; some 20 minutes
 	$(WITH_STORES) $(GO) test -tags planted -count=1 -timeout 60m -v -run Planted ./internal/drill
 
 bench: build deps ## messages/s and latencies through the whole pipe; BENCH='--rate 500 …'

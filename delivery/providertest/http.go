@@ -116,6 +116,7 @@ type httpServer struct {
 	fault  Fault
 	answer *HTTPAnswer // instead of Taken
 	step   func(w http.ResponseWriter, c net.Conn)
+	early  func(c net.Conn) // before a request's body is read
 	got    []int
 }
 
@@ -187,6 +188,13 @@ func (s *httpServer) Close() {
 }
 
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.mu.Lock()
+	early := s.early
+	s.mu.Unlock()
+	if early != nil {
+		early(r.Context().Value(connKey{}).(net.Conn))
+		panic(http.ErrAbortHandler)
+	}
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)

@@ -2,6 +2,7 @@ package providertest
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -18,6 +19,9 @@ import (
 // connection's first and on its second request. It has seen the message once,
 // and nobody knows whether it took it.
 func (h HTTP) cuts(t *testing.T, secure bool) {
+	if !secure {
+		h.cutEarly(t)
+	}
 	for _, good := range []int{0, 1} {
 		t.Run(map[int]string{0: "fresh", 1: "reused"}[good], func(t *testing.T) {
 			if secure {
@@ -130,6 +134,37 @@ func startRaw(t *testing.T, serve func(c net.Conn)) (base string) {
 	return "http://" + l.Addr().String()
 }
 
+// cutEarly has a server break off before it has read a request: on connecting,
+// when it may not have begun, and after its first byte, when it has.
+func (h HTTP) cutEarly(t *testing.T) {
+	for name, read := range map[string]int{"on connecting": 0, "in the request": 1} {
+		t.Run(name, func(t *testing.T) {
+			var conns atomic.Int32
+			base := startRaw(t, func(c net.Conn) {
+				conns.Add(1)
+				_, _ = io.ReadFull(c, make([]byte, read))
+			})
+			p := h.New(t, HTTPService{Base: base, Concurrency: 1, ReplyLimit: patience})
+			defer p.Close()
+			if read == 0 {
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
+				defer cancel()
+				slot, err := p.Reserve(ctx)
+				if err != nil { // nothing was claimed yet
+					return
+				}
+				slot.Release()
+			}
+			if r := h.send(t, p, 0); r.Outcome != message.Unknown && (read > 0 || !r.Outcome.NotTaken()) {
+				t.Errorf("result %+v", r)
+			}
+			if n := conns.Load(); read > 0 && n != 1 {
+				t.Errorf("it was asked %d times", n)
+			}
+		})
+	}
+}
+
 func (h HTTP) cutStreams(t *testing.T, good int) {
 	abort := func() { panic(http.ErrAbortHandler) }
 	flush := func(w http.ResponseWriter) { _ = http.NewResponseController(w).Flush() }
@@ -145,11 +180,13 @@ func (h HTTP) cutStreams(t *testing.T, good int) {
 			flush(w)
 			abort()
 		},
-		"connection closed": func(_ http.ResponseWriter, c net.Conn) { c.Close() },
+		"connection closed":                func(_ http.ResponseWriter, c net.Conn) { c.Close() },
+		"connection closed in the request": nil,
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := h.serve(t, true)
 			defer s.Close()
+			seen := good + 1
 			p := h.New(t, s.service(1))
 			defer p.Close()
 			for n := range good {
@@ -158,13 +195,15 @@ func (h HTTP) cutStreams(t *testing.T, good int) {
 				}
 			}
 			s.mu.Lock()
-			s.step = step
+			if s.step = step; step == nil {
+				seen, s.early = good, func(c net.Conn) { c.Close() }
+			}
 			s.mu.Unlock()
 			if r := h.send(t, p, good); r.Outcome != message.Unknown {
 				t.Errorf("result %+v", r)
 			}
-			if n := len(s.Got()); n != good+1 {
-				t.Errorf("%d requests, want %d", n, good+1)
+			if n := len(s.Got()); n != seen {
+				t.Errorf("%d requests, want %d", n, seen)
 			}
 		})
 	}

@@ -116,6 +116,46 @@ func TestTLS(t *testing.T) {
 	}
 }
 
+// A server that breaks off at any step before MAIL is down: nothing is claimed
+// meanwhile, and once it is well it gets the message.
+func TestCutBeforeMail(t *testing.T) {
+	cert, pool := certificate(t, "relay.example")
+	good := script{
+		offers: append([]string{"STARTTLS"}, everything...), tlsOffers: append([]string{"AUTH PLAIN"}, everything...),
+		cert: cert, user: "shop", pass: "s3cret",
+	}
+	for _, step := range []string{"greeting", "EHLO", "STARTTLS", "AUTH"} {
+		for name, how := range map[string]string{"cut": cut, "partial": partial, "garbage": "hello"} {
+			t.Run(step+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				bad := good
+				bad.replies = map[string]string{step: how}
+				srv := startServer(t, bad)
+				p := newProvider(t, srv, func(c *Config) {
+					c.RootCAs, c.ServerName, c.TLS = pool, "relay.example", StartTLSRequired
+					password(t, c, "shop", "s3cret")
+				})
+				var down *DownError
+				if slot, err := p.Reserve(t.Context()); !errors.As(err, &down) || errors.Is(err, ErrCredentials) {
+					t.Fatalf("Reserve: %v, %v", slot, err)
+				}
+				srv.set(good)
+				slot, err := p.Reserve(t.Context())
+				for deadline := time.Now().Add(30 * time.Second); err != nil && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+					slot, err = p.Reserve(t.Context())
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer slot.Release()
+				if r := slot.Send(t.Context(), envelope(1), yes); r.Outcome != message.Sent || len(srv.got()) != 1 {
+					t.Errorf("%+v, and it has %d", r, len(srv.got()))
+				}
+			})
+		}
+	}
+}
+
 func (s *slot) overTLS() bool { return s.c.overTLS() }
 
 // What comes in one packet with the reply to STARTTLS was never encrypted

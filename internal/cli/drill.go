@@ -74,15 +74,7 @@ is named.`,
 			if err := c.printDrill(res); err != nil {
 				return err
 			}
-			switch {
-			case len(res.Broken) > 0:
-				return errors.New("a promise was broken")
-			case !res.Bit:
-				return &exitError{exitUsage, errors.New("there is no evidence that the harm was done")}
-			case !res.Pass:
-				return errors.New("a promise was broken")
-			}
-			return nil
+			return verdictOf(res)
 		},
 	}
 	f := cmd.Flags()
@@ -96,6 +88,20 @@ is named.`,
 	f.StringSliceVar(&opt.Faults, "faults", nil, "torture: only these kinds (default: all)")
 	f.BoolVar(&opt.Keep, "keep", false, "keep the folder with the client's and the providers' files and all logs")
 	return cmd
+}
+
+// verdictOf is nil if the drill passed. Without evidence of the harm nothing is
+// shown, unless a promise was broken all the same.
+func verdictOf(res *drill.Result) error {
+	switch {
+	case len(res.Broken) > 0:
+		return errors.New("a promise was broken")
+	case !res.Bit:
+		return &exitError{exitUsage, errors.New("there is no evidence that the harm was done")}
+	case !res.Pass:
+		return errors.New("a promise was broken")
+	}
+	return nil
 }
 
 // drawn is for drills that draw their faults: unless it is said how many messages

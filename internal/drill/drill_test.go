@@ -1,38 +1,6 @@
 package drill
 
-import (
-	"bytes"
-	"context"
-	"os"
-	"os/exec"
-	"path/filepath"
-	"testing"
-	"time"
-)
-
-// A short corrupt-cluster on a real cluster of three nodes: nothing lost,
-// nothing doubled, no gaps.
-func TestCorruptCluster(t *testing.T) {
-	if testing.Short() || os.Getenv("STORMPOST_TEST_SCALE") == "" {
-		t.Skip("real processes on a cluster of three: with STORMPOST_TEST_SCALE, as make test sets it")
-	}
-	binary := filepath.Join(t.TempDir(), "stormpost")
-	if out, err := exec.Command("go", "build", "-o", binary, "github.com/stormpost/stormpost/cmd/stormpost").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
-	defer cancel()
-	var progress bytes.Buffer
-	r, err := Run(ctx, corruptCluster, Options{Binary: binary, Seed: 1, Messages: 1500, Rate: 60, DSN: os.Getenv("STORMPOST_TEST_DSN"), Progress: &progress})
-	if err != nil {
-		t.Fatalf("%v\n%s", err, &progress)
-	}
-	t.Logf("accepted %d, sent %d, in doubt %d, lost %d, doubled %d, gaps %d, evidence %v", r.Accepted, r.Sent, r.InDoubt, r.Lost, r.Doubled, r.Gaps, r.Evidence)
-	// How fast it is is for a machine of its own to say.
-	if !r.Bit || r.Lost+r.Doubled+r.Gaps+r.Stale > 0 || r.Accepted < 1500 || r.Refused503 > 0 {
-		t.Errorf("bit %v, accepted %d, broken %v\n%s", r.Bit, r.Accepted, r.Broken, &progress)
-	}
-}
+import "testing"
 
 func TestOptions(t *testing.T) {
 	good := Options{Messages: 1000, Rate: 100}

@@ -53,21 +53,29 @@ process that has only the expired token is never ready.`,
 		}
 		longest.Store(0) // what the start took is nobody's fault
 
-		if err := s.deployExpired(ctx, whole); err != nil {
+		unready, err := s.deployExpired(ctx, whole)
+		if err != nil {
 			return err
 		}
 		if err := s.failTokenServer(ctx, whole); err != nil {
 			return err
 		}
+		rotated := 0 // of which a worker has seen that its token is refused
 		for i := range rotations {
-			if err := s.Wait(ctx, 4*time.Second); err != nil {
-				return err
-			}
+			before := s.sims.Token.Requests()
 			s.Harm("rotation %d: every token is revoked", i+1)
 			s.sims.Token.Revoke()
+			if err := s.Wait(ctx, pauseLimit); err != nil {
+				return err
+			}
+			if s.sims.Token.Requests() > before {
+				rotated++
+			}
 		}
 		s.Healed("no more rotations")
-		pause := time.Duration(longest.Load())
+		s.Evidence("rotations_that_bit", rotated)
+		s.Bit(unready && rotated == rotations)
+		pause := time.Duration(max(longest.Load(), time.Now().UnixNano()-last.Load())) // that of now, too
 		s.Evidence("longest_pause_of_pushes_s", pause.Seconds())
 		if pause > pauseLimit {
 			s.Broke("no push was taken for %.1f s", pause.Seconds())
@@ -75,11 +83,11 @@ process that has only the expired token is never ready.`,
 		if n := s.load.refused.count(); n > 0 {
 			s.Broke("requests were answered 503 in %d seconds", n)
 		}
-		var failed struct{ Items []struct{ ID string } }
-		if err := s.get(ctx, 0, "/v1/messages?limit=1&state=failed", &failed); err != nil {
-			s.Broke("the API doesn't say what failed: %v", err)
-		} else if len(failed.Items) > 0 {
-			s.Broke("%s failed", failed.Items[0].ID)
+		var a audited
+		if err := s.get(ctx, 0, "/v1/audit", &a); err != nil {
+			s.Broke("the API doesn't say how many failed: %v", err)
+		} else if a.Total.Failed > 0 {
+			s.Broke("%d messages failed", a.Total.Failed)
 		}
 		return s.At(ctx, 1)
 	},
@@ -133,16 +141,16 @@ func giveToken(ctx context.Context, s *Stage) error {
 }
 
 // deployExpired puts an expired token in place of the good one, for a while, and
-// starts a process that has nothing else.
-func (s *Stage) deployExpired(ctx context.Context, whole *server) error {
+// starts a process that has nothing else. It says whether that one was unready.
+func (s *Stage) deployExpired(ctx context.Context, whole *server) (unready bool, err error) {
 	good, err := s.fetchToken(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	now := time.Now()
 	s.Harm("a deploy delivers an expired token")
 	if err := writeToken(s.tokenFile("secrets"), "expired-"+good, now.Add(-2*time.Hour), now.Add(-time.Hour)); err != nil {
-		return err
+		return false, err
 	}
 	if !s.Until(ctx, noticeLimit, func() bool { return s.named(ctx, whole, "credential/fcm") }) {
 		s.Broke("no incident named the credential within %s", noticeLimit)
@@ -151,34 +159,33 @@ func (s *Stage) deployExpired(ctx context.Context, whole *server) error {
 	}
 	s.Evidence("credential_named_after_s", time.Since(now).Seconds())
 	if err := writeToken(s.tokenFile("fresh-secrets"), "expired-"+good, now.Add(-2*time.Hour), now.Add(-time.Hour)); err != nil {
-		return err
+		return false, err
 	}
 	fresh := &server{stage: s, name: "fresh", roles: "api,worker", env: []string{"STORMPOST_FCM_TOKEN=file:" + s.tokenFile("fresh-secrets")}}
 	if err := fresh.start(ctx); err != nil {
-		return err
+		return false, err
 	}
 	defer fresh.stop(15 * time.Second)
-	unready := 0
+	answers := 0
 	until := time.Now().Add(s.Scaled(20*time.Second, 6*time.Second))
 	for time.Now().Before(until) {
 		switch status, text := s.readyz(ctx, fresh); {
 		case status == http.StatusServiceUnavailable && strings.Contains(text, "fcm"):
-			unready++
+			answers++
 		case status != 0:
 			s.Broke("a process with the expired token alone answers /readyz with %d: %s", status, text)
 			until = time.Now()
 		}
 		if err := s.Wait(ctx, 200*time.Millisecond); err != nil {
-			return err
+			return false, err
 		}
 	}
-	s.Evidence("unready_answers_of_the_fresh_process", unready)
-	s.Bit(unready > 0)
+	s.Evidence("unready_answers_of_the_fresh_process", answers)
 	if status, text := s.readyz(ctx, whole); status != http.StatusOK {
 		s.Broke("the running process isn't ready any more: %d %s", status, text)
 	}
 	s.Event("the deploy is rolled back")
-	return writeToken(s.tokenFile("secrets"), good, time.Now(), time.Now().Add(time.Hour))
+	return answers > 0, writeToken(s.tokenFile("secrets"), good, time.Now(), time.Now().Add(time.Hour))
 }
 
 // failTokenServer moves the workers to the service account, and has its token

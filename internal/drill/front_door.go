@@ -30,6 +30,7 @@ both are away, all ends sent, once, and whoever asks what became of a message ge
 			return errors.Join(errs...)
 		}
 		bit := true
+		var bothFrom, bothUntil time.Time
 		for _, p := range []outage{
 			{"killed", s.Scaled(30*time.Second, 6*time.Second), s.Postgres.Kill, back},
 			{"hung", s.Scaled(30*time.Second, 6*time.Second), signal(syscall.SIGSTOP), signal(syscall.SIGCONT)},
@@ -40,14 +41,28 @@ both are away, all ends sent, once, and whoever asks what became of a message ge
 			if err := s.Wait(ctx, s.Scaled(20*time.Second, 8*time.Second)); err != nil {
 				return err
 			}
+			from := time.Now()
 			away, err := s.suffer(ctx, p)
 			if err != nil {
 				return err
 			}
 			bit = bit && away
+			if p.name == "both" {
+				bothFrom, bothUntil = from, time.Now().Add(backGrace)
+			}
 		}
 		s.Bit(bit)
-		return s.At(ctx, 1)
+		// A shorter outage of both may be over before either is given up.
+		if s.Scaled(20*time.Second, 0) >= 15*time.Second && s.Refused(bothFrom, bothUntil) == 0 {
+			s.Broke("nothing was answered 503 while both stores were away")
+		}
+		if err := s.At(ctx, 1); err != nil {
+			return err
+		}
+		if n := s.load.refused.count() - s.Refused(bothFrom, bothUntil); n > 0 {
+			s.Broke("requests were answered 503 in %d seconds in which a store was there", n)
+		}
+		return nil
 	},
 }
 
@@ -58,8 +73,11 @@ type outage struct {
 	down, up func() error
 }
 
+// backGrace is how long after both stores' return a request may still be refused.
+const backGrace = 20 * time.Second
+
 // suffer lives through an outage, in the middle of which the API's processes
-// are killed and started. It says whether PostgreSQL was away.
+// are killed and started. It says whether what was to be away was.
 func (s *Stage) suffer(ctx context.Context, p outage) (away bool, err error) {
 	s.Harm("PostgreSQL: %s", p.name)
 	from := time.Now()
@@ -71,7 +89,7 @@ func (s *Stage) suffer(ctx context.Context, p outage) (away bool, err error) {
 		err = errors.Join(err, s.RestartAPI(ctx, i))
 	}
 	err = errors.Join(err, s.Wait(ctx, p.span/2))
-	away = !s.postgresUp(ctx)
+	away = !s.postgresUp(ctx) && (p.name != "both" || s.kafkaUp(ctx) == 0)
 	refused := s.Refused(from, time.Now())
 	if err = errors.Join(err, p.up()); err != nil {
 		return false, err

@@ -57,6 +57,7 @@ var planted = []struct {
 		at(7, 1, "worker-1", "kill", ""), at(7, 1, "worker-2", "kill", ""),
 	}},
 	{bug: plant.NoCursor, faults: killed, want: "lost", noKafka: true},
+	{bug: plant.NeedlessDoubt, faults: killed, want: "unfounded"},
 }
 
 // The judge is judged: it calls each planted bug by its kind, within two minutes

@@ -133,8 +133,17 @@ func (s *server) current() *process {
 // kill ends the server by SIGKILL.
 func (s *server) kill() {
 	if p := s.current(); p != nil {
+		select {
+		case <-p.done: // by itself, which explains nothing
+			return
+		default:
+		}
+		from := time.Now()
 		_ = p.cmd.Process.Kill()
 		<-p.done
+		if s.worker() {
+			s.stage.died(from)
+		}
 	}
 }
 

@@ -32,6 +32,7 @@ nothing was sent twice.`,
 		if err != nil {
 			return err
 		}
+		forgotten := time.Now()
 		s.Harm("PostgreSQL is restored from a backup %.0f s old", time.Since(taken).Seconds())
 		if err := s.Postgres.Restore(ctx); err != nil {
 			return err
@@ -88,6 +89,11 @@ nothing was sent twice.`,
 		}
 		s.Evidence("reconcile", done["done"])
 		s.Evidence("reconcile_s", time.Since(began).Seconds())
+		for _, p := range s.others {
+			if p.worker() { // what it had in hand was forgotten as well
+				s.died(forgotten)
+			}
+		}
 		s.Healed("stormpost reconcile has ended after %.1f s: %v", time.Since(began).Seconds(), fmt.Sprint(done["done"]))
 		return s.At(ctx, 1)
 	},

@@ -116,39 +116,50 @@ func (s *Stage) settle(ctx context.Context) {
 	}
 }
 
+// audited is what the API's audit of all lanes says.
+type audited struct {
+	Total struct {
+		Queued, Waiting, Sending, Failed, Lost int
+		AddsUp                                 bool `json:"adds_up"`
+	}
+}
+
 // quiet waits until no message is on its way, so that a double would be seen.
 func (s *Stage) quiet(ctx context.Context) {
-	for _, state := range []string{"sending", "queued", "waiting"} {
-		s.Until(ctx, s.idle(), func() bool {
-			var page struct{ Items []struct{ ID string } }
-			return s.get(ctx, 0, "/v1/messages?limit=1&state="+state, &page) == nil && len(page.Items) == 0
-		})
-	}
+	s.Until(ctx, 3*s.idle(), func() bool {
+		var a audited
+		return s.get(ctx, 0, "/v1/audit", &a) == nil && a.Total.Queued+a.Total.Waiting+a.Total.Sending == 0
+	})
 	_ = s.Wait(ctx, 2*time.Second)
 }
 
 // verdict is the judge's, with what the API says of those that weren't sent.
 func (s *Stage) verdict(ctx context.Context) error {
-	ends := make(map[string]string)
-	for _, state := range []string{"in_doubt", "expired", "superseded"} {
-		if err := s.all(ctx, state, func(m told) { ends[m.ID] = state }); err != nil {
-			s.Broke("the API doesn't say what is %s: %v", state, err)
+	ends, sent, repeats := make(map[string]judge.End), make(map[string]bool), make(map[string]judge.Number)
+	if err := s.all(ctx, func(m told) {
+		if m.State == "sent" {
+			sent[m.ID] = true
+			return
 		}
+		ends[m.ID] = m.end()
+		if m.State == "canceled" && m.RepeatOf != "" {
+			repeats[m.ID] = judge.Number{Stream: m.Stream, Sequence: m.Sequence}
+		}
+	}); err != nil {
+		s.Broke("the API doesn't say what became of all: %v", err)
 	}
-	repeats := make(map[string]judge.Number)
+	var audit audited
+	if err := s.get(ctx, 0, "/v1/audit", &audit); err != nil || !audit.Total.AddsUp || audit.Total.Lost > 0 {
+		s.Broke("the audit of all lanes doesn't add up: %+v %v", audit.Total, err)
+	}
 	if s.drill.Shape.Keyless {
-		if err := s.all(ctx, "canceled", func(m told) {
-			if m.RepeatOf != "" {
-				repeats[m.ID] = judge.Number{Stream: m.Stream, Sequence: m.Sequence}
-			}
-		}); err != nil {
-			s.Broke("the API doesn't say what is canceled: %v", err)
-		}
 		s.result.Evidence["ended_as_repeats"] = len(repeats)
 	}
+	harms := s.harms
+	harms.InHand, harms.Hold = inHand, hold
 	v, err := judge.Decide(judge.Case{
-		Client: filepath.Join(s.dir, "accepted.jsonl"), Taken: []string{filepath.Join(s.dir, "providers", sim.TakenFile)}, Ends: ends, Repeats: repeats,
-		Told: slices.Collect(maps.Keys(s.asked.sent)), Whole: s.drill.Shape.Whole,
+		Client: filepath.Join(s.dir, "accepted.jsonl"), Taken: []string{filepath.Join(s.dir, "providers", sim.TakenFile)}, Ends: ends, Sent: sent, Repeats: repeats,
+		Harms: harms, Told: slices.Collect(maps.Keys(s.asked.sent)), Whole: s.drill.Shape.Whole,
 	})
 	if err != nil {
 		return err
@@ -175,13 +186,13 @@ func (s *Stage) verdict(ctx context.Context) error {
 	}
 	late := map[string]any{}
 	for class, l := range v.Latency {
-		late[class] = map[string]float64{"p50_s": l.P50.Seconds(), "p99_s": l.P99.Seconds(), "max_s": l.Max.Seconds()}
+		late[class] = map[string]float64{"p50_s": l.P50.Seconds(), "p99_s": l.P99.Seconds(), "max_s": l.Max.Seconds(), "worst_minutes_p99_s": l.Minute.Seconds()}
 	}
 	r.Evidence["latency"] = late
 	r.Evidence["asked_what_became_of_it"] = s.asked.states
 	r.Evidence["unreachable_s"] = s.load.unreachable.count()
-	if limit, ok := r.Evidence["transactional_p99_limit_s"].(float64); ok && v.Latency["transactional"].P99.Seconds() > limit {
-		s.Broke("transactional messages took %.1f s at the 99th percentile, over %.0f s", v.Latency["transactional"].P99.Seconds(), limit)
+	if limit, ok := r.Evidence["transactional_p99_limit_s"].(float64); ok && v.Latency["transactional"].Minute.Seconds() > limit {
+		s.Broke("transactional messages took %.1f s at the 99th percentile of a minute, over %.0f s", v.Latency["transactional"].Minute.Seconds(), limit)
 	}
 	slices.Sort(r.Broken)
 	r.Pass = !v.Broken() && len(r.Broken) == 0 && r.Bit
@@ -191,19 +202,35 @@ func (s *Stage) verdict(ctx context.Context) error {
 // told is what the API lists of a message.
 type told struct {
 	ID       string
+	State    string
 	Stream   string
 	Sequence int64
 	RepeatOf string `json:"repeat_of"`
+	Attempts []struct {
+		At        time.Time
+		OutcomeAt time.Time `json:"outcome_at"`
+		Provider  string
+	}
 }
 
-// all hands the messages in a state to use.
-func (s *Stage) all(ctx context.Context, state string, use func(told)) error {
+// end is what the last attempt says.
+func (m told) end() judge.End {
+	e := judge.End{State: m.State}
+	if len(m.Attempts) > 0 {
+		last := m.Attempts[len(m.Attempts)-1]
+		e.At, e.Lost, e.Provider = last.At, last.OutcomeAt, last.Provider
+	}
+	return e
+}
+
+// all hands every message to use.
+func (s *Stage) all(ctx context.Context, use func(told)) error {
 	for cursor := ""; ; {
 		var page struct {
 			Items []told
 			Next  string
 		}
-		path := "/v1/messages?limit=200&state=" + state
+		path := "/v1/messages?limit=200"
 		if cursor != "" {
 			path += "&cursor=" + url.QueryEscape(cursor)
 		}

@@ -55,6 +55,7 @@ type Stage struct {
 	healed    time.Time
 	kafkaLess time.Time // when a node of Kafka was seen missing last
 	brokenBy  map[string]int
+	harms     judge.Harms
 }
 
 // Rows of a process: how soon what a drill breaks is seen to, where the

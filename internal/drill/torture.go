@@ -104,6 +104,7 @@ func (t *tormentor) suffer(ctx context.Context, f fault) error {
 	if d.kafka {
 		s.kafkaGone(time.Now().Add(f.Span + kafkaGrace))
 	}
+	from := time.Now()
 	err := d.do(ctx)
 	if err == nil {
 		waitUntil(ctx, time.Now().Add(f.Span))
@@ -125,6 +126,9 @@ func (t *tormentor) suffer(ctx context.Context, f fault) error {
 		s.Event("%s: %s", f, over)
 	}
 	err = errors.Join(err, d.undo(context.WithoutCancel(ctx)))
+	if of := s.victim(f); of != "" && f.Kind != "kill" {
+		s.troubled(of, from)
+	}
 	if d.kafka {
 		s.kafkaGone(time.Now().Add(kafkaGrace))
 	}

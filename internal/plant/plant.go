@@ -20,4 +20,5 @@ const (
 	ProcessKeys   Bug = "process-keys"   // an idempotency key is another one in each process: doubles
 	ResendSilent  Bug = "resend-silent"  // what a dead worker had open is sent again: doubles
 	NoCursor      Bug = "no-cursor"      // nobody feeds what Kafka has lost: losses
+	NeedlessDoubt Bug = "needless-doubt" // some are in doubt without having been handed over: they are not sent
 )

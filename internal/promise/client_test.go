@@ -240,24 +240,26 @@ func submitBatches(t *testing.T, s *stage, c *client, api string, n int) {
 				return
 			}
 			defer resp.Body.Close()
+			var accepted []string
 			scan := bufio.NewScanner(resp.Body)
 			scan.Buffer(nil, 1<<20)
 			for scan.Scan() {
 				var a struct{ Line, Status int }
 				if err := json.Unmarshal(scan.Bytes(), &a); err != nil || a.Status != http.StatusAccepted {
 					t.Errorf("batch: %s: %s", resp.Status, scan.Text())
-					return
+					break
 				}
-				if err := c.rememberAll(names[a.Line-1 : a.Line]); err != nil {
-					t.Error(err)
-				}
+				accepted = append(accepted, names[a.Line-1])
+			}
+			if err := c.rememberAll(accepted); err != nil {
+				t.Error(err)
 			}
 		})
 	}
 	wg.Wait()
 }
 
-// rememberAll is remember for many, without a sync each.
+// rememberAll is remember for many, with one sync.
 func (c *client) rememberAll(names []string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -267,5 +269,5 @@ func (c *client) rememberAll(names []string) error {
 		}
 	}
 	c.count.Add(int64(len(names)))
-	return nil
+	return c.file.Sync()
 }

@@ -149,7 +149,9 @@ func TestEvacuateUnderLoad(t *testing.T) {
 	s.until("the first cluster carries messages again", time.Minute, func() bool { return s.committed(main.Brokers()) > at })
 	s.resolves(api, moved)
 	stop()
-	s.settle(c, func() string { return api }, 2*time.Minute)
+	if v := s.settle(c, func() string { return api }, 2*time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt, although no worker died", len(v.doubts))
+	}
 
 	for _, bad := range []struct{ args, want string }{
 		{"--to main", "is the active cluster"},
@@ -219,5 +221,7 @@ func TestJournalOfAnEvacuatedCluster(t *testing.T) {
 	if err := main.Restart(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	s.settle(c, func() string { return api }, 2*time.Minute)
+	if v := s.settle(c, func() string { return api }, 2*time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt, although no worker died", len(v.doubts))
+	}
 }

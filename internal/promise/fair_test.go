@@ -73,7 +73,8 @@ func TestTenantDelaysNobodyWithoutKafka(t *testing.T) {
 func tenantDelaysNobody(t *testing.T, backlog int, env ...string) {
 	t.Helper()
 	s := newStage(t)
-	api := s.start("api", env...).api
+	front := s.start("api", env...)
+	api := front.api
 	small := newClient(t, s.tenant("small"), func() string { return api })
 	hog := newClient(t, s.key, func() string { return api })
 	for _, faults := range []*sim.Faults{s.sims.SMTP.Faults, s.sims.FCM.Faults} {
@@ -129,6 +130,11 @@ func tenantDelaysNobody(t *testing.T, backlog int, env ...string) {
 	}
 	if longest > 5*time.Second {
 		t.Errorf("the longest waited for %s, promised is 5 s", longest)
+	}
+	if most := front.resident(t) >> 20; most > 400 {
+		t.Errorf("the API needs %d MiB", most)
+	} else {
+		t.Logf("the API needs %d MiB", most)
 	}
 	if most := slices.Max(resident); most > 200 {
 		t.Errorf("the worker needs %d MiB", most)

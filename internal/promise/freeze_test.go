@@ -3,6 +3,8 @@
 package promise
 
 import (
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -19,8 +21,12 @@ func TestFreezePostgres(t *testing.T) {
 	s.start("worker")
 	c := newClient(t, s.key, func() string { return api })
 	stop := c.flow(80, mixed("freeze"))
-	for range scaled(20) {
+	for i := range scaled(20) {
 		waitAccepted(t, c, 60)
+		letGo := func() {}
+		if i%2 == 0 { // a claim is certainly under way
+			letGo = s.heldUp("attempt", "select where false", "")
+		}
 		if err := pg.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
@@ -28,6 +34,7 @@ func TestFreezePostgres(t *testing.T) {
 		if err := pg.Signal(syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
+		letGo()
 	}
 	stop()
 	if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
@@ -62,10 +69,11 @@ func TestFreezeWorkerWhileItsDoubtsAreDecided(t *testing.T) {
 	close(release)
 	stop()
 	s.start("worker") // another one carries on
-	resume := time.AfterFunc(60*time.Second, func() { frozen.signal(syscall.SIGCONT) })
+	resumed := make(chan struct{})
+	resume := time.AfterFunc(60*time.Second, func() { frozen.signal(syscall.SIGCONT); close(resumed) })
 	defer resume.Stop()
 	// Decided by what the provider has, while the worker sleeps.
-	decided := 0
+	decided := make(map[string]doubt)
 	for deadline := time.Now().Add(50 * time.Second); time.Now().Before(deadline); {
 		taken := s.taken()
 		for name, d := range s.doubts(api) {
@@ -74,18 +82,38 @@ func TestFreezeWorkerWhileItsDoubtsAreDecided(t *testing.T) {
 				decision = "sent"
 			}
 			s.decide(api, d, decision)
-			decided++
+			decided[name] = d
 		}
-		if decided > 0 && s.quiet(api) && len(s.doubts(api)) == 0 {
+		if len(decided) > 0 && s.quiet(api) && len(s.doubts(api)) == 0 {
 			break
 		}
 		time.Sleep(200 * time.Millisecond)
 	}
-	if decided < 4 {
-		t.Errorf("%d doubts were decided while the worker slept, want at least the 4 that were held", decided)
+	if len(decided) < 4 {
+		t.Errorf("%d doubts were decided while the worker slept, want at least the 4 that were held", len(decided))
 	}
-	waitFor(t, resumeAt(60*time.Second), "the worker to go on")
-	s.settle(c, c.urls, time.Minute)
+	waitFor(t, resumed, "the worker to go on")
+	s.until("the worker has given back what was held", time.Minute, func() bool { return s.untaken(frozen) >= 4 })
+	if v := s.settle(c, c.urls, time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt again", len(v.doubts))
+	}
+}
+
+// untaken is how many attempts a worker has ended without handing them over.
+func (s *stage) untaken(p *process) (n int) {
+	s.t.Helper()
+	_, metrics := s.text(p.metrics + "/metrics")
+	for line := range strings.Lines(metrics) {
+		if name, value, ok := strings.Cut(strings.TrimSpace(line), "} "); ok && strings.HasPrefix(name, "stormpost_delivery_attempts_total{") &&
+			(strings.Contains(name, `outcome="returned"`) || strings.Contains(name, `outcome="deferred"`)) {
+			count, err := strconv.Atoi(value)
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			n += count
+		}
+	}
+	return n
 }
 
 // resumeAt is a channel that is closed after d.

@@ -122,7 +122,9 @@ func TestStallIsAnIncident(t *testing.T) {
 	s.sims.SMTP.Faults.ClearFaults()
 	s.resolves(p.api, stall)
 	s.resolves(p.api, down)
-	s.settle(c, c.urls, 2*time.Minute)
+	if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
+		t.Errorf("%d in doubt, although nothing was handed over", len(v.doubts))
+	}
 	if open := s.incidents(p.api, "open"); len(open) > 0 {
 		t.Errorf("still open: %v", open)
 	}

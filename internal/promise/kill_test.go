@@ -4,7 +4,10 @@ package promise
 
 import (
 	"context"
+	"fmt"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,15 +25,16 @@ type killPoint struct {
 	noDoubt bool
 }
 
-// onStep kills the worker when a simulator gets to a step.
+// onStep kills the worker when a simulator gets to a step with it.
 func onStep(smtp, fcm sim.Step) func(t *testing.T, s *stage, worker *slot) {
 	return func(t *testing.T, s *stage, worker *slot) {
 		t.Helper()
 		dead := make(chan struct{})
 		var once sync.Once
+		victim := worker.current()
 		hook := func(sim.Event) {
 			once.Do(func() {
-				worker.current().kill()
+				victim.kill()
 				close(dead)
 			})
 		}
@@ -38,20 +42,52 @@ func onStep(smtp, fcm sim.Step) func(t *testing.T, s *stage, worker *slot) {
 			faults *sim.Faults
 			step   sim.Step
 		}{{s.sims.SMTP.Faults, smtp}, {s.sims.FCM.Faults, fcm}} {
-			if f.step == "" {
-				continue
-			}
-			if err := f.faults.AddFault(sim.Fault{Step: f.step, Do: sim.Slow, Times: 1, Hook: hook}); err != nil {
+			// The other worker's hand-overs go on.
+			its := func(ev sim.Event) bool { return victim.owns(ev.Peer) }
+			if err := f.faults.AddFault(sim.Fault{Step: f.step, Do: sim.Slow, Times: 1, Match: its, Hook: hook}); err != nil {
 				t.Fatal(err)
 			}
 		}
 		select {
 		case <-dead:
-		case <-time.After(30 * time.Second):
-			t.Fatal("no message came to the step")
+		case <-time.After(time.Minute):
+			t.Fatal("no message of the worker came to the step")
 		}
 		s.sims.SMTP.ClearFaults()
 		s.sims.FCM.ClearFaults()
+	}
+}
+
+// heldUp waits until a statement waits for a lock on a table, of the process if
+// it isn't empty, while a query finds nothing of what must not be under way. It goes
+// on when let go.
+func (s *stage) heldUp(table, not, process string) (letGo func()) {
+	s.t.Helper()
+	ctx := context.Background()
+	conn, watch := s.conn(), s.conn()
+	defer watch.Close(ctx)
+	if _, err := conn.Exec(ctx, `begin; lock table `+table+` in share mode`); err != nil {
+		s.t.Fatal(err)
+	}
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		var held bool
+		if err := watch.QueryRow(ctx, `select exists (select from pg_locks l join pg_class c on c.oid = l.relation join pg_stat_activity a on a.pid = l.pid
+			where not l.granted and c.relname = $1 and $2 in ('', a.application_name)) and not exists (`+not+`)`, table, process).Scan(&held); err != nil {
+			s.t.Fatal(err)
+		}
+		if held {
+			break
+		}
+		if time.Now().After(deadline) {
+			s.t.Fatal("nothing waits for the lock, or something else is under way")
+		}
+	}
+	return func() {
+		s.t.Helper()
+		if _, err := conn.Exec(ctx, `rollback`); err != nil {
+			s.t.Fatal(err)
+		}
+		conn.Close(ctx)
 	}
 }
 
@@ -61,29 +97,10 @@ func underLock(table, not string) func(t *testing.T, s *stage, worker *slot) {
 	return func(t *testing.T, s *stage, worker *slot) {
 		t.Helper()
 		ctx := context.Background()
-		conn := s.conn()
-		defer conn.Close(ctx)
-		if _, err := conn.Exec(ctx, `begin; lock table `+table+` in share mode`); err != nil {
-			t.Fatal(err)
-		}
-		// Held up: a statement that waits for the lock.
 		watch := s.conn()
 		defer watch.Close(ctx)
-		for deadline := time.Now().Add(20 * time.Second); ; {
-			var held bool
-			if err := watch.QueryRow(ctx, `select exists (select from pg_locks l join pg_class c on c.oid = l.relation where not l.granted and c.relname = $1)
-				and not exists (`+not+`)`, table).Scan(&held); err != nil {
-				t.Fatal(err)
-			}
-			if held {
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatal("nothing waits for the lock, or something else is under way")
-			}
-			time.Sleep(5 * time.Millisecond)
-		}
 		dead := worker.current()
+		letGo := s.heldUp(table, not, dead.name)
 		dead.kill()
 		// What the dead worker asked for, also what PostgreSQL has yet to read, must not
 		// commit after it.
@@ -92,9 +109,7 @@ func underLock(table, not string) func(t *testing.T, s *stage, worker *slot) {
 				t.Fatal(err)
 			}
 		}
-		if _, err := conn.Exec(ctx, `rollback`); err != nil {
-			t.Fatal(err)
-		}
+		letGo()
 	}
 }
 
@@ -169,25 +184,26 @@ func TestKillBetweenCommitAndPublish(t *testing.T) {
 	})
 	stop := c.flow(80, mixed("publish"))
 	for i := range scaled(40) {
-		switch i % 4 {
-		case 3:
-			if err := kafka.Kill(0); err != nil {
-				t.Fatal(err)
-			}
-			// With Kafka gone, whatever is accepted is unpublished: killing the
-			// API now loses all that it has buffered.
-			waitAccepted(t, c, 30)
-			apis[i%2].replace(t)
+		// With Kafka gone, or hanging, whatever is accepted is unpublished: killing
+		// the API now loses all that it has buffered.
+		away, back := kafka.Kill, func(n int) error {
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-			err := kafka.Restart(ctx, 0)
-			cancel()
-			if err != nil {
-				t.Fatal(err)
-			}
-		default:
-			waitAccepted(t, c, 10)
-			apis[i%2].replace(t)
+			defer cancel()
+			return kafka.Restart(ctx, n)
 		}
+		if i%4 != 3 {
+			away = func(n int) error { return kafka.Signal(n, syscall.SIGSTOP) }
+			back = func(n int) error { return kafka.Signal(n, syscall.SIGCONT) }
+		}
+		if err := away(0); err != nil {
+			t.Fatal(err)
+		}
+		waitAccepted(t, c, 30)
+		apis[i%2].current().kill()
+		if err := back(0); err != nil {
+			t.Fatal(err)
+		}
+		apis[i%2].restart(t)
 	}
 	stop()
 	if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
@@ -238,8 +254,12 @@ func TestWorkersJoinAndLeave(t *testing.T) {
 	api := s.start("api").api
 	s.start("worker") // one stays
 	c := newClient(t, s.key, func() string { return api })
-	stop := c.flow(100, mixed("churn"))
-	pauses := s.longestPause()
+	classes := []string{"transactional", "trigger", "campaign"}
+	stop := c.flow(120, func(i int) order {
+		class := classes[i/2%3]
+		return order{Name: fmt.Sprintf("churn-%s-%06d", class, i), Push: i%2 == 1, Class: class, Stream: fmt.Sprint("stream-", i%5)}
+	})
+	pauses := s.longestPause(func(m sim.Taken) string { return strings.Split(m.Subject, "-")[1] + "." + m.Channel })
 	coming := s.slot("worker")
 	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); {
 		time.Sleep(2 * time.Second)
@@ -257,34 +277,41 @@ func TestWorkersJoinAndLeave(t *testing.T) {
 	if v := s.settle(c, c.urls, time.Minute); len(v.doubts) > 0 {
 		t.Errorf("%d in doubt, although every worker stopped in order", len(v.doubts))
 	}
-	for channel, pause := range longest {
-		t.Logf("%s: longest pause %s", channel, pause.Round(time.Millisecond))
+	if len(longest) != 6 {
+		t.Errorf("%d lanes were seen", len(longest))
+	}
+	for lane, pause := range longest {
+		t.Logf("%s: longest pause %s", lane, pause.Round(time.Millisecond))
 		if pause > 10*time.Second {
-			t.Errorf("%s stopped for %s", channel, pause)
+			t.Errorf("%s stopped for %s", lane, pause)
 		}
 	}
 }
 
-// longestPause measures, by channel, the longest time in which a provider got
+// longestPause measures, by lane, the longest time in which a provider got
 // nothing, until the function that it returns is called.
-func (s *stage) longestPause() func() map[string]time.Duration {
+func (s *stage) longestPause(lane func(sim.Taken) string) func() map[string]time.Duration {
 	from := time.Now()
 	return func() map[string]time.Duration {
 		s.t.Helper()
 		until := time.Now()
-		last := map[string]time.Time{"email": from, "push": from}
-		longest := make(map[string]time.Duration)
+		last, longest := make(map[string]time.Time), make(map[string]time.Duration)
 		if err := s.sims.Store.All(func(m sim.Taken) error {
-			if m.ReceivedAt.After(from) && m.ReceivedAt.Before(until) {
-				longest[m.Channel] = max(longest[m.Channel], m.ReceivedAt.Sub(last[m.Channel]))
-				last[m.Channel] = m.ReceivedAt
+			if !m.ReceivedAt.After(from) || !m.ReceivedAt.Before(until) {
+				return nil
 			}
+			l := lane(m)
+			if last[l].IsZero() {
+				last[l] = from
+			}
+			longest[l] = max(longest[l], m.ReceivedAt.Sub(last[l]))
+			last[l] = m.ReceivedAt
 			return nil
 		}); err != nil {
 			s.t.Fatal(err)
 		}
-		for channel, at := range last {
-			longest[channel] = max(longest[channel], until.Sub(at))
+		for l, at := range last {
+			longest[l] = max(longest[l], until.Sub(at))
 		}
 		return longest
 	}

@@ -153,14 +153,15 @@ func TestProviderRecovers(t *testing.T) {
 	api := s.start("api").api
 	s.start("worker")
 	c := newClient(t, s.key, func() string { return api })
-	sick := time.Minute
-	for _, f := range []struct {
+	sick, told := time.Minute, [2]atomic.Int64{}
+	for i, f := range []struct {
 		faults *sim.Faults
 		fault  sim.Fault
 	}{
 		{s.sims.SMTP.Faults, sim.Fault{Step: sim.StepRcpt, Do: sim.Answer, Code: 451, For: sick}},
 		{s.sims.FCM.Faults, sim.Fault{Step: sim.StepBody, Do: sim.Answer, Error: "QUOTA_EXCEEDED", For: sick}},
 	} {
+		f.fault.Hook = func(sim.Event) { told[i].Add(1) }
 		if err := f.faults.AddFault(f.fault); err != nil {
 			t.Fatal(err)
 		}
@@ -170,6 +171,9 @@ func TestProviderRecovers(t *testing.T) {
 	stop()
 	if v := s.settle(c, c.urls, 2*time.Minute); len(v.doubts) > 0 {
 		t.Errorf("%d in doubt, although every answer was clear", len(v.doubts))
+	}
+	if told[0].Load() < 10 || told[1].Load() < 10 {
+		t.Errorf("%d emails and %d pushes were refused: it was not sick", told[0].Load(), told[1].Load())
 	}
 }
 

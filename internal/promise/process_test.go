@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -133,6 +134,32 @@ func (p *process) read(out io.Reader, ready chan struct{}) {
 	}
 	_ = p.cmd.Wait()
 	close(p.done)
+}
+
+// owns says whether a TCP connection's end is the process's, as proc(5) tells.
+func (p *process) owns(end net.Addr) bool {
+	at, ok := end.(*net.TCPAddr)
+	if !ok || at.IP.To4() == nil {
+		return false
+	}
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		return false
+	}
+	ip := at.IP.To4()
+	local := fmt.Sprintf("%02X%02X%02X%02X:%04X", ip[3], ip[2], ip[1], ip[0], at.Port)
+	fds := fmt.Sprintf("/proc/%d/fd", p.cmd.Process.Pid)
+	open, _ := os.ReadDir(fds)
+	for line := range strings.Lines(string(table)) {
+		if f := strings.Fields(line); len(f) > 9 && f[1] == local {
+			for _, fd := range open {
+				if to, err := os.Readlink(filepath.Join(fds, fd.Name())); err == nil && to == "socket:["+f[9]+"]" {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // kill ends the process by SIGKILL.

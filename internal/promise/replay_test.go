@@ -145,7 +145,12 @@ func TestReplayIsKilled(t *testing.T) {
 	if r.ToSend != int64(refused) || r.Given != int64(refused) {
 		t.Errorf("replay: %+v", r)
 	}
-	s.settle(c, func() string { return api }, 3*time.Minute)
+	v := s.settle(c, func() string { return api }, 3*time.Minute)
+	for name := range v.doubts {
+		if !strings.HasPrefix(name, "unknown") {
+			t.Errorf("%s is in doubt, although its answer was clear", name)
+		}
+	}
 }
 
 // inStep kills while a step of a replay waits for a lock in its middle. cutOff

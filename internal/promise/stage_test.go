@@ -371,12 +371,9 @@ func (s *stage) settle(c *client, api func() string, patience time.Duration) ver
 // quiet says whether no message is open: nothing more will be handed over.
 func (s *stage) quiet(api string) bool {
 	s.t.Helper()
-	for _, state := range []string{"sending", "queued", "waiting"} {
-		var page struct{ Items []struct{ ID string } }
-		s.get(api+"/v1/messages?limit=1&state="+state, &page)
-		if len(page.Items) > 0 {
-			return false
-		}
+	var audit struct {
+		Total struct{ Queued, Waiting, Sending int }
 	}
-	return true
+	s.get(api+"/v1/audit", &audit)
+	return audit.Total.Queued+audit.Total.Waiting+audit.Total.Sending == 0
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -85,6 +86,7 @@ type Fault struct {
 type Event struct {
 	Step    Step
 	Conn    uint64 // as in Taken
+	Peer    net.Addr
 	From    string
 	To      []string
 	Subject string

@@ -154,7 +154,7 @@ func (l httpListener) Close() error   { return l.s.gate.Close() }
 func (l httpListener) Addr() net.Addr { return l.s.gate.Addr() }
 
 func (s *httpServer) connectFault(c *gatedConn) error {
-	ev := Event{Step: StepConnect, Conn: c.number}
+	ev := Event{Step: StepConnect, Conn: c.number, Peer: c.RemoteAddr()}
 	x, ok := s.take(ev)
 	if !ok {
 		return nil
@@ -201,7 +201,7 @@ var garbage = []byte("\x00\xfe\xff this is no answer\r\n")
 // all of its HTTP/2 streams along.
 func (s *httpServer) fault(w http.ResponseWriter, r *http.Request, ev Event, did *[]string, answer func(*Fault)) bool {
 	c := connOf(r)
-	ev.Conn = c.number
+	ev.Conn, ev.Peer = c.number, c.RemoteAddr()
 	x, ok := s.take(ev)
 	if !ok {
 		return false

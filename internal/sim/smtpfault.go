@@ -28,6 +28,7 @@ func (c *smtpConn) fault(step Step, recipient ...string) (answered bool, err err
 	ev := Event{
 		Step:      step,
 		Conn:      c.gate.number,
+		Peer:      c.gate.RemoteAddr(),
 		From:      c.tx.from,
 		To:        c.tx.to,
 		Subject:   c.tx.subject,

@@ -11,10 +11,12 @@ import (
 
 // Case is what is judged.
 type Case struct {
-	Client string            // path of the client's file
-	Taken  []string          // paths of the simulators' files
-	Ends   map[string]string // by message id: in_doubt, expired or superseded, as the API says
-	Told   []string          // ids that the API has ever called sent
+	Client string          // path of the client's file
+	Taken  []string        // paths of the simulators' files
+	Ends   map[string]End  // by message id: of all that the API calls something else than sent
+	Sent   map[string]bool // ids that the API calls sent in the end
+	Told   []string        // ids that the API has ever called sent
+	Harms  Harms           // what was harmed, and when
 	// Repeats are the messages, by id, that ended as the repeat of another without
 	// a key: they have a number, and stand for the same key as that one.
 	Repeats map[string]Number
@@ -35,6 +37,10 @@ const staleSlack = 5 * time.Second
 // way when the ledger has a newer one: its claim may have come before.
 const raceSlack = 40 * time.Second
 
+// clockSlack is what the clocks of the ledger and of the judge's witnesses may
+// differ by, and how late any of them may write down what has happened.
+const clockSlack = 2 * time.Second
+
 // examples is how many of a kind Verdict.Problems names.
 const examples = 3
 
@@ -49,17 +55,17 @@ type Verdict struct {
 	Doubled    int // at providers more than once, or one key with two ids
 	Gaps       int // numbers of 1..N that nobody has or two have, and messages without one
 	Stale      int // taken after their life had ended
-	Untrue     int // told as sent, and with no provider
+	Untrue     int // told as sent, and with no provider; or the other way round
+	Unfounded  int // of InDoubt: nothing happened that would leave a doubt
 	Forgotten  int // accepted, and taken for new when submitted again at the end
 	Problems   []string
 	Latency    map[string]Latency // by class, from the accepted request to the provider's file
 }
 
-// Latency is percentiles.
-type Latency struct{ P50, P99, Max time.Duration }
-
 // Broken says whether a promise was broken.
-func (v *Verdict) Broken() bool { return v.Lost+v.Doubled+v.Gaps+v.Stale+v.Untrue+v.Forgotten > 0 }
+func (v *Verdict) Broken() bool {
+	return v.Lost+v.Doubled+v.Gaps+v.Stale+v.Untrue+v.Unfounded+v.Forgotten > 0
+}
 
 // taken is what providers have of one key.
 type taken struct {
@@ -134,40 +140,50 @@ func Decide(c Case) (*Verdict, error) {
 	for _, id := range c.Told {
 		told[id] = true
 	}
-	latencies := make(map[string][]time.Duration)
+	latencies := make(map[string][]latency)
+	var doubts []doubted
 	for _, key := range slices.Sorted(maps.Keys(accepted)) {
 		a, k := accepted[key], at[key]
 		v.Accepted++
 		if k != nil {
 			v.Sent++
-			latencies[a.Class] = append(latencies[a.Class], k.first.Sub(a.Tried))
+			latencies[a.Class] = append(latencies[a.Class], latency{a.Tried, k.first.Sub(a.Tried)})
 			if !a.ExpiresAt.IsZero() && k.last.After(a.ExpiresAt.Add(staleSlack)) {
 				v.Stale++
 				problem("stale", "%s was taken at %s, its life had ended at %s", key, k.last.Format(time.RFC3339Nano), a.ExpiresAt.Format(time.RFC3339Nano))
 			}
+			// Which of several ids a repeat without a key ended under is nobody's promise.
+			if end := c.Ends[a.ID]; !a.Keyless && !c.Sent[a.ID] && end.State != "in_doubt" && end.State != "sending" {
+				v.Untrue++
+				problem("untrue", "%s (%s) is with a provider, and the API says %q", key, a.ID, end.State)
+			}
 			continue
 		}
-		if told[a.ID] {
+		if told[a.ID] || c.Sent[a.ID] {
 			v.Untrue++
 			problem("untrue", "%s (%s) was told as sent, and no provider has it", key, a.ID)
 		}
 		switch end := c.Ends[a.ID]; {
-		case end == "in_doubt":
+		case end.State == "in_doubt":
 			v.InDoubt++
-		case end == "expired" && !a.ExpiresAt.IsZero():
+			doubts = append(doubts, doubted{a, end})
+		case end.State == "expired" && !a.ExpiresAt.IsZero() && !end.At.Before(a.ExpiresAt.Add(-clockSlack)):
 			v.Expired++
-		case end == "superseded" && a.Supersede != "":
+		case end.State == "superseded" && a.Supersede != "":
 			v.Superseded++
 		default:
 			v.Lost++
-			problem("lost", "%s (%s), accepted at %s; the API says %q", key, a.ID, a.At.Format(time.RFC3339Nano), end)
+			problem("lost", "%s (%s), accepted at %s; the API says %q", key, a.ID, a.At.Format(time.RFC3339Nano), end.State)
 		}
+	}
+	for _, d := range c.Harms.unfounded(doubts) {
+		v.Unfounded++
+		problem("unfounded", "%s (%s) is in doubt since a hand-over at %s, and nothing was harmed then that would leave one", d.Key, d.ID, d.end.At.Format(time.RFC3339Nano))
 	}
 	v.superseding(accepted, at, c.Ends, problem)
 	v.numbers(accepted, c.Repeats, problem)
 	for class, all := range latencies {
-		slices.Sort(all)
-		v.Latency[class] = Latency{P50: all[len(all)/2], P99: all[len(all)*99/100], Max: all[len(all)-1]}
+		v.Latency[class] = latencyOf(all)
 	}
 	return v, nil
 }
@@ -175,7 +191,7 @@ func Decide(c Case) (*Verdict, error) {
 // superseding sees to it that of the messages under one key the newest was not
 // superseded, and that no older one was sent long after it. Which of two is newer
 // is certain when one was answered before the other was first submitted.
-func (v *Verdict) superseding(accepted map[string]*Accepted, at map[string]*taken, ends map[string]string, problem func(kind, format string, args ...any)) {
+func (v *Verdict) superseding(accepted map[string]*Accepted, at map[string]*taken, ends map[string]End, problem func(kind, format string, args ...any)) {
 	under := make(map[string][]*Accepted)
 	for _, key := range slices.Sorted(maps.Keys(accepted)) {
 		if a := accepted[key]; a.Supersede != "" {
@@ -193,7 +209,7 @@ func (v *Verdict) superseding(accepted map[string]*Accepted, at map[string]*take
 				}
 			}
 			switch k := at[a.Key]; {
-			case k == nil && newest && ends[a.ID] == "superseded":
+			case k == nil && newest && ends[a.ID].State == "superseded":
 				v.Lost++
 				v.Superseded--
 				problem("lost", "%s (%s) is superseded, and none under %s is newer", a.Key, a.ID, key)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -17,11 +18,29 @@ func TestDecide(t *testing.T) {
 	type plant struct {
 		accepted []Accepted
 		taken    []sim.Taken
-		ends     map[string]string
+		ends     map[string]End
 		repeats  map[string]Number
+		harms    Harms
+	}
+	after := func(seconds float64) time.Time { return begin.Add(time.Duration(seconds * float64(time.Second))) }
+	// silent has the first n messages in doubt, each handed over at begin, and nothing heard of it.
+	silent := func(p *plant, n int) {
+		p.taken = p.taken[n:]
+		for i := range n {
+			p.ends[p.accepted[i].ID] = End{State: "in_doubt", At: begin}
+		}
+		p.harms.InHand, p.harms.Hold = 2, 10*time.Second
+	}
+	killed := func(p *plant, seconds float64) {
+		p.harms.Deaths = append(p.harms.Deaths, Death{after(seconds), after(seconds + 0.1)})
+	}
+	// lost has the first message in doubt since its answer was lost after 5 s.
+	lost := func(p *plant, of string, from, until float64) {
+		p.taken, p.ends["id-m1"] = p.taken[1:], End{State: "in_doubt", At: begin, Lost: after(5), Provider: "smtp"}
+		p.harms.Troubles = []Trouble{{of, after(from), after(until)}}
 	}
 	clean := func() plant {
-		p := plant{ends: map[string]string{}}
+		p := plant{ends: map[string]End{}}
 		for i := 1; i <= 6; i++ {
 			key := fmt.Sprint("m", i)
 			a := Accepted{Key: key, ID: "id-" + key, Class: "trigger", Stream: fmt.Sprint("s", i%2), Sequence: int64(i+1) / 2, Tried: begin, At: begin}
@@ -42,17 +61,43 @@ func TestDecide(t *testing.T) {
 			p.accepted[2].Sequence = 0
 		}, "sent 6"},
 		{"lost", func(p *plant) { p.taken = p.taken[1:] }, "sent 5, lost 1"},
-		{"in doubt", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], "in_doubt" }, "sent 5, in doubt 1"},
-		{"in doubt, but sent", func(p *plant) { p.ends["id-m1"] = "in_doubt" }, "sent 6"},
+		{"in doubt", func(p *plant) { silent(p, 1); killed(p, 1) }, "sent 5, in doubt 1"},
+		{"in doubt, but sent", func(p *plant) { p.ends["id-m1"] = End{State: "in_doubt"} }, "sent 6"},
+		{"in doubt for no reason", func(p *plant) { silent(p, 1) }, "sent 5, in doubt 1, unfounded 1"},
+		{"in doubt since nobody knows when", func(p *plant) {
+			silent(p, 1)
+			killed(p, 1)
+			p.ends["id-m1"] = End{State: "in_doubt"}
+		}, "sent 5, in doubt 1, unfounded 1"},
+		{"more in doubt than a worker has in hand", func(p *plant) { silent(p, 3); killed(p, 1) }, "sent 3, in doubt 3, unfounded 1"},
+		{"as many as two have", func(p *plant) { silent(p, 3); killed(p, 2); killed(p, 1) }, "sent 3, in doubt 3"},
+		{"in doubt after the death", func(p *plant) { silent(p, 1); killed(p, -3) }, "sent 5, in doubt 1, unfounded 1"},
+		{"in doubt long before the death", func(p *plant) { silent(p, 1); killed(p, 20) }, "sent 5, in doubt 1, unfounded 1"},
+		{"kept in hand by a store", func(p *plant) {
+			silent(p, 1)
+			killed(p, 20)
+			p.harms.Troubles = []Trouble{{Store, after(6), after(12)}, {"fcm", after(2), after(9)}}
+		}, "sent 5, in doubt 1"},
+		{"a lost answer", func(p *plant) { lost(p, "smtp", 3, 4) }, "sent 5, in doubt 1"},
+		{"a lost answer to one that stood still", func(p *plant) { lost(p, Worker, -5, 1) }, "sent 5, in doubt 1"},
+		{"a lost answer of another", func(p *plant) { lost(p, "fcm", 3, 4) }, "sent 5, in doubt 1, unfounded 1"},
+		{"an answer lost before", func(p *plant) { lost(p, "smtp", -9, -3) }, "sent 5, in doubt 1, unfounded 1"},
+		{"an answer lost later", func(p *plant) { lost(p, "smtp", 8, 9) }, "sent 5, in doubt 1, unfounded 1"},
+		{"expired too early", func(p *plant) {
+			p.taken, p.ends["id-m1"], p.accepted[0].ExpiresAt = p.taken[1:], End{State: "expired", At: begin}, after(3)
+		}, "sent 5, lost 1"},
+		{"sent, and told as expired", func(p *plant) { p.ends["id-m1"] = End{State: "expired", At: begin} }, "sent 6, untrue 1"},
+		{"sent, and told as waiting", func(p *plant) { p.ends["id-m1"] = End{State: "waiting"} }, "sent 6, untrue 1"},
+		{"sent, and not ended yet", func(p *plant) { p.ends["id-m1"] = End{State: "sending"} }, "sent 6"},
 		{"expired", func(p *plant) {
-			p.taken, p.ends["id-m1"], p.accepted[0].ExpiresAt = p.taken[1:], "expired", begin
+			p.taken, p.ends["id-m1"], p.accepted[0].ExpiresAt = p.taken[1:], End{State: "expired", At: begin}, begin
 		}, "sent 5, expired 1"},
-		{"expired without a life to end", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], "expired" }, "sent 5, lost 1"},
+		{"expired without a life to end", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], End{State: "expired", At: begin} }, "sent 5, lost 1"},
 		{"superseded", func(p *plant) {
-			p.taken, p.ends["id-m1"], p.accepted[0].Supersede, p.accepted[1].Supersede = p.taken[1:], "superseded", "k", "k"
+			p.taken, p.ends["id-m1"], p.accepted[0].Supersede, p.accepted[1].Supersede = p.taken[1:], End{State: "superseded"}, "k", "k"
 		}, "sent 5, superseded 1"},
 		{"superseded, and the newest", func(p *plant) {
-			p.taken, p.ends["id-m1"], p.accepted[0].Supersede, p.accepted[1].Supersede = p.taken[1:], "superseded", "k", "k"
+			p.taken, p.ends["id-m1"], p.accepted[0].Supersede, p.accepted[1].Supersede = p.taken[1:], End{State: "superseded"}, "k", "k"
 			p.accepted[0].First = begin.Add(time.Second)
 		}, "sent 5, lost 1"},
 		{"sent long after a newer one", func(p *plant) {
@@ -64,8 +109,8 @@ func TestDecide(t *testing.T) {
 			again.Last, again.Fresh = true, true
 			p.accepted = append(p.accepted, again)
 		}, "sent 6, forgotten 1"},
-		{"superseded by nothing", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], "superseded" }, "sent 5, lost 1"},
-		{"any other end", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], "canceled" }, "sent 5, lost 1"},
+		{"superseded by nothing", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], End{State: "superseded"} }, "sent 5, lost 1"},
+		{"any other end", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], End{State: "canceled"} }, "sent 5, lost 1"},
 		{"doubled", func(p *plant) { p.taken = append(p.taken, p.taken[0]) }, "sent 6, doubled 1"},
 		{"doubled under another id", func(p *plant) {
 			twin := p.taken[0]
@@ -124,7 +169,15 @@ func TestDecide(t *testing.T) {
 			if err := store.Append(p.taken...); err != nil {
 				t.Fatal(err)
 			}
-			v, err := Decide(Case{Client: filepath.Join(dir, "accepted"), Taken: []string{filepath.Join(dir, sim.TakenFile)}, Ends: p.ends, Repeats: p.repeats, Whole: true})
+			sent := map[string]bool{}
+			for _, a := range p.accepted {
+				_, other := p.ends[a.ID]
+				sent[a.ID] = !other && slices.ContainsFunc(p.taken, func(x sim.Taken) bool { return x.Subject == a.Key })
+			}
+			v, err := Decide(Case{
+				Client: filepath.Join(dir, "accepted"), Taken: []string{filepath.Join(dir, sim.TakenFile)},
+				Ends: p.ends, Sent: sent, Repeats: p.repeats, Harms: p.harms, Whole: true,
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -138,7 +191,7 @@ func TestDecide(t *testing.T) {
 			for _, n := range []struct {
 				name string
 				n    int
-			}{{"in doubt", v.InDoubt}, {"expired", v.Expired}, {"superseded", v.Superseded}, {"lost", v.Lost}, {"doubled", v.Doubled}, {"gaps", v.Gaps}, {"stale", v.Stale}, {"forgotten", v.Forgotten}} {
+			}{{"in doubt", v.InDoubt}, {"expired", v.Expired}, {"superseded", v.Superseded}, {"lost", v.Lost}, {"doubled", v.Doubled}, {"gaps", v.Gaps}, {"stale", v.Stale}, {"untrue", v.Untrue}, {"unfounded", v.Unfounded}, {"forgotten", v.Forgotten}} {
 				if n.n != 0 {
 					got += fmt.Sprintf(", %s %d", n.name, n.n)
 				}
@@ -146,7 +199,7 @@ func TestDecide(t *testing.T) {
 			if got != c.want || v.Accepted != 6 {
 				t.Errorf("%s of %d, want %s\n%s", got, v.Accepted, c.want, strings.Join(v.Problems, "\n"))
 			}
-			if bad := v.Lost+v.Doubled+v.Gaps+v.Stale+v.Forgotten > 0; v.Broken() != bad || bad != (len(v.Problems) > 0) {
+			if bad := v.Lost+v.Doubled+v.Gaps+v.Stale+v.Untrue+v.Unfounded+v.Forgotten > 0; v.Broken() != bad || bad != (len(v.Problems) > 0) {
 				t.Errorf("broken %v, problems %v", v.Broken(), v.Problems)
 			}
 		})
