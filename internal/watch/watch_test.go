@@ -335,33 +335,6 @@ func TestProviders(t *testing.T) {
 	})
 }
 
-func TestEvents(t *testing.T) {
-	var ev *Events
-	within(t, func() []Check {
-		ev = NewEvents(15*time.Second, time.Now, incident.Numbering)
-		return []Check{ev.Check()}
-	}, func(t *testing.T, e *incident.Engine) {
-		nap(10 * time.Second)
-		for range 40 {
-			ev.Notice(incident.Condition{Kind: incident.Numbering, Summary: "stream 7"})
-			nap(time.Second)
-		}
-		if i := causes(e)["numbering"]; i.Count < 30 || i.Summary != "stream 7" || i.OldestAge < 30 {
-			t.Errorf("%+v", e.Open())
-		}
-		nap(40 * time.Second)
-		if n := len(e.Open()); n != 0 {
-			t.Errorf("not resolved: %+v", e.Open())
-		}
-		for n := range 1000 {
-			ev.Notice(incident.Condition{Kind: incident.Numbering, Subject: string(rune('a' + n))})
-		}
-		if n := len(ev.seen); n > mostNoted {
-			t.Errorf("%d causes are kept", n)
-		}
-	})
-}
-
 // TestSlowLooksAreRare: what takes long is asked less often.
 func TestSlowLooksAreRare(t *testing.T) {
 	looks := 0
