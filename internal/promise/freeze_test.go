@@ -93,25 +93,38 @@ func TestFreezeWorkerWhileItsDoubtsAreDecided(t *testing.T) {
 		t.Errorf("%d doubts were decided while the worker slept, want at least the 4 that were held", len(decided))
 	}
 	waitFor(t, resumed, "the worker to go on")
-	s.until("the worker has given back what was held", time.Minute, func() bool { return s.untaken(frozen) >= 4 })
+	s.until("the worker has given back what was held", time.Minute, func() bool {
+		open, untaken := s.attempts(frozen)
+		return open == 0 && untaken > 0
+	})
 	if v := s.settle(c, c.urls, time.Minute); len(v.doubts) > 0 {
 		t.Errorf("%d in doubt again", len(v.doubts))
 	}
 }
 
-// untaken is how many attempts a worker has ended without handing them over.
-func (s *stage) untaken(p *process) (n int) {
+// attempts are how many a worker has in hand, and how many it has ended without
+// handing them over.
+func (s *stage) attempts(p *process) (open, untaken int) {
 	s.t.Helper()
 	_, metrics := s.text(p.metrics + "/metrics")
 	for line := range strings.Lines(metrics) {
-		if name, value, ok := strings.Cut(strings.TrimSpace(line), "} "); ok && strings.HasPrefix(name, "stormpost_delivery_attempts_total{") &&
-			(strings.Contains(name, `outcome="returned"`) || strings.Contains(name, `outcome="deferred"`)) {
-			count, err := strconv.Atoi(value)
-			if err != nil {
-				s.t.Fatal(err)
-			}
-			n += count
+		name, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
+		switch {
+		case strings.HasPrefix(name, "stormpost_delivery_open{"):
+			open += number(s.t, value)
+		case strings.HasPrefix(name, "stormpost_delivery_attempts_total{") &&
+			(strings.Contains(name, `outcome="returned"`) || strings.Contains(name, `outcome="deferred"`)):
+			untaken += number(s.t, value)
 		}
+	}
+	return open, untaken
+}
+
+func number(t *testing.T, s string) int {
+	t.Helper()
+	n, err := strconv.Atoi(s)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return n
 }

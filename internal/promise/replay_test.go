@@ -62,7 +62,7 @@ func TestReplayIsKilled(t *testing.T) {
 	c := newClient(t, s.key, func() string { return api })
 	for faults, fault := range map[*sim.Faults]sim.Fault{
 		s.sims.SMTP.Faults: {Step: sim.StepRcpt, Do: sim.Answer, Code: 550, To: "refused"},
-		s.sims.FCM.Faults:  {Step: sim.StepBody, Do: sim.Answer, Error: "UNREGISTERED", To: "refused"},
+		s.sims.FCM.Faults:  {Step: sim.StepBody, Do: sim.Answer, Error: "INVALID_ARGUMENT", To: "refused"},
 	} {
 		if err := faults.AddFault(fault); err != nil {
 			t.Fatal(err)
