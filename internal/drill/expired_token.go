@@ -60,6 +60,11 @@ process that has only the expired token is never ready.`,
 		if err := s.failTokenServer(ctx, whole); err != nil {
 			return err
 		}
+		// What is revoked while a worker still waits to ask the token server again
+		// pauses for the rest of that wait.
+		if err := s.Wait(ctx, pauseLimit); err != nil {
+			return err
+		}
 		rotated := 0 // of which a worker has seen that its token is refused
 		for i := range rotations {
 			before := s.sims.Token.Requests()
