@@ -131,16 +131,7 @@ func TestToldButLost(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
-	by, err := dedupe.Open(dedupe.Config{DSN: pg.DSN(), MaxConns: 4, Reconciling: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer by.Close()
-	r, err := by.BeginReconcile(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
+	r := reconciling(t, pg.DSN())
 	if err := r.Raise(t.Context(), deferred[0].Position.Submission(), nil); err != nil {
 		t.Fatal(err)
 	}
@@ -198,16 +189,7 @@ func TestReconcileKnowsWhatWasResent(t *testing.T) {
 
 	exec(t, dsn, `insert into rollback (cause, back_to) values ('a restore', now())`)
 	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
-	by, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4, Reconciling: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer by.Close()
-	r, err := by.BeginReconcile(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
+	r := reconciling(t, dsn)
 	for range 2 { // as after one that broke off
 		for name, it := range items {
 			s := message.Step{Position: it.Position, ID: it.ID, Attempt: 2, Kind: message.StepKind(message.Rejected), At: time.Now(), Provider: "test"}
@@ -268,16 +250,7 @@ func TestWhatWasNotTakenIsOfItsOwnAttempt(t *testing.T) {
 	claim(t, l, open, message.Claimed)
 	exec(t, dsn, `insert into rollback (cause, back_to) values ('a restore', now())`)
 	eventually(t, func() (string, bool) { c, _ := l.RolledBack(); return c, c != "" })
-	by, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4, Reconciling: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer by.Close()
-	r, err := by.BeginReconcile(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
+	r := reconciling(t, dsn)
 	for _, it := range []message.Item{canceled, sent, open} {
 		for _, k := range []message.Outcome{message.Deferred, message.Returned, message.Rejected} {
 			for attempt := range 2 {
@@ -302,4 +275,21 @@ func TestWhatWasNotTakenIsOfItsOwnAttempt(t *testing.T) {
 	if n := count(t, dsn, `select count(*) from attempt where no > 1`); n != 0 {
 		t.Errorf("%d have another attempt", n)
 	}
+}
+
+// reconciling begins a reconciliation of a ledger that was rolled back, for as long
+// as the test goes.
+func reconciling(t *testing.T, dsn string) *dedupe.Reconciliation {
+	t.Helper()
+	by, err := dedupe.Open(dedupe.Config{DSN: dsn, MaxConns: 4, Reconciling: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(by.Close)
+	r, err := by.BeginReconcile(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
 }
