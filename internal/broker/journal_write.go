@@ -47,6 +47,15 @@ type keeping struct {
 	done chan error // has room for the one answer
 }
 
+// balance spreads by submission; the last bits are the recipient's index.
+func balance(m kafka.Message, partitions ...int) int {
+	var n uint64
+	for _, c := range m.Key {
+		n = n<<8 | uint64(c)
+	}
+	return partitions[n>>6%uint64(len(partitions))]
+}
+
 // NewJournal makes a journal's writer; one for a process. tail learns of what
 // is written at once.
 func (b *Broker) NewJournal(tail *Tail) (*Journal, error) {

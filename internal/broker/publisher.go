@@ -23,7 +23,8 @@ const (
 	bufferBytes   = 16 << 20
 
 	flushRecords = 500
-	flushers     = 4 // of one lane: some encode while others wait for Kafka
+	flushLinger  = 2 * time.Millisecond // how long the first record waits for others
+	flushers     = 4                    // of one lane: some encode while others wait for Kafka
 	// publishAge is how long a record is tried. Later the lane's cursor has it.
 	publishAge = 10 * time.Second
 )
@@ -65,7 +66,9 @@ type writer interface {
 type queue struct {
 	topic     string
 	in        chan message.Item
-	bytes     atomic.Int64 // of content, until it is written or dropped
+	gather    chan struct{} // full while a batch is gathered
+	turns     atomic.Int64  // the partitions take turns
+	bytes     atomic.Int64  // of content, until it is written or dropped
 	published func(n int)
 }
 
@@ -73,9 +76,10 @@ type queue struct {
 func (b *Broker) NewPublisher() (*Publisher, error) {
 	t := b.transport()
 	w := &kafka.Writer{
-		Addr: b.address(), Balancer: kafka.BalancerFunc(balance), Transport: t,
+		Addr: b.address(), Balancer: kafka.BalancerFunc(byTurn), Transport: t,
 		RequiredAcks: kafka.RequireAll, // the zero value asks for none
-		BatchTimeout: 2 * time.Millisecond, BatchSize: flushRecords, BatchBytes: maxBatch,
+		BatchTimeout: time.Microsecond, // what is written together was gathered already
+		BatchSize:    flushRecords, BatchBytes: maxBatch,
 		MaxAttempts: 2, WriteBackoffMin: 20 * time.Millisecond, WriteBackoffMax: 100 * time.Millisecond,
 		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
 	}
@@ -95,7 +99,7 @@ func (b *Broker) newPublisher(w writer, shut func() error) (*Publisher, error) {
 	p.life, p.end = context.WithCancel(context.Background())
 	for topic, lane := range b.topics() {
 		attrs := metric.WithAttributeSet(attribute.NewSet(attribute.String("messaging.system", "kafka"), attribute.String("messaging.destination.name", topic)))
-		q := &queue{topic: topic, in: make(chan message.Item, bufferRecords), published: func(n int) {
+		q := &queue{topic: topic, in: make(chan message.Item, bufferRecords), gather: make(chan struct{}, 1), published: func(n int) {
 			published.Add(context.Background(), int64(n), attrs)
 		}}
 		p.queues[lane] = q
@@ -106,13 +110,11 @@ func (b *Broker) newPublisher(w writer, shut func() error) (*Publisher, error) {
 	return p, nil
 }
 
-// balance spreads by submission; the last bits are the recipient's index.
-func balance(m kafka.Message, partitions ...int) int {
-	var n uint64
-	for _, c := range m.Key {
-		n = n<<8 | uint64(c)
-	}
-	return partitions[n>>6%uint64(len(partitions))]
+// byTurn gives a whole batch to the partition whose turn it is: a request for
+// each partition would cost Kafka, and whoever reads them, several times as much.
+func byTurn(m kafka.Message, partitions ...int) int {
+	turn, _ := m.WriterData.(int64)
+	return partitions[turn%int64(len(partitions))]
 }
 
 // Publish implements ingest.Publisher.
@@ -160,24 +162,13 @@ func (p *Publisher) drop(n int, err error) {
 	}
 }
 
-// run writes what comes in batches: what is there, without waiting for more.
+// run writes what comes in batches.
 func (p *Publisher) run(q *queue) {
 	batch := make([]kafka.Message, 0, flushRecords)
-	for first := range q.in {
-		batch = append(batch[:0], encode(q.topic, first))
-		size := int64(len(first.Content))
-	fill:
-		for len(batch) < flushRecords {
-			select {
-			case it, ok := <-q.in:
-				if !ok {
-					break fill
-				}
-				batch = append(batch, encode(q.topic, it))
-				size += int64(len(it.Content))
-			default:
-				break fill
-			}
+	for {
+		var size int64
+		if batch, size = q.next(batch[:0]); len(batch) == 0 {
+			return
 		}
 		p.flush(q, batch)
 		q.bytes.Add(-size)
@@ -185,8 +176,38 @@ func (p *Publisher) run(q *queue) {
 	}
 }
 
-// flush tries until Kafka has taken the batch, for publishAge. A repeat is
-// harmless: the second record's claim is refused.
+// next appends the next batch's records to batch, and says how many bytes of
+// content it has. None means that the publisher was closed.
+func (q *queue) next(batch []kafka.Message) ([]kafka.Message, int64) {
+	q.gather <- struct{}{}
+	defer func() { <-q.gather }()
+	first, ok := <-q.in
+	if !ok {
+		return batch, 0
+	}
+	batch = append(batch, encode(q.topic, first))
+	size := int64(len(first.Content))
+	if len(q.in) < flushRecords/2 {
+		time.Sleep(flushLinger)
+	}
+	for len(batch) < flushRecords {
+		select {
+		case it, ok := <-q.in:
+			if !ok {
+				return batch, size
+			}
+			batch = append(batch, encode(q.topic, it))
+			size += int64(len(it.Content))
+		default:
+			return batch, size
+		}
+	}
+	return batch, size
+}
+
+// flush tries until Kafka has taken the batch, for publishAge, each time at the
+// next partition, whose leader may be another one. A repeat is harmless: the
+// second record's claim is refused.
 func (p *Publisher) flush(q *queue, batch []kafka.Message) {
 	ctx, cancel := context.WithTimeout(p.life, publishAge)
 	defer cancel()
@@ -194,6 +215,10 @@ func (p *Publisher) flush(q *queue, batch []kafka.Message) {
 	b.InitialInterval, b.MaxInterval, b.MaxElapsedTime = 50*time.Millisecond, 2*time.Second, 0
 	left := batch
 	err := backoff.Retry(func() error {
+		turn := q.turns.Add(1)
+		for i := range left {
+			left[i].WriterData = turn
+		}
 		err := p.writer.WriteMessages(ctx, left...)
 		if left = failed(left, err); len(left) == 0 {
 			return nil

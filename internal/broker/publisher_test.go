@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -92,6 +93,39 @@ func TestPublishTriesAgainWhatFailed(t *testing.T) {
 	})
 }
 
+// A batch is one request, and the next one, or the next try, is another
+// partition's.
+func TestBatchesTakeTurnsAtThePartitions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var at []int
+		s := &script{}
+		s.write = func(_ context.Context, _ string, n int, msgs []kafka.Message) error {
+			first := byTurn(msgs[0], 0, 1, 2, 3)
+			at = append(at, first)
+			for _, m := range msgs {
+				if p := byTurn(m, 0, 1, 2, 3); p != first || len(msgs) != 10 {
+					t.Errorf("one of %d records for partition %d, another for %d", len(msgs), first, p)
+				}
+			}
+			if n == 2 {
+				return errors.New("no leader")
+			}
+			return nil
+		}
+		p, _ := scripted(t, s)
+		for range 3 {
+			p.Publish(items(urgent, 1, 10, 10))
+			time.Sleep(time.Minute)
+		}
+		if err := closeIn(t, p, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if want := []int{1, 2, 3, 0}; !slices.Equal(at, want) {
+			t.Errorf("partitions %v, want %v", at, want)
+		}
+	})
+}
+
 func TestPublishGivesUpToTheCursor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &script{write: func(context.Context, string, int, []kafka.Message) error { return errors.New("no broker") }}
@@ -124,15 +158,16 @@ func TestPublishNeverBlocks(t *testing.T) {
 		p.Publish(flood)
 		// The lane that waits for its leader costs another nothing.
 		p.Publish(items(urgent, 1, 100, 10))
+		if time.Since(began) != 0 {
+			t.Error("Publish waited")
+		}
+		time.Sleep(flushLinger)
 		synctest.Wait()
 		s.mu.Lock()
 		if len(s.took) != 100 {
 			t.Errorf("%d of the other lane's 100 were written", len(s.took))
 		}
 		s.mu.Unlock()
-		if time.Since(began) != 0 {
-			t.Error("Publish waited")
-		}
 		log.wait(t, "not published")
 		close(release)
 		if err := closeIn(t, p, time.Minute); err != nil {
