@@ -246,16 +246,17 @@ func (d *Drain) try(ctx context.Context, j message.Journaled, source string, raw
 		}
 		d.parked.Add(ctx, 1, class)
 		return nil
-	case r.Replayed:
-		return nil
 	}
-	d.entered.Add(ctx, 1, class)
-	switch {
-	case r.Held:
-		d.conflicts.Add(ctx, 1, class)
-		d.cfg.Log.WarnContext(ctx, "another request came first under the key of a journaled one, which is held", "submission", j.ID())
-	case r.Ended: // it repeats another
-	case !r.Waiting:
+	if !r.Replayed {
+		d.entered.Add(ctx, 1, class)
+		if r.Held {
+			d.conflicts.Add(ctx, 1, class)
+			d.cfg.Log.WarnContext(ctx, "another request came first under the key of a journaled one, which is held", "submission", j.ID())
+		}
+	}
+	// What was there already the ledger took, most likely, after the door had given it
+	// up: then nobody has published it, and Kafka is to know its number.
+	if repeats := r.Ended || r.RepeatOf != (message.ID{}); !repeats && !r.Held && !r.Waiting {
 		d.cfg.Publisher.Publish(j.Items(r))
 	}
 	return nil

@@ -72,7 +72,8 @@ func record(t *testing.T, class string) message.Journaled {
 }
 
 // A record is finished when the ledger has it and not before, however long that
-// takes; then it is published, unless it is held, waits, or was known.
+// takes; then it is published, unless it is held, waits, or repeats another. So is one that it
+// has already: its door gave it up.
 func TestEnter(t *testing.T) {
 	for name, test := range map[string]struct {
 		answers   []error
@@ -84,7 +85,10 @@ func TestEnter(t *testing.T) {
 		"later":     {[]error{message.ErrUnavailable, message.ErrUnavailable, nil}, message.Receipt{Submission: 1}, 1, 0},
 		"held":      {nil, message.Receipt{Submission: 1, Held: true}, 0, 0},
 		"scheduled": {nil, message.Receipt{Submission: 1, Waiting: true}, 0, 0},
-		"known":     {nil, message.Receipt{Submission: 1, Replayed: true}, 0, 0},
+		"known":     {nil, message.Receipt{Submission: 1, Replayed: true}, 1, 0},
+		"deferred":  {nil, message.Receipt{Submission: 1, Replayed: true, Waiting: true}, 0, 0},
+		"repeated":  {nil, message.Receipt{Submission: 1, Ended: true}, 0, 0},
+		"repeat":    {nil, message.Receipt{Submission: 1, Replayed: true, RepeatOf: message.SubmissionID(message.KeyHash{1}, message.Fingerprint{})}, 0, 0},
 		"refused":   {[]error{errors.New("bad row")}, message.Receipt{}, 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
