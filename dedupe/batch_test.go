@@ -9,14 +9,14 @@ import (
 )
 
 // A lone call goes at once; what comes thick shares its flushes, which begin a
-// spacing apart; a full batch waits for nothing.
+// spacing apart.
 func TestBatchesGatherWhatComesThick(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		type flush struct {
 			size int
 			at   time.Duration
 		}
-		const most, work = 10, 3 * time.Millisecond
+		const most, work = 10, 5 * time.Millisecond
 		var (
 			wg    sync.WaitGroup
 			mu    sync.Mutex
@@ -49,10 +49,8 @@ func TestBatchesGatherWhatComesThick(t *testing.T) {
 		}
 		put(3, time.Second)
 		check("one a second", flush{1, 0}, flush{1, time.Second}, flush{1, 2 * time.Second})
-		put(7, 2*time.Millisecond)
-		check("one every 2 ms", flush{1, 0}, flush{4, spacing}, flush{2, 2 * spacing})
-		put(3*most, 0)
-		check("all at once", flush{most, 0}, flush{most, 0}, flush{most, work})
+		put(6, 3*time.Millisecond)
+		check("one every 3 ms", flush{1, 0}, flush{2, spacing}, flush{3, 2 * spacing})
 		b.stop()
 		wg.Wait()
 	})

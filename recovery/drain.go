@@ -21,6 +21,9 @@ import (
 const (
 	// atOnce bounds how many submissions of one process are with the ledger.
 	atOnce = 500
+	// publishLate is how old what the ledger has already may be to be published once
+	// more: later its lane's cursor has long found it.
+	publishLate = time.Hour
 	// restFor is how long a ledger that is away is left alone.
 	restFor = 500 * time.Millisecond
 	// backlogEvery is how often the backlog is asked for.
@@ -254,9 +257,9 @@ func (d *Drain) try(ctx context.Context, j message.Journaled, source string, raw
 			d.cfg.Log.WarnContext(ctx, "another request came first under the key of a journaled one, which is held", "submission", j.ID())
 		}
 	}
-	// What was there already the ledger took, most likely, after the door had given it
-	// up: then nobody has published it, and Kafka is to know its number.
-	if repeats := r.Ended || r.RepeatOf != (message.ID{}); !repeats && !r.Held && !r.Waiting {
+	// What was there already the ledger may have taken after the door had given it up:
+	// then nobody has published it, and Kafka is to know its number.
+	if late := time.Since(j.AcceptedAt) < publishLate; (late || !r.Replayed) && !r.Held && !r.Ended && !r.Waiting {
 		d.cfg.Publisher.Publish(j.Items(r))
 	}
 	return nil

@@ -72,9 +72,10 @@ func record(t *testing.T, class string) message.Journaled {
 }
 
 // A record is finished when the ledger has it and not before, however long that
-// takes; then it is published, unless it is held, waits, or repeats another. So is one that it
-// has already: its door gave it up.
+// takes; then it is published, unless it is held, waits, or has ended as a repeat. So is one that
+// the ledger has already, if it isn't old: its door gave it up.
 func TestEnter(t *testing.T) {
+	repeated := message.SubmissionID(message.KeyHash{1}, message.Fingerprint{})
 	for name, test := range map[string]struct {
 		answers   []error
 		receipt   message.Receipt
@@ -87,8 +88,8 @@ func TestEnter(t *testing.T) {
 		"scheduled": {nil, message.Receipt{Submission: 1, Waiting: true}, 0, 0},
 		"known":     {nil, message.Receipt{Submission: 1, Replayed: true}, 1, 0},
 		"deferred":  {nil, message.Receipt{Submission: 1, Replayed: true, Waiting: true}, 0, 0},
-		"repeated":  {nil, message.Receipt{Submission: 1, Ended: true}, 0, 0},
-		"repeat":    {nil, message.Receipt{Submission: 1, Replayed: true, RepeatOf: message.SubmissionID(message.KeyHash{1}, message.Fingerprint{})}, 0, 0},
+		"repeat":    {nil, message.Receipt{Submission: 1, Ended: true, RepeatOf: repeated}, 0, 0},
+		"flagged":   {nil, message.Receipt{Submission: 1, RepeatOf: repeated}, 1, 0},
 		"refused":   {[]error{errors.New("bad row")}, message.Receipt{}, 0, 1},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -98,6 +99,12 @@ func TestEnter(t *testing.T) {
 				finished := 0
 				d.Enter(t.Context(), record(t, ""), "topic/0/1", []byte("raw"), func() { finished++ })
 				d.Wait()
+				if test.receipt.Replayed { // and long ago: a journal that is read again from its beginning
+					j := record(t, "")
+					j.AcceptedAt = j.AcceptedAt.Add(-2 * publishLate)
+					d.Enter(t.Context(), j, "topic/0/2", []byte("raw"), func() {})
+					d.Wait()
+				}
 				if finished != 1 || len(l.items) != test.published || len(l.parked) != test.parked {
 					t.Errorf("finished %d, published %d, parked %v", finished, len(l.items), l.parked)
 				}

@@ -21,6 +21,7 @@ const (
 	appendPatience = 8 * time.Second
 	// journalFlushers write at once, for each class.
 	journalFlushers = 2
+	journalRecords  = 500 // of one write
 	// journalFlush is how many bytes of content one write has, at about most.
 	journalFlush = 4 << 20
 )
@@ -47,7 +48,7 @@ type keeping struct {
 	done chan error // has room for the one answer
 }
 
-// balance spreads by submission; the last bits are the recipient's index.
+// balance spreads evenly, since keys are hashes.
 func balance(m kafka.Message, partitions ...int) int {
 	var n uint64
 	for _, c := range m.Key {
@@ -68,13 +69,13 @@ func (b *Broker) NewJournal(tail *Tail) (*Journal, error) {
 	j := &Journal{broker: b, trans: t, taken: taken, failed: failed, tail: tail, queues: make(map[message.Class]chan *keeping), writer: &kafka.Writer{
 		Addr: b.address(), Balancer: kafka.BalancerFunc(balance), Transport: t,
 		RequiredAcks: kafka.RequireAll, // the zero value asks for none
-		BatchTimeout: 2 * time.Millisecond, BatchSize: flushRecords, BatchBytes: maxJournalBatch,
+		BatchTimeout: 2 * time.Millisecond, BatchSize: journalRecords, BatchBytes: maxJournalBatch,
 		MaxAttempts: 3, WriteBackoffMin: 50 * time.Millisecond, WriteBackoffMax: 250 * time.Millisecond,
 		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
 	}}
 	j.life, j.end = context.WithCancel(context.Background())
 	for c := message.Transactional; c <= message.Campaign; c++ {
-		queue := make(chan *keeping, flushRecords)
+		queue := make(chan *keeping, journalRecords)
 		j.queues[c] = queue
 		for range journalFlushers {
 			j.wg.Go(func() { j.flush(queue) })
@@ -121,7 +122,7 @@ func (j *Journal) flush(queue <-chan *keeping) {
 		case <-j.life.Done():
 			return
 		}
-		for size, more := len(batch[0].m.Value), true; more && len(batch) < flushRecords && size < journalFlush; {
+		for size, more := len(batch[0].m.Value), true; more && len(batch) < journalRecords && size < journalFlush; {
 			select {
 			case k := <-queue:
 				batch, size = append(batch, k), size+len(k.m.Value)

@@ -22,7 +22,7 @@ const (
 	bufferRecords = 16 << 10
 	bufferBytes   = 16 << 20
 
-	flushRecords = 500
+	flushRecords = 128                  // of one request
 	flushLinger  = 2 * time.Millisecond // how long the first record waits for others
 	flushers     = 4                    // of one lane: some encode while others wait for Kafka
 	// publishAge is how long a record is tried. Later the lane's cursor has it.
@@ -80,7 +80,7 @@ func (b *Broker) NewPublisher() (*Publisher, error) {
 		RequiredAcks: kafka.RequireAll, // the zero value asks for none
 		BatchTimeout: time.Microsecond, // what is written together was gathered already
 		BatchSize:    flushRecords, BatchBytes: maxBatch,
-		MaxAttempts: 2, WriteBackoffMin: 20 * time.Millisecond, WriteBackoffMax: 100 * time.Millisecond,
+		MaxAttempts: 1, // flush tries again, elsewhere
 		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
 	}
 	return b.newPublisher(w, func() error {
@@ -206,8 +206,8 @@ func (q *queue) next(batch []kafka.Message) ([]kafka.Message, int64) {
 }
 
 // flush tries until Kafka has taken the batch, for publishAge, each time at the
-// next partition, whose leader may be another one. A repeat is harmless: the
-// second record's claim is refused.
+// partition whose turn it is: its leader may be another one. A repeat is harmless:
+// the second record's claim is refused.
 func (p *Publisher) flush(q *queue, batch []kafka.Message) {
 	ctx, cancel := context.WithTimeout(p.life, publishAge)
 	defer cancel()
