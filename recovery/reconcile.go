@@ -98,7 +98,7 @@ const (
 // over: it is entered in doubt. One whose offset is not committed was not, and is
 // sent; a claim is told to Kafka before its offset counts as finished.
 func Reconcile(ctx context.Context, cfg ReconcileConfig) (*Reconciled, error) {
-	r := &reconcile{ReconcileConfig: cfg, told: make(map[message.ID]message.Step), unsure: make(map[message.ID]int), numbers: make(map[message.StreamOf]int64)}
+	r := &reconcile{ReconcileConfig: cfg, told: make(map[message.ID]message.Step), unsure: make(map[message.ID]int), numbers: make(map[message.StreamOf]int64), would: make(map[message.KeyHash]bool)}
 	if r.Progress == nil {
 		r.Progress = func(string, int64) {}
 	}
@@ -120,6 +120,7 @@ type reconcile struct {
 	unsure  map[message.ID]int          // the last attempt whose answer was lost, of those that have one
 	numbers map[message.StreamOf]int64
 	seen    int64
+	would   map[message.KeyHash]bool // what a dry run would have entered from the lanes
 }
 
 func (r *reconcile) readTrail(ctx context.Context) error {
@@ -237,6 +238,9 @@ func (r *reconcile) take(ctx context.Context, batch []Witness) error {
 		lost = append(lost, l)
 	}
 	if r.DryRun {
+		for k := range owner {
+			r.would[k] = true
+		}
 		r.count(batch, unknown, nil)
 		return nil
 	}
@@ -386,7 +390,7 @@ func (r *reconcile) keep(ctx context.Context, batch []Kept) error {
 		return err
 	}
 	for i, j := range batch {
-		if unknown[j.Key] {
+		if unknown[j.Key] && !r.would[j.Key] {
 			r.sum.Journaled++
 			unknown[j.Key] = false // it may come once more
 		}

@@ -166,6 +166,21 @@ func TestReconcileGoesOnWhereMessagesAre(t *testing.T) {
 	r.wants(t, taken.ID().Message(0), message.StateQueued)
 }
 
+// What a lane and a journal have both is counted once, also by a dry run.
+func TestReconcileCountsOnce(t *testing.T) {
+	r := restore(t)
+	s, w := r.forgotten(t, "both", message.PositionOf(message.Lane{Class: message.Transactional, Channel: message.ChannelEmail}, 77, 0))
+	k := kafka{lanes: []recovery.Witness{w}, journals: []recovery.Kept{{Journaled: message.Journaled{Submission: s, AcceptedAt: time.Now()}, Value: s.Content}}}
+	cfg := recovery.ReconcileConfig{Books: r.books(t), Evidence: k.evidence(), From: time.Now(), By: "test"}
+	for _, cfg.DryRun = range []bool{true, false} {
+		sum, err := recovery.Reconcile(t.Context(), cfg)
+		if err != nil || sum.Lost != 1 || sum.Journaled != 0 {
+			t.Errorf("dry run %v: %+v %v, want 1 lost and none from a journal", cfg.DryRun, sum, err)
+		}
+	}
+	r.wants(t, s.ID().Message(0), message.StateQueued)
+}
+
 // After a lost answer a message may be tied to the provider that may have it. What
 // decided that is forgotten, so nobody else gets it unless a person says so.
 func TestReconcileKnowsThatAnAnswerWasLost(t *testing.T) {
