@@ -259,7 +259,7 @@ func (d *Drain) try(ctx context.Context, j message.Journaled, source string, raw
 	}
 	// What was there already the ledger may have taken after the door had given it up:
 	// then nobody has published it, and Kafka is to know its number.
-	if late := time.Since(j.AcceptedAt) < publishLate; (late || !r.Replayed) && !r.Held && !r.Ended && !r.Waiting {
+	if recent := time.Since(j.AcceptedAt) < publishLate; (recent || !r.Replayed) && !r.Held && !r.Ended && !r.Waiting {
 		d.cfg.Publisher.Publish(j.Items(r))
 	}
 	return nil
