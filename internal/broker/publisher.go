@@ -24,7 +24,7 @@ const (
 
 	flushRecords = 128                  // of one request
 	flushLinger  = 2 * time.Millisecond // how long the first record waits for others
-	flushers     = 4                    // of one lane: some encode while others wait for Kafka
+	flushers     = 4                    // of one lane: one gathers while others wait for Kafka
 	// publishAge is how long a record is tried. Later the lane's cursor has it.
 	publishAge = 10 * time.Second
 )
