@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"context"
+	"math"
 	"strings"
 	"time"
 
@@ -19,15 +20,31 @@ func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Dura
 	if err := l.stands("unclaimed"); err != nil {
 		return nil, err
 	}
+	horizon := l.horizon.position(lane, age)
+	items, err := l.unclaimed(ctx, age, `unclaimed($2, $3, $4)`, int16(lane.Code()), horizon, limit)
+	if err != nil || age > 0 || len(items) == limit || horizon == math.MinInt64 {
+		return items, err
+	}
+	// What appears below those that it has brought comes once the horizon is above.
+	after := l.horizon.beyond(lane, horizon, math.MinInt64)
+	more, err := l.unclaimed(ctx, 0, `beyond($2, $3, $4)`, after, int64(message.PositionOf(lane, message.MaxSubmission, message.MaxRecipients)), limit-len(items))
+	if len(more) > 0 {
+		l.horizon.beyond(lane, horizon, int64(more[len(more)-1].Position))
+	}
+	return append(items, more...), err
+}
+
+// unclaimed is what a function finds, with tenant and content.
+func (l *Ledger) unclaimed(ctx context.Context, age time.Duration, function string, args ...any) ([]message.Item, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `
-		with u as materialized (select * from unclaimed($1, $2, $3))
+		with u as materialized (select * from `+function+`)
 		select u.n, 1, u.id, c.body, coalesce(u.trace, ''), m.tenant, '', 0::smallint, ''
 		from u cross join lateral (select tenant from message m where m.n = u.n offset 0) m
 		left join lateral (select body from content c where c.n = u.n & ~63::bigint offset 0) c on true
-		where u.accepted_at <= clock_timestamp() - $4::interval or u.accepted_at > clock_timestamp() -- the clock went back
-		order by u.n`, int16(lane.Code()), l.horizon.position(lane, age), limit, age)
+		where u.accepted_at <= clock_timestamp() - $1::interval or u.accepted_at > clock_timestamp() -- the clock went back
+		order by u.n`, append([]any{age}, args...)...)
 	if err != nil {
 		return nil, unavailable("unclaimed", err)
 	}

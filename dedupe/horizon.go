@@ -29,6 +29,7 @@ type horizon struct {
 	mu      sync.Mutex
 	pending []probe
 	passed  []probe // safe ones of the last seconds, oldest first
+	reached map[message.Lane]int64
 	clock   serverClock
 }
 
@@ -89,7 +90,7 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 func (h *horizon) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.pending, h.passed = nil, nil
+	h.pending, h.passed, h.reached = nil, nil, nil
 	h.clock.forget()
 }
 
@@ -104,4 +105,15 @@ func (h *horizon) position(l message.Lane, age time.Duration) int64 {
 		}
 	}
 	return math.MinInt64
+}
+
+// beyond is up to where above the horizon a lane's messages were brought. to moves it on.
+func (h *horizon) beyond(l message.Lane, horizon, to int64) int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.reached == nil {
+		h.reached = make(map[message.Lane]int64)
+	}
+	h.reached[l] = max(h.reached[l], horizon, to)
+	return h.reached[l]
 }

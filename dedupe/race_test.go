@@ -3,6 +3,7 @@ package dedupe_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -134,6 +135,49 @@ func TestUnclaimedWaitsForNoOtherCursor(t *testing.T) {
 	if _, err := l.Unclaimed(t.Context(), it.Position.Lane(), 0, 10); err != nil || time.Since(begun) > 2*time.Second {
 		t.Fatalf("unclaimed with the lane locked: %v after %s", err, time.Since(begun))
 	}
+}
+
+// Somebody's long transaction keeps the cursor back, but no message that is there;
+// nor is what appears below one that was brought left out.
+func TestUnclaimedWaitsForNoTransaction(t *testing.T) {
+	t.Parallel()
+	l, dsn, first := one(t)
+	lane := first.Position.Lane()
+	tenant := ledgertest.Tenant(t, l, "acme")
+	brings := func(p message.Position) (bool, bool) {
+		items, err := l.Unclaimed(t.Context(), lane, 0, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ok := slices.ContainsFunc(items, func(it message.Item) bool { return it.Position == p })
+		return ok, ok
+	}
+	eventually(t, func() (bool, bool) { return brings(first.Position) })
+	conn, err := pgx.Connect(t.Context(), dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.Background())
+	if _, err := conn.Exec(t.Context(), `begin`); err != nil {
+		t.Fatal(err)
+	}
+	var late message.Position
+	if err := conn.QueryRow(t.Context(), `insert into message (n, stream, seq, tenant, test, id, recipient, accepted_at, expires_at)
+		select (n & ~(((1::bigint << 51) - 1) << 6)) | (nextval('position') << 6), stream, 1000, tenant, test, id, recipient, clock_timestamp(), expires_at
+		from message returning n`).Scan(&late); err != nil {
+		t.Fatal(err)
+	}
+	s := ledgertest.Email(t, tenant, "above", "s", "a@example.com")
+	above := ledgertest.Items(s, accept(t, l, s))[0]
+	if ok, _ := brings(above.Position); !ok {
+		t.Fatal("a message that is there waits for somebody's transaction")
+	}
+	claim(t, l, first, message.Claimed)
+	claim(t, l, above, message.Claimed)
+	if _, err := conn.Exec(t.Context(), `commit`); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() (bool, bool) { return brings(late) })
 }
 
 // The cursor goes window by window, and finds what lies in a later one.
