@@ -46,6 +46,7 @@ type Broker struct {
 	log   *slog.Logger
 	meter metric.Meter
 	sasl  sasl.Mechanism
+	kept  kept
 }
 
 // New checks cfg. It connects to nothing yet.
@@ -116,7 +117,11 @@ func (b *Broker) address() net.Addr { return kafka.TCP(b.cfg.Brokers...) }
 func (b *Broker) withClient(fn func(*kafka.Client) error) error {
 	t := b.transport()
 	defer t.CloseIdleConnections()
-	return fn(&kafka.Client{Addr: b.address(), Timeout: 5 * time.Second, Transport: t})
+	return fn(b.client(t))
+}
+
+func (b *Broker) client(t *kafka.Transport) *kafka.Client {
+	return &kafka.Client{Addr: b.address(), Timeout: 5 * time.Second, Transport: t}
 }
 
 // Topic is a lane's topic.

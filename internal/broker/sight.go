@@ -22,13 +22,13 @@ type Sight struct {
 }
 
 // Look asks the cluster for its id, and for the ends and committed offsets of the
-// lanes' topics and the journals, by connections of its own as Probe does. An
-// error says that a leader is away. Missing topics are none; nor is it one
-// that the group's coordinator doesn't answer.
+// lanes' topics and the journals; each leader answers for itself. An error says
+// that one is away, as a new connection saw it too. Missing topics are none; nor
+// is it one that the group's coordinator doesn't answer.
 func (b *Broker) Look(ctx context.Context) (s Sight, err error) {
 	subs := []sub{b.lanes(), b.journals()}
 	trail := b.trail().topics[0]
-	err = b.withClient(func(c *kafka.Client) error {
+	err = b.withKept(func(c *kafka.Client) error {
 		meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: slices.Concat(subs[0].topics, subs[1].topics, []string{trail})})
 		if err != nil {
 			return err
