@@ -49,6 +49,7 @@ type Kafka struct {
 	settings map[string]string
 	heap     int
 	quick    bool // compiled quickly
+	was      bool // up before
 	lock     *folderLock
 
 	mu    sync.Mutex
@@ -130,6 +131,7 @@ func (k *Kafka) startAll(ctx context.Context) error {
 			err = k.each(func(n *kafkaNode) error { return k.ready(ctx, n, len(k.nodes)) })
 		}
 		if err == nil {
+			k.was = true
 			k.log.Info("kafka ready", "brokers", k.brokers(), "dir", k.dir)
 			return nil
 		}

@@ -1,6 +1,7 @@
 package devstack
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -27,6 +28,10 @@ import (
 // kafkaStop is how long a node may take to shut down in good order. What it
 // has acknowledged is in the page cache or on disk, and survives its SIGKILL.
 const kafkaStop = 10 * time.Second
+
+// settles is how long a node that answers is busy with itself: it makes topics,
+// and compiles what it does.
+const settles = 15 * time.Second
 
 type kafkaNode struct {
 	id            int
@@ -88,8 +93,15 @@ func (k *Kafka) format(ctx context.Context, n *kafkaNode) error {
 		"kafka.tools.StorageTool", "format", "--cluster-id", k.id, "--config", n.properties())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.WaitDelay = 5 * time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("format the storage: %w: %s", err, strings.TrimSpace(string(out)))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := cmd.Start()
+	if err == nil {
+		k.aside(cmd.Process.Pid)
+		err = cmd.Wait()
+	}
+	if err != nil {
+		return fmt.Errorf("format the storage: %w: %s", err, strings.TrimSpace(out.String()))
 	}
 	if err := os.Rename(fresh, n.data()); err != nil {
 		return fmt.Errorf("put the storage in its place: %w", err)
@@ -165,8 +177,20 @@ func (k *Kafka) launch(n *kafkaNode) (err error) {
 		args = append([]string{quickly}, args...)
 	}
 	cmd := k.command(context.Background(), n, args...)
-	n.srv, err = startChild(cmd, filepath.Join(n.dir, "server.log"), syscall.SIGKILL)
-	return err
+	if n.srv, err = startChild(cmd, filepath.Join(n.dir, "server.log"), syscall.SIGKILL); err != nil {
+		return err
+	}
+	k.aside(n.srv.pid())
+	return nil
+}
+
+// aside leaves a processor to the others while a process starts beside them and
+// settles: in a cluster that has been up before, they are at work. A node's start
+// takes as much as two processors, and elsewhere has a machine of its own for it.
+func (k *Kafka) aside(pid int) {
+	if k.was {
+		confine(pid)
+	}
 }
 
 // ready asks the node for the cluster's metadata until it lists itself and at
@@ -182,6 +206,14 @@ func (k *Kafka) ready(ctx context.Context, n *kafkaNode, brokers int) error {
 	for {
 		err := n.lists(ctx, client, brokers)
 		if err == nil {
+			if k.was {
+				srv := n.srv
+				time.AfterFunc(settles, func() {
+					if !srv.ended() {
+						unconfine(srv.pid())
+					}
+				})
+			}
 			return nil
 		}
 		select {

@@ -1,9 +1,47 @@
 package devstack
 
-import "syscall"
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
 
 // setDeathSignal asks the kernel to signal the child when its parent dies.
 func setDeathSignal(attr *syscall.SysProcAttr, sig syscall.Signal) { attr.Pdeathsig = sig }
+
+// confine keeps a process that was just started, and all threads that it begins,
+// on the first processor that this one may use.
+func confine(pid int) {
+	var mine, one unix.CPUSet
+	if unix.SchedGetaffinity(0, &mine) != nil {
+		return
+	}
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if mine.IsSet(cpu) {
+			one.Set(cpu)
+		}
+	}
+	_ = unix.SchedSetaffinity(pid, &one) // it has ended, or may not: it's a courtesy
+}
+
+// unconfine gives all threads of a process the processors that this one may use.
+func unconfine(pid int) {
+	var mine unix.CPUSet
+	if unix.SchedGetaffinity(0, &mine) != nil {
+		return
+	}
+	for range 2 { // one may have been begun meanwhile
+		threads, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
+		for _, t := range threads {
+			if tid, err := strconv.Atoi(t.Name()); err == nil {
+				_ = unix.SchedSetaffinity(tid, &mine)
+			}
+		}
+	}
+}
 
 const haveUserNamespaces = true
 
