@@ -2,8 +2,8 @@ package dedupe
 
 import (
 	"context"
-	"math"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -20,18 +20,52 @@ func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Dura
 	if err := l.stands("unclaimed"); err != nil {
 		return nil, err
 	}
-	horizon := l.horizon.position(lane, age)
+	horizon, searched := l.horizon.position(lane, age), l.horizon.searched()
 	items, err := l.unclaimed(ctx, age, `unclaimed($2, $3, $4)`, int16(lane.Code()), horizon, limit)
-	if err != nil || age > 0 || len(items) == limit || horizon == math.MinInt64 {
+	if err != nil || age > 0 || len(items) == limit {
 		return items, err
 	}
-	// What appears below those that it has brought comes once the horizon is above.
-	after := l.horizon.beyond(lane, horizon, math.MinInt64)
-	more, err := l.unclaimed(ctx, 0, `beyond($2, $3, $4)`, after, int64(message.PositionOf(lane, message.MaxSubmission, message.MaxRecipients)), limit-len(items))
-	if len(more) > 0 {
-		l.horizon.beyond(lane, horizon, int64(more[len(more)-1].Position))
+	more, err := l.beyond(ctx, lane, horizon, searched, limit-len(items))
+	if items = append(items, more...); len(items) > 0 {
+		return items, nil
 	}
-	return append(items, more...), err
+	return nil, err
+}
+
+const (
+	beyondWindow = 4096 << 6              // positions, looked through at once
+	beyondTime   = 500 * time.Millisecond // then the next call goes on
+)
+
+// beyond is what is unclaimed above the horizon. It begins where the last one found
+// nothing more below; what appears there since comes once the horizon is above.
+func (l *Ledger) beyond(ctx context.Context, lane message.Lane, horizon int64, searched *sync.Map, limit int) (items []message.Item, err error) {
+	begun := time.Now()
+	var last, at int64
+	if err := l.pool.QueryRow(ctx, `select (select case when is_called then last_value else 0 end from position), (select cursor from lane where code = $1)`,
+		int16(lane.Code())).Scan(&last, &at); err != nil {
+		return nil, unavailable("unclaimed", err)
+	}
+	at = max(at, horizon)
+	if mark, ok := searched.Load(lane); ok {
+		at = max(at, mark.(int64))
+	}
+	end := int64(message.PositionOf(lane, last, message.MaxRecipients))
+	for at < end && len(items) < limit && time.Since(begun) < beyondTime {
+		edge := min(end, at+beyondWindow)
+		found, err := l.unclaimed(ctx, 0, `beyond($2, $3, $4)`, at, edge, limit-len(items))
+		if err != nil {
+			return items, err
+		}
+		items = append(items, found...)
+		at = edge
+		mark := at
+		if len(items) > 0 {
+			mark = int64(items[0].Position) - 1
+		}
+		searched.Store(lane, mark)
+	}
+	return items, nil
 }
 
 // unclaimed is what a function finds, with tenant and content.

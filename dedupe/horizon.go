@@ -29,7 +29,7 @@ type horizon struct {
 	mu      sync.Mutex
 	pending []probe
 	passed  []probe // safe ones of the last seconds, oldest first
-	reached map[message.Lane]int64
+	marks   *sync.Map
 	clock   serverClock
 }
 
@@ -90,7 +90,7 @@ func (h *horizon) probe(ctx context.Context, pool *pgxpool.Pool, deadline time.D
 func (h *horizon) forget() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.pending, h.passed, h.reached = nil, nil, nil
+	h.pending, h.passed, h.marks = nil, nil, nil
 	h.clock.forget()
 }
 
@@ -107,13 +107,12 @@ func (h *horizon) position(l message.Lane, age time.Duration) int64 {
 	return math.MinInt64
 }
 
-// beyond is up to where above the horizon a lane's messages were brought. to moves it on.
-func (h *horizon) beyond(l message.Lane, horizon, to int64) int64 {
+// searched has up to where above the horizon nothing of a lane was unclaimed, by lane.
+func (h *horizon) searched() *sync.Map {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.reached == nil {
-		h.reached = make(map[message.Lane]int64)
+	if h.marks == nil {
+		h.marks = new(sync.Map)
 	}
-	h.reached[l] = max(h.reached[l], horizon, to)
-	return h.reached[l]
+	return h.marks
 }

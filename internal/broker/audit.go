@@ -38,7 +38,7 @@ func (g *generation) audit(ctx context.Context) error {
 		places[i], at[i] = p.place, p.position.Load()
 	}
 	var ends map[place]bounds
-	_ = g.broker.withKept(func(c *kafka.Client) (err error) {
+	_ = g.broker.audits.with(ctx, g.broker, func(ctx context.Context, c *kafka.Client) (err error) {
 		ends, err = listBounds(ctx, c, places)
 		return err
 	})

@@ -63,7 +63,7 @@ func (b *Broker) Backlog(ctx context.Context) (map[message.Lane]int64, error) {
 // progress is each partition's bounds, and what the group has committed: -1
 // where that is nothing.
 func (b *Broker) progress(ctx context.Context, s sub) (ends map[place]bounds, committed map[place]int64, err error) {
-	err = b.withKept(func(client *kafka.Client) error {
+	err = b.audits.with(ctx, b, func(ctx context.Context, client *kafka.Client) error {
 		_, places, err := s.places(ctx, client)
 		if err != nil {
 			return err
@@ -133,7 +133,7 @@ func (s sub) committed(ctx context.Context, c *kafka.Client, places []place) (ma
 // group has settled: one that was added, or whose topic was made anew, after
 // the members had joined. A missing topic is an error.
 func (b *Broker) unowned(ctx context.Context, s sub) (found *place, err error) {
-	err = b.withKept(func(c *kafka.Client) error {
+	err = b.audits.with(ctx, b, func(ctx context.Context, c *kafka.Client) error {
 		_, places, err := s.places(ctx, c)
 		if err != nil {
 			return err

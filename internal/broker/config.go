@@ -42,11 +42,11 @@ const maxContent = 1 << 20
 
 // Broker is one Kafka cluster as one process uses it.
 type Broker struct {
-	cfg   Config
-	log   *slog.Logger
-	meter metric.Meter
-	sasl  sasl.Mechanism
-	kept  kept
+	cfg            Config
+	log            *slog.Logger
+	meter          metric.Meter
+	sasl           sasl.Mechanism
+	sights, audits kept // of Look, so that what it sees only gets newer; and of the others
 }
 
 // New checks cfg. It connects to nothing yet.

@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"slices"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 const (
 	keptIdle = 5 * time.Second  // a kept client that nobody uses is closed after this
 	keptAge  = 15 * time.Second // a name may stand for another cluster by then
+	keptTry  = 1500 * time.Millisecond
 )
 
 // kept are the connected clients of those who ask every second or two. To
@@ -28,14 +30,17 @@ type keptClient struct {
 	idle  *time.Timer // closes it
 }
 
-// withKept is withClient with a client that may be connected already. What that
-// one can't do is done again with a new one, so a failure is never one that only
-// an old connection saw: fn may run twice. What it asks of metadata may be two
-// seconds old; leaders answer for themselves.
-func (b *Broker) withKept(fn func(*kafka.Client) error) error {
-	if c := b.kept.take(); c != nil {
-		if fn(c.Client) == nil {
-			b.kept.give(c)
+// with is withClient with a client that may be connected already. What that one
+// doesn't do within keptTry is done again with a new one, so a failure is never
+// one that only an old connection saw: fn may run twice. What it is told of
+// metadata may be some seconds old; leaders answer for themselves.
+func (k *kept) with(ctx context.Context, b *Broker, fn func(context.Context, *kafka.Client) error) error {
+	if c := k.take(); c != nil {
+		tctx, cancel := context.WithTimeout(ctx, keptTry)
+		err := fn(tctx, c.Client)
+		cancel()
+		if err == nil {
+			k.give(c)
 			return nil
 		}
 		c.close()
@@ -43,12 +48,23 @@ func (b *Broker) withKept(fn func(*kafka.Client) error) error {
 	t := b.transport()
 	t.MetadataTTL = 2 * time.Second
 	c := &keptClient{Client: b.client(t), close: t.CloseIdleConnections, born: time.Now()}
-	if err := fn(c.Client); err != nil {
+	if err := fn(ctx, c.Client); err != nil {
 		c.close()
 		return err
 	}
-	b.kept.give(c)
+	k.give(c)
 	return nil
+}
+
+// clear closes those that are idle: what they know is old.
+func (k *kept) clear() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, c := range k.idle {
+		c.idle.Stop()
+		c.close()
+	}
+	k.idle = nil
 }
 
 // take returns nil where none is idle.

@@ -28,7 +28,7 @@ type Sight struct {
 func (b *Broker) Look(ctx context.Context) (s Sight, err error) {
 	subs := []sub{b.lanes(), b.journals()}
 	trail := b.trail().topics[0]
-	err = b.withKept(func(c *kafka.Client) error {
+	err = b.sights.with(ctx, b, func(ctx context.Context, c *kafka.Client) error {
 		meta, err := c.Metadata(ctx, &kafka.MetadataRequest{Topics: slices.Concat(subs[0].topics, subs[1].topics, []string{trail})})
 		if err != nil {
 			return err
@@ -87,6 +87,9 @@ func (b *Broker) Look(ctx context.Context) (s Sight, err error) {
 	})
 	if err != nil {
 		return s, fmt.Errorf("probe: %w", err)
+	}
+	if len(s.Missing) > 0 || s.Trailless || s.Committed == nil {
+		b.sights.clear()
 	}
 	slices.Sort(s.Missing)
 	return s, nil

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,9 +30,9 @@ import (
 // has acknowledged is in the page cache or on disk, and survives its SIGKILL.
 const kafkaStop = 10 * time.Second
 
-// settles is how long a node that answers is busy with itself: it makes topics,
-// and compiles what it does.
-const settles = 15 * time.Second
+// settles is how long a node is busy with itself: it starts, makes topics, and
+// compiles what it does.
+const settles = 40 * time.Second
 
 type kafkaNode struct {
 	id            int
@@ -172,7 +173,7 @@ func escapeProperty(v string) string { return strings.ReplaceAll(v, `\`, `\\`) }
 // launch starts the node's process.
 func (k *Kafka) launch(n *kafkaNode) (err error) {
 	// The child's life isn't bound to the context of a call.
-	args := []string{"kafka.Kafka", n.properties()}
+	args := []string{fmt.Sprintf("-XX:ActiveProcessorCount=%d", runtime.NumCPU()), "kafka.Kafka", n.properties()}
 	if k.quick {
 		args = append([]string{quickly}, args...)
 	}
@@ -181,12 +182,19 @@ func (k *Kafka) launch(n *kafkaNode) (err error) {
 		return err
 	}
 	k.aside(n.srv.pid())
+	if srv := n.srv; k.was {
+		time.AfterFunc(settles, func() {
+			if !srv.ended() {
+				unconfine(srv.pid())
+			}
+		})
+	}
 	return nil
 }
 
-// aside leaves a processor to the others while a process starts beside them and
-// settles: in a cluster that has been up before, they are at work. A node's start
-// takes as much as two processors, and elsewhere has a machine of its own for it.
+// aside keeps a process on one processor until its node has settled: of a cluster
+// that has been up before, others are at work beside it. A node's start takes as
+// much as two processors, and elsewhere has a machine of its own for it.
 func (k *Kafka) aside(pid int) {
 	if k.was {
 		confine(pid)
@@ -206,14 +214,6 @@ func (k *Kafka) ready(ctx context.Context, n *kafkaNode, brokers int) error {
 	for {
 		err := n.lists(ctx, client, brokers)
 		if err == nil {
-			if k.was {
-				srv := n.srv
-				time.AfterFunc(settles, func() {
-					if !srv.ended() {
-						unconfine(srv.pid())
-					}
-				})
-			}
 			return nil
 		}
 		select {

@@ -33,11 +33,14 @@ func unconfine(pid int) {
 	if unix.SchedGetaffinity(0, &mine) != nil {
 		return
 	}
-	for range 2 { // one may have been begun meanwhile
+	done := make(map[int]bool)
+	for more := true; more; { // one may have been begun meanwhile
+		more = false
 		threads, _ := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "task"))
 		for _, t := range threads {
-			if tid, err := strconv.Atoi(t.Name()); err == nil {
+			if tid, err := strconv.Atoi(t.Name()); err == nil && !done[tid] {
 				_ = unix.SchedSetaffinity(tid, &mine)
+				done[tid], more = true, true
 			}
 		}
 	}
