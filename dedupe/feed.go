@@ -51,11 +51,14 @@ func (l *Ledger) beyond(ctx context.Context, lane message.Lane, horizon int64, s
 		at = max(at, mark.(int64))
 	}
 	end := int64(message.PositionOf(lane, last, message.MaxRecipients))
-	for at < end && len(items) < limit && time.Since(begun) < beyondTime {
+	for size := 0; at < end && len(items) < limit && size < maxFeedBytes && time.Since(begun) < beyondTime; {
 		edge := min(end, at+beyondWindow)
 		found, err := l.unclaimed(ctx, 0, `beyond($2, $3, $4)`, at, edge, limit-len(items))
 		if err != nil {
 			return items, err
+		}
+		for i := range found {
+			size += len(found[i].Content)
 		}
 		items = append(items, found...)
 		at = edge

@@ -10,9 +10,9 @@ import (
 )
 
 const (
-	keptIdle = 5 * time.Second  // a kept client that nobody uses is closed after this
-	keptAge  = 15 * time.Second // a name may stand for another cluster by then
-	keptTry  = 1500 * time.Millisecond
+	keptIdle = 5 * time.Second         // a kept client that nobody uses is closed after this
+	keptAge  = 15 * time.Second        // a name may stand for another cluster by then
+	keptTry  = 1500 * time.Millisecond // then there's time for a new one
 )
 
 // kept are the connected clients of those who ask every second or two. To
