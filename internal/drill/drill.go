@@ -72,7 +72,7 @@ type Options struct {
 	Binary   string        // this program, for its processes
 	Seed     uint64        // of the load and of all chance
 	Messages int           // at least; the load goes on until the harm is over
-	Rate     int           // messages a second; 0: Shape.Rate
+	Rate     int           // messages a second, once grown to; 0: Shape.Rate
 	DSN      string        // a PostgreSQL, for a database that is made and removed; empty: an own server
 	Brokers  []string      // a Kafka; empty: an own cluster of three nodes
 	Keep     bool          // keep the folder with the files and logs

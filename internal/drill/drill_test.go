@@ -1,6 +1,9 @@
 package drill
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 func TestOptions(t *testing.T) {
 	good := Options{Messages: 1000, Rate: 100}
@@ -41,5 +44,26 @@ func TestDrainRates(t *testing.T) {
 	}
 	if top, mean, most := drainRates(ticks, 25, 100); top != 500 || mean != 400 || most != 3000 {
 		t.Errorf("top %v, mean %v, backlog %d", top, mean, most)
+	}
+}
+
+func TestTheRateIsGrownTo(t *testing.T) {
+	const n, rate = 100_000, 200
+	in := func(from, until time.Duration) (offered int) {
+		for i := range n {
+			if at := due(i, n, rate); at >= from && at < until {
+				offered++
+			}
+		}
+		return offered
+	}
+	for second, want := range map[int]int{0: 5, 9: 95, 19: 195, 20: 200, 400: 200} {
+		from := time.Duration(second) * time.Second
+		if got := in(from, from+time.Second); got < want-1 || got > want+1 {
+			t.Errorf("%d in second %d, want %d", got, second, want)
+		}
+	}
+	if last := due(n-1, n, rate); last > 510*time.Second || last < 509*time.Second {
+		t.Errorf("the last one is due after %s, want 510 s", last)
 	}
 }

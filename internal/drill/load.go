@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"sync"
@@ -29,7 +30,7 @@ const (
 )
 
 // load is the client: an application that means it. Messages are due at a
-// steady rate, whatever becomes of those before (an open loop); each is tried
+// rate that is soon steady, whatever becomes of those before (an open loop); each is tried
 // under its own key until it is answered, and what is answered 200 or 202 goes
 // into the client's file, which is synced before it counts.
 type load struct {
@@ -168,6 +169,18 @@ func (o order) request() (path string, body map[string]any) {
 	return "/v1/emails", body
 }
 
+// due is when message i of n is offered, since the load began. The rate is grown to
+// within 20 s, or a tenth of the time: what has just started is cold.
+func due(i, n, rate int) time.Duration {
+	at, full := float64(i)/float64(rate), min(20, float64(n)/float64(rate)/10)
+	if at < full/2 {
+		at = math.Sqrt(2 * full * at)
+	} else {
+		at += full / 2
+	}
+	return time.Duration(at * float64(time.Second))
+}
+
 // run offers at least n messages at the rate, and further ones until more says
 // that it is enough. It returns when all are answered, or ctx has ended.
 func (l *load) run(ctx context.Context, n, rate int, more func() bool) {
@@ -178,7 +191,7 @@ func (l *load) run(ctx context.Context, n, rate int, more func() bool) {
 	stop := context.AfterFunc(ctx, l.end)
 	defer stop()
 	start := time.Now()
-	for i := 0; (i < n || more()) && waitUntil(ctx, start.Add(time.Duration(i)*time.Second/time.Duration(rate))); i++ {
+	for i := 0; (i < n || more()) && waitUntil(ctx, start.Add(due(i, n, rate))); i++ {
 		o := l.order(i, time.Now())
 		l.mu.Lock()
 		l.orders = append(l.orders, o)

@@ -186,7 +186,11 @@ func (s *Stage) verdict(ctx context.Context) error {
 	}
 	late := map[string]any{}
 	for class, l := range v.Latency {
-		late[class] = map[string]float64{"p50_s": l.P50.Seconds(), "p99_s": l.P99.Seconds(), "max_s": l.Max.Seconds(), "worst_minutes_p99_s": l.Minute.Seconds()}
+		one := map[string]float64{"p50_s": l.P50.Seconds(), "p99_s": l.P99.Seconds(), "max_s": l.Max.Seconds(), "worst_minutes_p99_s": l.Minute.Seconds()}
+		if !l.MinuteAt.IsZero() {
+			one["worst_minute_from_s"] = l.MinuteAt.Sub(s.start).Seconds()
+		}
+		late[class] = one
 	}
 	r.Evidence["latency"] = late
 	r.Evidence["asked_what_became_of_it"] = s.asked.states

@@ -292,8 +292,7 @@ func (s *Stage) Text(ctx context.Context, sql string) (text string, err error) {
 
 // At waits until a share of the messages has been offered.
 func (s *Stage) At(ctx context.Context, share float64) error {
-	at := s.start.Add(time.Duration(share * float64(s.opt.Messages) / float64(s.opt.Rate) * float64(time.Second)))
-	if !waitUntil(ctx, at) {
+	if !waitUntil(ctx, s.start.Add(due(int(share*float64(s.opt.Messages)), s.opt.Messages, s.opt.Rate))) {
 		return ctx.Err()
 	}
 	return nil

@@ -6,8 +6,12 @@ import (
 )
 
 // Latency is percentiles. Minute is the 99th of the minute in which it was worst,
-// by the times of the requests, of those with a hundred or more.
-type Latency struct{ P50, P99, Max, Minute time.Duration }
+// which began at MinuteAt, by the times of the requests, of those with a hundred or
+// more.
+type Latency struct {
+	P50, P99, Max, Minute time.Duration
+	MinuteAt              time.Time
+}
 
 // latency is how long a message took that was accepted by a request at a time.
 type latency struct {
@@ -32,7 +36,9 @@ func latencyOf(all []latency) (l Latency) {
 			until++
 		}
 		if took := sorted(from, until); len(took) >= 100 {
-			l.Minute = max(l.Minute, took[len(took)*99/100])
+			if p99 := took[len(took)*99/100]; p99 > l.Minute {
+				l.Minute, l.MinuteAt = p99, all[from].at
+			}
 		}
 		from = until
 	}
