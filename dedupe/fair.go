@@ -48,6 +48,7 @@ func (l *Ledger) Fair(ctx context.Context, lane message.Lane, limit int) ([]mess
 		ids[i] = f.tenants[(f.next+i)%len(f.tenants)]
 		marks[i] = f.marks[ids[i]]
 	}
+	horizon, _ := l.horizon.position(lane, 0)
 	rows, err := l.pool.Query(ctx, `
 		with f as materialized (select * from fair($1, $2, $3, $4, $5)),
 		p as materialized (select f.tenant, f.rank, f.n, f.no from f where f.n is not null order by f.rank, array_position($3, f.tenant) limit $6)
@@ -59,7 +60,7 @@ func (l *Ledger) Fair(ctx context.Context, lane message.Lane, limit int) ([]mess
 		left join lateral (select body from content c where c.n = p.n & ~63::bigint offset 0) c on true
 		`+joinBefore("p")+`
 		order by p.rank, array_position($3, p.tenant))`,
-		int16(lane.Code()), l.horizon.position(lane, 0), ids, marks, fairQuantum, limit)
+		int16(lane.Code()), horizon, ids, marks, fairQuantum, limit)
 	if err != nil {
 		return nil, unavailable("fair", err)
 	}

@@ -20,13 +20,14 @@ func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Dura
 	if err := l.stands("unclaimed"); err != nil {
 		return nil, err
 	}
-	horizon, searched := l.horizon.position(lane, age), l.horizon.searched()
+	horizon, marks := l.horizon.position(lane, age)
 	items, err := l.unclaimed(ctx, age, `unclaimed($2, $3, $4)`, int16(lane.Code()), horizon, limit)
 	if err != nil || age > 0 || len(items) == limit {
 		return items, err
 	}
-	more, err := l.beyond(ctx, lane, horizon, searched, limit-len(items))
+	more, err := l.beyond(ctx, lane, horizon, marks, limit-len(items))
 	if items = append(items, more...); len(items) > 0 {
+		limitContent(items)
 		return items, nil
 	}
 	return nil, err
@@ -37,38 +38,65 @@ const (
 	beyondTime   = 500 * time.Millisecond // then the next call goes on
 )
 
-// beyond is what is unclaimed above the horizon. It begins where the last one found
-// nothing more below; what appears there since comes once the horizon is above.
-func (l *Ledger) beyond(ctx context.Context, lane message.Lane, horizon int64, searched *sync.Map, limit int) (items []message.Item, err error) {
-	begun := time.Now()
+// mark is up to where above the horizon nothing of a lane was unclaimed. It goes
+// no further than what was given out a deadline before: by then it's there.
+type mark struct {
+	done int64
+	safe int64     // given out a deadline ago
+	last int64     // given out at a time
+	at   time.Time // of last
+}
+
+// beyond is what is unclaimed above the horizon. It begins where an earlier one found
+// nothing below; what still appears there comes once the horizon is above.
+func (l *Ledger) beyond(ctx context.Context, lane message.Lane, horizon int64, marks *sync.Map, limit int) (items []message.Item, err error) {
+	qctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
 	var last, at int64
-	if err := l.pool.QueryRow(ctx, `select (select case when is_called then last_value else 0 end from position), (select cursor from lane where code = $1)`,
+	if err := l.pool.QueryRow(qctx, `select (select case when is_called then last_value else 0 end from position), (select cursor from lane where code = $1)`,
 		int16(lane.Code())).Scan(&last, &at); err != nil {
 		return nil, unavailable("unclaimed", err)
 	}
-	at = max(at, horizon)
-	if mark, ok := searched.Load(lane); ok {
-		at = max(at, mark.(int64))
-	}
+	begun := time.Now()
 	end := int64(message.PositionOf(lane, last, message.MaxRecipients))
-	for size := 0; at < end && len(items) < limit && size < maxFeedBytes && time.Since(begun) < beyondTime; {
+	var m mark
+	if was, ok := marks.Load(lane); ok {
+		m = was.(mark)
+	}
+	if begun.Sub(m.at) >= l.cfg.Deadline {
+		m.safe, m.last, m.at = m.last, end, begun
+	}
+	defer func() { marks.Store(lane, m) }()
+	for at = max(at, horizon, m.done); at < end && len(items) < limit; {
 		edge := min(end, at+beyondWindow)
 		found, err := l.unclaimed(ctx, 0, `beyond($2, $3, $4)`, at, edge, limit-len(items))
 		if err != nil {
 			return items, err
 		}
-		for i := range found {
-			size += len(found[i].Content)
-		}
 		items = append(items, found...)
 		at = edge
-		mark := at
+		done := at
 		if len(items) > 0 {
-			mark = int64(items[0].Position) - 1
+			done = int64(items[0].Position) - 1
 		}
-		searched.Store(lane, mark)
+		m.done = max(m.done, min(done, m.safe))
+		if limitContent(items) || time.Since(begun) > beyondTime {
+			break
+		}
 	}
 	return items, nil
+}
+
+// limitContent takes the content of what comes behind maxFeedBytes, and says
+// whether they are full.
+func limitContent(items []message.Item) (full bool) {
+	size := 0
+	for i := range items {
+		if size += len(items[i].Content); size > maxFeedBytes {
+			items[i].Content = nil
+		}
+	}
+	return size > maxFeedBytes
 }
 
 // unclaimed is what a function finds, with tenant and content.
@@ -130,7 +158,7 @@ func collectItems(op string, rows pgx.Rows) ([]message.Item, error) {
 			return nil, unavailable(op, err)
 		}
 		if size += len(it.Content); size > maxFeedBytes {
-			it.Content = nil
+			it.Content = nil // before the next one is read
 		}
 		it.Position, it.Attempt, it.Before.Outcome = message.Position(n), int(no), message.Outcome(kind)
 		copy(it.ID[:24], id)

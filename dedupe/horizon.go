@@ -96,23 +96,17 @@ func (h *horizon) forget() {
 
 // position is up to where a lane's messages are all visible, of those that were
 // numbered at least age ago, at most keepPassed.
-func (h *horizon) position(l message.Lane, age time.Duration) int64 {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for i := len(h.passed) - 1; i >= 0; i-- {
-		if p := h.passed[i]; time.Since(p.taken) >= min(age, keepPassed) && p.submission > 0 {
-			return int64(message.PositionOf(l, p.submission, message.MaxRecipients))
-		}
-	}
-	return math.MinInt64
-}
-
-// searched has up to where above the horizon nothing of a lane was unclaimed, by lane.
-func (h *horizon) searched() *sync.Map {
+// marks are where the search above goes on, by lane, in this history.
+func (h *horizon) position(l message.Lane, age time.Duration) (below int64, marks *sync.Map) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.marks == nil {
 		h.marks = new(sync.Map)
 	}
-	return h.marks
+	for i := len(h.passed) - 1; i >= 0; i-- {
+		if p := h.passed[i]; time.Since(p.taken) >= min(age, keepPassed) && p.submission > 0 {
+			return int64(message.PositionOf(l, p.submission, message.MaxRecipients)), h.marks
+		}
+	}
+	return math.MinInt64, h.marks
 }

@@ -33,7 +33,8 @@ type Ledger interface {
 
 	// Unclaimed is the oldest messages of a lane that nobody claimed, with
 	// content, at most limit, from the lane's cursor on. What comes behind 8 MiB of it
-	// has none. It leaves out what was accepted less than age ago.
+	// has none. It leaves out what was accepted less than age ago;
+	// at age 0 nothing that is there, though others may appear below it.
 	Unclaimed(ctx context.Context, l message.Lane, age time.Duration, limit int) ([]message.Item, error)
 	// Due is what waits in the ledger and is due, oldest first, likewise.
 	Due(ctx context.Context, l message.Lane, limit int) ([]message.Item, error)

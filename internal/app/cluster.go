@@ -30,8 +30,8 @@ const (
 )
 
 // cluster is a Kafka cluster as this process sees it: it is looked at every
-// second, through fresh connections, since clients believe in a dead cluster for
-// a while. What was seen of it last is kept in a file, so that one which was
+// second, and a new connection decides where an old one fails, since clients believe
+// in a dead cluster for a while. What was seen of it last is kept in a file, so that one which was
 // wiped or rolled back is also known after a restart.
 type cluster struct {
 	clusterUse

@@ -81,7 +81,7 @@ is named.`,
 	f.BoolVar(&list, "list", false, "explain each drill, with the outage that it re-enacts")
 	f.Uint64Var(&opt.Seed, "seed", 1, "of the load and of all chance")
 	f.IntVar(&opt.Messages, "messages", 100_000, "messages at least; the load goes on until the harm is over")
-	f.IntVar(&opt.Rate, "rate", 0, "messages a second (default: the drill's own, 500 or 200)")
+	f.IntVar(&opt.Rate, "rate", 0, "messages a second, once grown to (default: the drill's own, 500 or 200)")
 	f.StringVar(&opt.DSN, "dsn", "", "a PostgreSQL for a database of the drill's own (default: a server of its own)")
 	f.StringSliceVar(&opt.Brokers, "brokers", nil, "a Kafka, host:port,… (default: a cluster of its own)")
 	f.Float64Var(&opt.Minutes, "minutes", 5, "torture: for how long faults are drawn")

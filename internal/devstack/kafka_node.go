@@ -173,7 +173,10 @@ func escapeProperty(v string) string { return strings.ReplaceAll(v, `\`, `\\`) }
 // launch starts the node's process.
 func (k *Kafka) launch(n *kafkaNode) (err error) {
 	// The child's life isn't bound to the context of a call.
-	args := []string{fmt.Sprintf("-XX:ActiveProcessorCount=%d", runtime.NumCPU()), "kafka.Kafka", n.properties()}
+	args := []string{"kafka.Kafka", n.properties()}
+	if k.was { // it isn't confined for long
+		args = append([]string{fmt.Sprintf("-XX:ActiveProcessorCount=%d", runtime.GOMAXPROCS(0))}, args...)
+	}
 	if k.quick {
 		args = append([]string{quickly}, args...)
 	}

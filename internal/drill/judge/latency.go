@@ -42,6 +42,8 @@ func latencyOf(all []latency) (l Latency) {
 		}
 		from = until
 	}
-	l.Minute = max(l.Minute, l.P99)
+	if l.P99 > l.Minute {
+		l.Minute, l.MinuteAt = l.P99, time.Time{}
+	}
 	return l
 }
