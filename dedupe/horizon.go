@@ -29,7 +29,7 @@ type horizon struct {
 	mu      sync.Mutex
 	pending []probe
 	passed  []probe // safe ones of the last seconds, oldest first
-	marks   *sync.Map
+	marks   *sync.Map // each lane's mark
 	clock   serverClock
 }
 
@@ -95,8 +95,8 @@ func (h *horizon) forget() {
 }
 
 // position is up to where a lane's messages are all visible, of those that were
-// numbered at least age ago, at most keepPassed.
-// marks are where the search above goes on, by lane, in this history.
+// numbered at least age ago, at most keepPassed. marks has each lane's mark, of this
+// history: where the search above the horizon goes on.
 func (h *horizon) position(l message.Lane, age time.Duration) (below int64, marks *sync.Map) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
