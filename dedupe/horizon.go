@@ -28,7 +28,7 @@ import (
 type horizon struct {
 	mu      sync.Mutex
 	pending []probe
-	passed  []probe // safe ones of the last seconds, oldest first
+	passed  []probe   // safe ones of the last seconds, oldest first
 	marks   *sync.Map // each lane's mark
 	clock   serverClock
 }
