@@ -21,13 +21,11 @@ func (l *Ledger) Unclaimed(ctx context.Context, lane message.Lane, age time.Dura
 		return nil, err
 	}
 	horizon, marks := l.horizon.position(lane, age)
-	items, err := l.unclaimed(ctx, age, `unclaimed($2, $3, $4)`, int16(lane.Code()), horizon, limit)
+	items, err := l.unclaimed(ctx, nil, age, `unclaimed($2, $3, $4)`, int16(lane.Code()), horizon, limit)
 	if err != nil || age > 0 || len(items) == limit {
 		return items, err
 	}
-	more, err := l.beyond(ctx, lane, horizon, marks, limit-len(items))
-	if items = append(items, more...); len(items) > 0 {
-		limitContent(items)
+	if items, err = l.beyond(ctx, items, lane, horizon, marks, limit); len(items) > 0 {
 		return items, nil
 	}
 	return nil, err
@@ -47,17 +45,17 @@ type mark struct {
 	at   time.Time // of last
 }
 
-// beyond is what is unclaimed above the horizon. It begins where an earlier one found
+// beyond adds what is unclaimed above the horizon, up to limit items. It begins where an earlier one found
 // nothing below; what still appears there comes once the horizon is above.
-func (l *Ledger) beyond(ctx context.Context, lane message.Lane, horizon int64, marks *sync.Map, limit int) (items []message.Item, err error) {
+func (l *Ledger) beyond(ctx context.Context, items []message.Item, lane message.Lane, horizon int64, marks *sync.Map, limit int) ([]message.Item, error) {
 	qctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	var last, at int64
 	if err := l.pool.QueryRow(qctx, `select (select case when is_called then last_value else 0 end from position), (select cursor from lane where code = $1)`,
 		int16(lane.Code())).Scan(&last, &at); err != nil {
-		return nil, unavailable("unclaimed", err)
+		return items, unavailable("unclaimed", err)
 	}
-	begun := time.Now()
+	begun, below := time.Now(), len(items)
 	end := int64(message.PositionOf(lane, last, message.MaxRecipients))
 	var m mark
 	if was, ok := marks.Load(lane); ok {
@@ -69,38 +67,25 @@ func (l *Ledger) beyond(ctx context.Context, lane message.Lane, horizon int64, m
 	defer func() { marks.Store(lane, m) }()
 	for at = max(at, horizon, m.done); at < end && len(items) < limit; {
 		edge := min(end, at+beyondWindow)
-		found, err := l.unclaimed(ctx, 0, `beyond($2, $3, $4)`, at, edge, limit-len(items))
+		more, err := l.unclaimed(ctx, items, 0, `beyond($2, $3, $4)`, at, edge, limit-len(items))
 		if err != nil {
 			return items, err
 		}
-		items = append(items, found...)
-		at = edge
+		items, at = more, edge
 		done := at
-		if len(items) > 0 {
-			done = int64(items[0].Position) - 1
+		if len(items) > below {
+			done = int64(items[below].Position) - 1
 		}
 		m.done = max(m.done, min(done, m.safe))
-		if limitContent(items) || time.Since(begun) > beyondTime {
+		if time.Since(begun) > beyondTime {
 			break
 		}
 	}
 	return items, nil
 }
 
-// limitContent takes the content of what comes behind maxFeedBytes, and says
-// whether they are full.
-func limitContent(items []message.Item) (full bool) {
-	size := 0
-	for i := range items {
-		if size += len(items[i].Content); size > maxFeedBytes {
-			items[i].Content = nil
-		}
-	}
-	return size > maxFeedBytes
-}
-
-// unclaimed is what a function finds, with tenant and content.
-func (l *Ledger) unclaimed(ctx context.Context, age time.Duration, function string, args ...any) ([]message.Item, error) {
+// unclaimed adds what a function finds to items, with tenant and content.
+func (l *Ledger) unclaimed(ctx context.Context, items []message.Item, age time.Duration, function string, args ...any) ([]message.Item, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	rows, err := l.pool.Query(ctx, `
@@ -113,7 +98,7 @@ func (l *Ledger) unclaimed(ctx context.Context, age time.Duration, function stri
 	if err != nil {
 		return nil, unavailable("unclaimed", err)
 	}
-	return collectItems("unclaimed", rows)
+	return collectItems("unclaimed", rows, items)
 }
 
 // Due implements delivery.Ledger.
@@ -134,7 +119,7 @@ func (l *Ledger) Due(ctx context.Context, lane message.Lane, limit int) ([]messa
 	if err != nil {
 		return nil, unavailable("due", err)
 	}
-	return collectItems("due", rows)
+	return collectItems("due", rows, nil)
 }
 
 // joinBefore is the outcome o before the attempt that from names, and the last
@@ -144,10 +129,13 @@ func joinBefore(from string) string {
 		left join lateral (select d.by from decision d where f.no > 1 and d.n = f.n and d.no < f.no order by d.no desc limit 1) d on true`, "f.", from+".")
 }
 
-func collectItems(op string, rows pgx.Rows) ([]message.Item, error) {
+// collectItems adds rows to items, with no more content than maxFeedBytes in all.
+func collectItems(op string, rows pgx.Rows, items []message.Item) ([]message.Item, error) {
 	defer rows.Close()
-	var items []message.Item
 	size := 0
+	for i := range items {
+		size += len(items[i].Content)
+	}
 	for rows.Next() {
 		var n int64
 		var no int16
@@ -158,7 +146,7 @@ func collectItems(op string, rows pgx.Rows) ([]message.Item, error) {
 			return nil, unavailable(op, err)
 		}
 		if size += len(it.Content); size > maxFeedBytes {
-			it.Content = nil // before the next one is read
+			it.Content = nil
 		}
 		it.Position, it.Attempt, it.Before.Outcome = message.Position(n), int(no), message.Outcome(kind)
 		copy(it.ID[:24], id)
