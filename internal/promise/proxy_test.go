@@ -82,14 +82,17 @@ func (p *proxy) accept() {
 			return
 		}
 		p.mu.Lock()
-		mode := p.mode
+		mode, turn := p.mode, p.turn
 		p.conns[c] = mode != refuse
 		p.mu.Unlock()
-		if mode == refuse {
+		switch mode {
+		case refuse:
 			p.drop(c)
-			continue
+		case hang: // PostgreSQL, which others use too, is not told
+			p.wg.Go(func() { <-turn; p.drop(c) })
+		default:
+			p.wg.Go(func() { p.serve(c) })
 		}
-		p.wg.Go(func() { p.serve(c) })
 	}
 }
 
