@@ -102,6 +102,9 @@ func (l *Ledger) enter(calls []*acceptCall) (known []*acceptCall) {
 			break
 		}
 	}
+	if err != nil || len(known) < len(calls) { // repeats need no room
+		l.room(err)
+	}
 	switch {
 	case err == nil:
 		return known

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -152,6 +153,32 @@ func TestListSinceLooksBelowLateOnes(t *testing.T) {
 	page, err := l.Messages(t.Context(), message.Filter{Tenant: tenant, Since: since, Limit: 10})
 	if err != nil || len(page.Items) != 1 || page.Items[0].Recipient != "a@example.com" {
 		t.Errorf("list: %+v %v", page, err)
+	}
+}
+
+// A full disk is told of, although the server answers, until something goes in.
+func TestPingTellsFullDisk(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	exec(t, dsn, `create function full_disk() returns trigger language plpgsql as $$ begin raise exception 'no space left on device' using errcode = 'disk_full'; end $$`)
+	exec(t, dsn, `create trigger full_disk before insert on message for each row execute function full_disk()`)
+	if err := l.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.Accept(t.Context(), ledgertest.Email(t, tenant, "a", "s", "a@example.com")); !errors.Is(err, message.ErrUnavailable) {
+		t.Fatalf("accepted with a full disk: %v", err)
+	}
+	if err := l.Ping(t.Context()); !errors.Is(err, message.ErrUnavailable) || !strings.Contains(err.Error(), "full") {
+		t.Errorf("with a full disk: %v", err)
+	}
+	exec(t, dsn, `drop trigger full_disk on message`)
+	if _, err := l.Accept(t.Context(), ledgertest.Email(t, tenant, "a", "s", "a@example.com")); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Ping(t.Context()); err != nil {
+		t.Errorf("with room again: %v", err)
 	}
 }
 

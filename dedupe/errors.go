@@ -30,6 +30,8 @@ const (
 	codeNoKey      = "42P10"
 	codeNoFunction = "42883"
 	codeNoMore     = "2200H"
+
+	codeDiskFull = "53100"
 )
 
 // ErrNumbering is returned when the ledger has lost what it numbers with: a

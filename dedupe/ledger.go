@@ -113,6 +113,7 @@ type Ledger struct {
 	fair     [laneCodes]fairState
 	guard    guardState
 	unsure   atomic.Int64  // commits that a standby may not have
+	full     atomic.Int64  // when a batch last found the disk full, in Unix nanoseconds; 0 once one went in
 	reads    chan struct{} // one for each read that may take long
 	audits   chan struct{} // one for the audit of lanes
 	holds    holdCache
@@ -212,7 +213,22 @@ func redactDSN(err error) error {
 	return err
 }
 
-// Ping says whether the database answers and can be written to.
+// fullFor is for how long a disk counts as full after the last batch that found it
+// so. While any mail waits, another one comes sooner.
+const fullFor = 15 * time.Second
+
+// room notes what came of putting something in.
+func (l *Ledger) room(err error) {
+	switch {
+	case err == nil:
+		l.full.Store(0)
+	case isCode(err, codeDiskFull):
+		l.full.Store(time.Now().UnixNano())
+	}
+}
+
+// Ping says whether the database answers and can be written to, as far as can be
+// known without writing: whether it has room the batches know that came in last.
 func (l *Ledger) Ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
@@ -226,6 +242,9 @@ func (l *Ledger) Ping(ctx context.Context) error {
 		return unavailable("ping", err)
 	case recovering || readOnly == "on":
 		return fmt.Errorf("ping: %w: the database is read-only", message.ErrUnavailable)
+	}
+	if at := l.full.Load(); at != 0 && time.Since(time.Unix(0, at)) < fullFor {
+		return fmt.Errorf("ping: %w: the database's disk is full", message.ErrUnavailable)
 	}
 	return nil
 }

@@ -59,6 +59,7 @@ func (l *Ledger) streamID(ctx context.Context, k streamName) (int64, error) {
 		err = l.pool.QueryRow(ctx, `select id from stream where tenant = $1 and name = $2`, k.tenant, k.name).Scan(&id)
 	}
 	if err != nil {
+		l.room(err)
 		return 0, err
 	}
 	l.streams.put(k, id)

@@ -22,6 +22,9 @@ type watching struct {
 
 // buildWatch is the last of build: it looks at what the others made.
 func (p *process) buildWatch() error {
+	if p.cfg.Has("worker") && !p.cfg.Has("watch") && p.loopback == nil {
+		p.log.Warn("nobody is told of this worker's failing providers and credentials: only it knows them, and it hasn't the role watch")
+	}
 	if !p.cfg.Has("api") && !p.cfg.Has("watch") {
 		return nil
 	}

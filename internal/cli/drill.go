@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -80,8 +81,8 @@ is named.`,
 	f := cmd.Flags()
 	f.BoolVar(&list, "list", false, "explain each drill, with the outage that it re-enacts")
 	f.Uint64Var(&opt.Seed, "seed", 1, "of the load and of all chance")
-	f.IntVar(&opt.Messages, "messages", 100_000, "messages at least; the load goes on until the harm is over")
-	f.IntVar(&opt.Rate, "rate", 0, "messages a second, once grown to (default: the drill's own, 500 or 200)")
+	f.IntVar(&opt.Messages, "messages", 100_000, "messages at least; the load goes on until the harm is over (torture: as many as come in its minutes)")
+	f.IntVar(&opt.Rate, "rate", 0, "messages a second, once grown to (default: the drill's own, 500, 200 or, of torture, 100)")
 	f.StringVar(&opt.DSN, "dsn", "", "a PostgreSQL for a database of the drill's own (default: a server of its own)")
 	f.StringSliceVar(&opt.Brokers, "brokers", nil, "a Kafka, host:port,… (default: a cluster of its own)")
 	f.Float64Var(&opt.Minutes, "minutes", 5, "torture: for how long faults are drawn")
@@ -114,7 +115,7 @@ func drawn(cmd *cobra.Command, d drill.Drill, opt *drill.Options) error {
 		return nil
 	}
 	if !cmd.Flags().Changed("messages") {
-		opt.Messages = max(100, int(opt.Minutes*60*float64(opt.Rate)))
+		opt.Messages = min(max(100, int(opt.Minutes*60*float64(cmp.Or(opt.Rate, d.Shape.Rate)))), drill.MostMessages)
 	}
 	return nil
 }

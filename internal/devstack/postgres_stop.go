@@ -14,7 +14,7 @@ import (
 const (
 	pgFast      = 5 * time.Second
 	pgImmediate = 2 * time.Second
-	killed      = 5 * time.Second
+	killed      = 20 * time.Second
 )
 
 // Stop shuts the server down (fast; after 5 s, or when ctx ends, immediate;

@@ -14,7 +14,7 @@ and another starts in its place. Accepting never stops, transactional messages k
 first delivery by the new cluster comes in each class within 60 s of its nodes knowing each other, and
 resubmitting everything doubles nothing.`,
 	Needs: Needs{Kafka: true},
-	Shape: Shape{Keyless: true, Rate: 200},
+	Shape: Shape{Keyless: true, Rate: 200, Reachable: true},
 	Run: func(ctx context.Context, s *Stage) error {
 		s.Evidence("transactional_p99_limit_s", 5.0)
 		if err := s.At(ctx, 0.2); err != nil {

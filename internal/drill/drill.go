@@ -36,6 +36,8 @@ type Shape struct {
 	// Calm says that no process is killed and that providers answer: then nothing
 	// may end in doubt.
 	Calm bool
+	// Reachable says that no process which accepts is harmed: each request has an answer.
+	Reachable bool
 	// Linked puts a link between the processes and each store.
 	Linked bool
 	// Whole says that no store is lost for good: at the end the program must know
@@ -84,11 +86,14 @@ type Options struct {
 	Progress io.Writer     // the timeline while it runs
 }
 
+// MostMessages bounds Options.Messages.
+const MostMessages = 10_000_000
+
 // Validate names the option that is wrong, by its flag.
 func (o *Options) Validate(d Drill) error {
 	switch {
-	case o.Messages < 100 || o.Messages > 10_000_000:
-		return fmt.Errorf("--messages: want 100 to 10000000, not %d", o.Messages)
+	case o.Messages < 100 || o.Messages > MostMessages:
+		return fmt.Errorf("--messages: want 100 to %d, not %d", MostMessages, o.Messages)
 	case o.Rate < 0 || o.Rate > 20_000:
 		return fmt.Errorf("--rate: want 1 to 20000, not %d", o.Rate)
 	case o.DSN != "" && !isURL(o.DSN):

@@ -30,7 +30,7 @@ nothing could be sent until it was rolled back.`,
 alone; the processes move to a service account, whose token server fails while a refresh is due; then all tokens are
 revoked, 5 times. No message fails or is lost, pushes never pause for 5 s, the credential is named within 10 s, and the
 process that has only the expired token is never ready.`,
-	Shape: Shape{Prepare: giveToken, Rate: 200, Calm: true},
+	Shape: Shape{Prepare: giveToken, Rate: 200, Calm: true, Reachable: true},
 	Run: func(ctx context.Context, s *Stage) error {
 		whole := &server{stage: s, name: "whole", roles: "api,worker,watch"} // tells of its own credentials
 		if err := whole.start(ctx); err != nil {

@@ -13,9 +13,9 @@ var lostNumbering = Drill{
 could be stored for 8 h 10 min, of which 4 h 44 min were draining.`,
 	About: `The sequence of positions, the unique index on (stream, number) of the current partition and a
 stream's counter are dropped, in turn and together, the last time over and over for a tenth of the load. Accepting never
-stops, each loss is repaired within 60 s by the program itself, the backlog that it left is drained at no less than 80 %
+stops, each loss is repaired by the program itself within 15 % of the load (30 s by default), the backlog that it left is drained at no less than 80 %
 of the drill's top rate while new mail flows, and the numbers of each stream are 1..N.`,
-	Shape: Shape{Keyless: true, Calm: true},
+	Shape: Shape{Keyless: true, Calm: true, Reachable: true},
 	Run: func(ctx context.Context, s *Stage) error {
 		var index string
 		index, err := s.Text(ctx, `select indexname::text from pg_indexes where indexname ~ '^message_5_[0-9]+_number$' order by indexname limit 1`)

@@ -15,7 +15,7 @@ accepted since is forgotten, and what was sent since looks as if it never was.`,
 Claims stop within 10 s, in every process; accepting goes on; after stormpost reconcile nothing is lost and
 nothing was sent twice.`,
 	Needs: Needs{Postgres: true},
-	Shape: Shape{Keyless: true, Rate: 200},
+	Shape: Shape{Keyless: true, Rate: 200, Reachable: true},
 	Run: func(ctx context.Context, s *Stage) error {
 		if err := s.At(ctx, 0.2); err != nil {
 			return err

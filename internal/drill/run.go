@@ -175,6 +175,9 @@ func (s *Stage) verdict(ctx context.Context) error {
 	if s.drill.Shape.Calm && v.InDoubt > 0 {
 		s.Broke("%d messages are in doubt, although no process was killed", v.InDoubt)
 	}
+	if n := s.load.unreachable.count(); s.drill.Shape.Reachable && n > 0 {
+		s.Broke("in %d seconds a request had no answer, although no process that accepts was harmed", n)
+	}
 	if s.drill.Shape.Mixed {
 		r.Evidence["submitted_again_at_once"], r.Evidence["refused_past_their_life"] = s.load.twice.Load(), s.load.late.Load()
 	}

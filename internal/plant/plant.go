@@ -8,7 +8,9 @@ package plant
 // the promise which it breaks.
 type Bug string
 
-// The bugs, each with what the recipient, or the client, has of it.
+// The bugs, each with what the recipient, or the client, has of it. To publish before
+// the commit isn't among them: a claim finds no such message, the record is
+// parked, and the lane's cursor brings the message once it is there: nobody has anything of it.
 const (
 	SkipAttempt   Bug = "skip-attempt"   // a claim leaves no attempt row: doubles
 	FinishEarly   Bug = "finish-early"   // a journal's record is finished before the ledger has it: losses

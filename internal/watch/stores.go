@@ -9,7 +9,7 @@ import (
 	"github.com/stormpost/stormpost/internal/message"
 )
 
-// LedgerAway checks that the ledger answers and can be written to.
+// LedgerAway checks that the ledger answers and can be written to, as ping says.
 func LedgerAway(ping func(context.Context) error, now func() time.Time) Check {
 	var since time.Time
 	return Check{Kinds: []incident.Kind{incident.LedgerAway}, Timeout: 2 * time.Second, Look: func(ctx context.Context) ([]incident.Condition, error) {

@@ -147,7 +147,11 @@ func Decide(c Case) (*Verdict, error) {
 		v.Accepted++
 		if k != nil {
 			v.Sent++
-			latencies[a.Class] = append(latencies[a.Class], latency{a.Tried, k.first.Sub(a.Tried)})
+			from := a.First
+			if a.Keyless && a.Last { // without a key nothing is tried again before the end
+				from = a.Tried
+			}
+			latencies[a.Class] = append(latencies[a.Class], latency{from, k.first.Sub(from)})
 			if !a.ExpiresAt.IsZero() && k.last.After(a.ExpiresAt.Add(staleSlack)) {
 				v.Stale++
 				problem("stale", "%s was taken at %s, its life had ended at %s", key, k.last.Format(time.RFC3339Nano), a.ExpiresAt.Format(time.RFC3339Nano))

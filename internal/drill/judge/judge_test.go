@@ -43,7 +43,7 @@ func TestDecide(t *testing.T) {
 		p := plant{ends: map[string]End{}}
 		for i := 1; i <= 6; i++ {
 			key := fmt.Sprint("m", i)
-			a := Accepted{Key: key, ID: "id-" + key, Class: "trigger", Stream: fmt.Sprint("s", i%2), Sequence: int64(i+1) / 2, Tried: begin, At: begin}
+			a := Accepted{Key: key, ID: "id-" + key, Class: "trigger", Stream: fmt.Sprint("s", i%2), Sequence: int64(i+1) / 2, First: begin, Tried: begin, At: begin}
 			p.accepted = append(p.accepted, a)
 			p.taken = append(p.taken, sim.Taken{Subject: key, ReceivedAt: begin.Add(time.Second)})
 		}

@@ -13,7 +13,7 @@ type Latency struct {
 	MinuteAt              time.Time
 }
 
-// latency is how long a message took that was accepted by a request at a time.
+// latency is how long a message took that was first submitted at a time.
 type latency struct {
 	at   time.Time
 	took time.Duration
