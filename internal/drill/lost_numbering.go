@@ -13,8 +13,9 @@ var lostNumbering = Drill{
 could be stored for 8 h 10 min, of which 4 h 44 min were draining.`,
 	About: `The sequence of positions, the unique index on (stream, number) of the current partition and a
 stream's counter are dropped, in turn and together, the last time over and over for a tenth of the load. Accepting never
-stops, each loss is repaired by the program itself within 15 % of the load (30 s by default), the backlog that it left is drained at no less than 80 %
-of the drill's top rate while new mail flows, and the numbers of each stream are 1..N.`,
+stops, each loss is repaired by the program itself within 15 % of the load (30 s by default), the backlog
+that it left is drained at no less than 80 % of the drill's top rate while new mail flows, and the numbers of
+each stream are 1..N.`,
 	Shape: Shape{Keyless: true, Calm: true, Reachable: true},
 	Run: func(ctx context.Context, s *Stage) error {
 		var index string

@@ -175,7 +175,9 @@ func (s *Stage) verdict(ctx context.Context) error {
 	if s.drill.Shape.Calm && v.InDoubt > 0 {
 		s.Broke("%d messages are in doubt, although no process was killed", v.InDoubt)
 	}
-	if n := s.load.unreachable.count(); s.drill.Shape.Reachable && n > 0 {
+	n := s.load.unreachable.count()
+	r.Evidence["unreachable_s"] = n
+	if s.drill.Shape.Reachable && n > 0 {
 		s.Broke("in %d seconds a request had no answer, although no process that accepts was harmed", n)
 	}
 	if s.drill.Shape.Mixed {
@@ -197,7 +199,6 @@ func (s *Stage) verdict(ctx context.Context) error {
 	}
 	r.Evidence["latency"] = late
 	r.Evidence["asked_what_became_of_it"] = s.asked.states
-	r.Evidence["unreachable_s"] = s.load.unreachable.count()
 	if limit, ok := r.Evidence["transactional_p99_limit_s"].(float64); ok && v.Latency["transactional"].Minute.Seconds() > limit {
 		s.Broke("transactional messages took %.1f s at the 99th percentile of a minute, over %.0f s", v.Latency["transactional"].Minute.Seconds(), limit)
 	}
