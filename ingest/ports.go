@@ -36,7 +36,7 @@ type Journal interface {
 	// that it can tell.
 	Find(id message.ID) (j *message.Journaled, known bool)
 	// Current waits until Find knows of all that any process had the journal keep
-	// before a time. Its error is ctx's.
+	// before a time. It fails when ctx ends, or when the journal can't be read.
 	Current(ctx context.Context, at time.Time) error
 }
 

@@ -16,7 +16,7 @@ type journal struct {
 	known bool
 }
 
-func (j journal) Read(context.Context, time.Time) error { return nil }
+func (j journal) Current(context.Context, time.Time) error { return nil }
 
 func (j journal) Find(message.ID) (*message.Journaled, bool) { return j.j, j.known }
 
@@ -59,7 +59,7 @@ func (e elsewhere) Under(key message.KeyHash) ([]*message.Journaled, bool) {
 	return nil, true
 }
 
-func (e elsewhere) Read(context.Context, time.Time) error {
+func (e elsewhere) Current(context.Context, time.Time) error {
 	*e.read = e.err == nil
 	return e.err
 }

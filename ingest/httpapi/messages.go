@@ -91,7 +91,7 @@ const readLimit = 2 * time.Second
 func (a *api) readJournal(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, readLimit)
 	defer cancel()
-	if err := a.Journal.Read(ctx, time.Now()); err != nil {
+	if err := a.Journal.Current(ctx, time.Now()); err != nil {
 		return fmt.Errorf("%w: the journal can't be read now: %w", message.ErrUnavailable, err)
 	}
 	return nil

@@ -19,9 +19,9 @@ type Journal interface {
 	Under(key message.KeyHash) (all []*message.Journaled, known bool)
 	// Lanes is how many messages of each lane the journals hold.
 	Lanes() (messages map[message.Lane]int64, known bool)
-	// Read waits until Find knows of all that any process had the journals keep
+	// Current waits until Find knows of all that any process had the journals keep
 	// before a time. It fails when ctx ends, or when one can't be read.
-	Read(ctx context.Context, at time.Time) error
+	Current(ctx context.Context, at time.Time) error
 }
 
 // Ledger is what the API reads and changes beside accepting. A tenant of 0

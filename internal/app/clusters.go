@@ -155,28 +155,14 @@ func (cs *clusters) Lanes() (messages map[message.Lane]int64, known bool) {
 	return messages, known
 }
 
-// Current implements ingest.Journal. Where nothing can be journaled now, nobody
-// waits.
-func (cs *clusters) Current(ctx context.Context, at time.Time) error {
-	for _, c := range cs.all {
-		if !c.canJournal() {
-			continue
-		}
-		if err := c.tail.Current(ctx, at); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // errUnread is of a cluster whose journal may hold what nobody here has read.
 var errUnread = errors.New("a Kafka cluster is away")
 
-// Read implements httpapi.Journal. Unlike Current it is for those who look for
-// what is journaled somewhere.
-func (cs *clusters) Read(ctx context.Context, at time.Time) error {
+// Current implements ingest.Journal and httpapi.Journal. A cluster that is away, for
+// this process, may have kept what another process was given; nobody waits for it.
+func (cs *clusters) Current(ctx context.Context, at time.Time) error {
 	for _, c := range cs.all {
-		if c.isAway() {
+		if c.isAway() && c.tail.AsOf().Before(at) {
 			return errUnread
 		}
 		if err := c.tail.Current(ctx, at); err != nil {

@@ -135,6 +135,13 @@ func (e tailed) journaled(k submissionKey) *message.Journaled {
 	return &message.Journaled{Submission: s, AcceptedAt: time.UnixMicro(e.accepted)}
 }
 
+// AsOf is until when the tail knows all that the journals held; zero: it never did.
+func (t *Tail) AsOf() time.Time {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return t.asOf
+}
+
 // Current waits until the tail knows all that the journals held at a time.
 func (t *Tail) Current(ctx context.Context, at time.Time) error {
 	again := time.NewTicker(tailLeast)
