@@ -55,9 +55,8 @@ previous: deps ## the previous release's own ledger tests, on the schema of this
 	$(WITH_STORES) $(GO) -C "$$old" test $(TEST_FLAGS) ./dedupe ./delivery
 
 torture: STORMPOST_TEST_SCALE := 1
-torture: deps ## all tests at full counts, and the judge judged by planted bugs; up to 80 minutes or so
-	$(WITH_STORES) $(GO) test -p 1 -count=1 -timeout 90m -v $(PKGS)
-	$(MAKE) planted
+torture: deps ## all tests at full counts; ended and begun again, it goes on
+	$(WITH_STORES) deploy/torture.sh
 
 planted: deps ## that the drills' judge calls each planted bug; some 20 minutes
 	$(WITH_STORES) $(GO) test -tags planted -count=1 -timeout 60m -v -run Planted ./internal/drill

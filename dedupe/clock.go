@@ -6,28 +6,38 @@ import (
 	"time"
 )
 
-// mostClockTrip is how long PostgreSQL may take to tell the time: half of it is
-// the error.
-const mostClockTrip = 100 * time.Millisecond
+const (
+	// mostClockTrip is how long PostgreSQL may take to tell the time: half of it is
+	// the error.
+	mostClockTrip = 100 * time.Millisecond
+	// clockDrift is how fast two clocks part at most: by one second in so many. (NTP
+	// steers by 500 ppm at most.)
+	clockDrift = 2000
+)
 
 // serverClock is PostgreSQL's clock, as far as this process knows it.
 type serverClock struct {
 	mu     sync.Mutex
-	local  time.Time // of this process; its monotonic reading counts
-	server time.Time // then; zero: nobody knows
+	local  time.Time     // of this process; its monotonic reading counts
+	server time.Time     // then; zero: nobody knows
+	off    time.Duration // by how much that may be wrong
 }
 
-// told notes what PostgreSQL's clock said between two moments. What took long is
-// only good for finding that it is another clock than it was.
+// told notes what PostgreSQL's clock said between two moments. The best answer
+// stands until its error has grown over that of a new one. What took long is only
+// good for finding that it is another clock than it was.
 func (c *serverClock) told(from, to, server time.Time) {
 	trip := to.Sub(from)
-	middle := from.Add(trip / 2)
+	middle, off := from.Add(trip/2), trip/2
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	age := middle.Sub(c.local)
+	grown := c.off + age/clockDrift
+	another := c.server.Add(age).Sub(server).Abs() > off+grown
 	switch {
-	case trip <= mostClockTrip:
-		c.local, c.server = middle, server
-	case !c.server.IsZero() && c.server.Add(middle.Sub(c.local)).Sub(server).Abs() > trip:
+	case trip <= mostClockTrip && (c.server.IsZero() || another || off <= grown):
+		c.local, c.server, c.off = middle, server, off
+	case another:
 		c.server = time.Time{}
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -14,17 +12,9 @@ import (
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/dedupe/ledgertest"
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/message"
 )
-
-// scaled is n divided by STORMPOST_TEST_SCALE, or by 8.
-func scaled(n int) int {
-	scale, err := strconv.Atoi(os.Getenv("STORMPOST_TEST_SCALE"))
-	if err != nil || scale < 1 {
-		scale = 8
-	}
-	return max(1, (n+scale-1)/scale)
-}
 
 // pile accepts n messages of tenant, many at a time.
 func pile(t *testing.T, l *dedupe.Ledger, tenant int32, stream string, n int) {
@@ -79,7 +69,7 @@ func TestFairFindsWhoIsBehindABacklog(t *testing.T) {
 	l := ledgertest.Open(t, dsn)
 	hog, other := ledgertest.Tenant(t, l, "hog"), ledgertest.Tenant(t, l, "other")
 	lane := message.Lane{Class: message.Transactional, Channel: message.ChannelEmail}
-	n := scaled(200_000)
+	n := teststack.Scaled(200_000)
 	pile(t, l, hog, "mass", n)
 	if items, err := l.Fair(t.Context(), lane, 64); err != nil || len(items) != 0 {
 		t.Errorf("a tenant alone: %d items, %v", len(items), err)
@@ -202,7 +192,7 @@ func TestFairReadsLittle(t *testing.T) {
 	}
 	defer l.Close()
 	hog, other := ledgertest.Tenant(t, l, "hog"), ledgertest.Tenant(t, l, "other")
-	n := scaled(1_000_000)
+	n := teststack.Scaled(1_000_000)
 	const rows = `insert into message (n, stream, seq, tenant, test, id, recipient, accepted_at, expires_at)
 		select (5::bigint << 57) | (i << 6), $1::int, i, $1::int, false, decode(repeat('00', 24), 'hex'), 'a', now(), now() + '1 day' from generate_series($2::bigint, $3::bigint) i`
 	exec(t, dsn, rows, hog, 1, n)

@@ -24,7 +24,7 @@ func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Ti
 		go func() { _, _ = s.acceptor.Accept(context.WithoutCancel(ctx), sub) }()
 		return message.Receipt{}, errJournaled
 	}
-	if first, ok := s.waits(ctx, sub); ok {
+	if first, ok := s.waits(ctx, sub, now); ok {
 		if err := s.journal(ctx, sub, first); errors.Is(err, errJournaled) {
 			return message.Receipt{}, err
 		}
@@ -61,23 +61,29 @@ func (s *Service) journal(ctx context.Context, sub *message.Submission, accepted
 	return errJournaled
 }
 
-// waitsLimit bounds the look whether the ledger has it by now.
-const waitsLimit = 500 * time.Millisecond
+const (
+	// waitsLimit bounds the looks whether a journal has it, and the ledger by now.
+	waitsLimit = 500 * time.Millisecond
+	// sightAge is how old the sight of the journals may be for that. Younger would
+	// cost each such request a round to Kafka.
+	sightAge = 250 * time.Millisecond
+)
 
 // waits says since when a journal has had sub, while the ledger hasn't, where that
 // matters: of the messages with one supersede key the newest goes, and the ledger
 // would take what is submitted again for newer than what came in between. In the
 // journal once more, with its first time, it keeps its place.
-func (s *Service) waits(ctx context.Context, sub *message.Submission) (since time.Time, yes bool) {
+func (s *Service) waits(ctx context.Context, sub *message.Submission, now time.Time) (since time.Time, yes bool) {
 	if sub.Supersede == "" {
-		return since, false
-	}
-	j, _ := s.cfg.Journal.Find(sub.ID())
-	if j == nil {
 		return since, false
 	}
 	ctx, cancel := context.WithTimeout(ctx, waitsLimit)
 	defer cancel()
+	_ = s.cfg.Journal.Current(ctx, now.Add(-sightAge)) // with Kafka away nobody can know, and the ledger answers
+	j, _ := s.cfg.Journal.Find(sub.ID())
+	if j == nil {
+		return since, false
+	}
 	views, _ := s.find(ctx, sub) // a ledger that can't tell hasn't got it
 	return j.AcceptedAt, len(views) == 0
 }

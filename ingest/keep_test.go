@@ -90,6 +90,14 @@ func TestSupersedingKeepsItsPlace(t *testing.T) {
 	if len(k.got) != 2 || !k.got[1].AcceptedAt.Equal(now) {
 		t.Errorf("journaled: %+v", k.got)
 	}
+	// Another process journaled it, and this one has yet to read that.
+	k.got, k.late = nil, k.got[:1]
+	if a := submit(); a.Messages[0].State != message.StateJournaled || len(l.got) > 0 {
+		t.Errorf("again, elsewhere: %s, and the ledger was asked %d times", a.Messages[0].State, len(l.got))
+	}
+	if len(k.got) != 2 || !k.got[1].AcceptedAt.Equal(now) || !k.at.Equal(at.Add(-sightAge)) {
+		t.Errorf("journaled: %+v, and all until %s was asked for", k.got, k.at)
+	}
 	k.err = message.ErrUnavailable
 	submit()
 	k.err = nil
@@ -98,6 +106,13 @@ func TestSupersedingKeepsItsPlace(t *testing.T) {
 	if len(l.got) != 2 {
 		t.Errorf("the ledger was asked %d times, want twice", len(l.got))
 	}
+	k.got, k.stuck = nil, true
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		if submit(); len(l.got) != 3 || time.Since(began) != waitsLimit {
+			t.Errorf("with a journal that can't be read the ledger was asked %d times in all, after %s", len(l.got), time.Since(began))
+		}
+	})
 }
 
 func TestJournaled(t *testing.T) {

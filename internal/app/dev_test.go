@@ -59,6 +59,8 @@ func TestDev(t *testing.T) {
 	}
 	d.account(accepted)
 	d.stop()
+	d.startElsewhere(accepted)
+	d.stop()
 }
 
 // devRun is a data folder and the process that runs in it.
@@ -101,9 +103,9 @@ func (l *lines) String() string {
 }
 
 // start starts the process, and waits until it says that it is ready.
-func (d *devRun) start() {
+func (d *devRun) start(more ...string) {
 	d.t.Helper()
-	d.cmd = exec.Command(d.binary, "dev", "--data", d.dir, "--listen", "127.0.0.1:0")
+	d.cmd = exec.Command(d.binary, append([]string{"dev", "--data", d.dir, "--listen", "127.0.0.1:0"}, more...)...)
 	for _, e := range os.Environ() {
 		if !strings.HasPrefix(e, "STORMPOST_") && !strings.HasPrefix(e, "OTEL_") {
 			d.cmd.Env = append(d.cmd.Env, e)
@@ -144,6 +146,15 @@ func (d *devRun) start() {
 	}
 	if err != nil || d.addr.PID != d.cmd.Process.Pid {
 		d.t.Fatalf("dev.json of %d says %s (%v)", d.cmd.Process.Pid, b, err)
+	}
+	var names map[string]any
+	if err := json.Unmarshal(b, &names); err != nil {
+		d.t.Fatal(err)
+	}
+	for _, name := range []string{"api", "api_key", "operator_key", "inbox", "metrics", "dsn", "brokers", "pid"} { // scripts rely on them
+		if names[name] == nil {
+			d.t.Errorf("dev.json has no %q: %s", name, b)
+		}
 	}
 }
 

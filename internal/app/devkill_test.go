@@ -94,6 +94,8 @@ func (d *devRun) account(l *load) {
 		}
 		return len(inDoubt) > 0 || len(d.doubts()) > 0
 	})
+	d.await("nothing more will come", func() bool { return d.open() == 0 })
+	in = d.inbox()
 	for name := range l.push {
 		if in[name] > 1 {
 			d.t.Errorf("%s came %d times", name, in[name])
@@ -103,6 +105,21 @@ func (d *devRun) account(l *load) {
 		d.t.Errorf("the first ones came %d and %d times", in["first-email"], in["first-push"])
 	}
 	d.t.Logf("%d accepted, %d in doubt", len(l.push), len(d.doubts()))
+}
+
+// open is how many messages may still be handed over.
+func (d *devRun) open() int {
+	d.t.Helper()
+	var audit struct {
+		Total struct{ Queued, Waiting, Sending int }
+	}
+	key := d.addr.APIKey
+	d.addr.APIKey = d.addr.OperatorKey
+	defer func() { d.addr.APIKey = key }()
+	if status, err := d.call(http.MethodGet, d.addr.API+"/v1/audit", "", nil, &audit); err != nil || status != http.StatusOK {
+		d.t.Fatalf("audit: %d %v", status, err)
+	}
+	return audit.Total.Queued + audit.Total.Waiting + audit.Total.Sending
 }
 
 // forgetKilled spares the test the ten minutes in which the killed worker might

@@ -7,10 +7,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 )
 
 // built is the program, with build tags.
@@ -60,11 +61,7 @@ func TestTorture(t *testing.T) {
 	for bug, seed := range map[string]uint64{"superseded by an older one": 42} {
 		t.Run(bug, func(t *testing.T) {
 			binary := built(t, "")
-			scale, err := strconv.Atoi(os.Getenv("STORMPOST_TEST_SCALE"))
-			if err != nil || scale < 1 {
-				t.Fatalf("STORMPOST_TEST_SCALE: %v", err)
-			}
-			seconds := max(20, 240/scale)
+			seconds := max(20, teststack.Scaled(240))
 			r, progress := tortured(t, Options{Binary: binary, Seed: seed, Minutes: float64(seconds) / 60, Rate: 20, Messages: 20 * seconds})
 			if !r.Pass {
 				t.Errorf("bit %v, broken:\n%s\n%s", r.Bit, strings.Join(r.Broken, "\n"), progress)

@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 )
 
 // 100 concurrent requests with one key: one message, one number, one delivery,
@@ -26,7 +28,7 @@ func TestOneKeyIsOneMessage(t *testing.T) {
 			s.start("worker")
 			var next atomic.Int64
 			c := newClient(t, s.key, func() string { return apis[int(next.Add(1))%len(apis)] })
-			for round := range scaled(16) {
+			for round := range teststack.Scaled(16) {
 				o := order{Name: fmt.Sprintf("once-%d", round), Push: round%2 == 1}
 				var wg sync.WaitGroup
 				answers := make([]answer, 100)
@@ -48,7 +50,7 @@ func TestOneKeyIsOneMessage(t *testing.T) {
 					case a.status != http.StatusOK:
 						t.Fatalf("status %d", a.status)
 					}
-					if a.ID != answers[0].ID || len(a.Messages) != 1 || a.Messages[0] != answers[0].Messages[0] && a.Messages[0].Sequence != answers[0].Messages[0].Sequence {
+					if a.ID != answers[0].ID || len(a.Messages) != 1 || a.Messages[0].ID != answers[0].Messages[0].ID || a.Messages[0].Sequence != int64(round+1) {
 						t.Fatalf("answers differ: %+v %+v", a, answers[0])
 					}
 				}
@@ -83,7 +85,7 @@ func TestNumbersHaveNoGaps(t *testing.T) {
 	}
 	var turn atomic.Int64
 	c := newClient(t, s.key, func() string { return apis[int(turn.Add(1))%4].current().api })
-	total := scaled(50_000)
+	total := teststack.Scaled(50_000)
 	var mu sync.Mutex
 	numbers := make(map[int]map[int64]string)
 	var next atomic.Int64
@@ -147,7 +149,7 @@ func TestCancelOrSent(t *testing.T) {
 	if err := s.sims.Store.Wait(t.Context(), 20); err != nil {
 		t.Fatal(err)
 	}
-	total := scaled(2000)
+	total := teststack.Scaled(2000)
 	canceled := make([]atomic.Bool, total)
 	var next atomic.Int64
 	var wg sync.WaitGroup

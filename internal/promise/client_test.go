@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -51,6 +52,7 @@ type order struct {
 	Class     string
 	Stream    string
 	ExpiresAt time.Time
+	Size      int // of an email's text, in bytes; 0: a word
 }
 
 func (o order) request() (path string, body map[string]any) {
@@ -69,7 +71,11 @@ func (o order) request() (path string, body map[string]any) {
 		body["notification"] = map[string]string{"title": o.Name, "body": "Hello"}
 		return "/v1/pushes", body
 	}
-	body["from"], body["to"], body["subject"], body["text"] = "app@example.com", []string{o.Name + "@example.net"}, o.Name, "Hello"
+	text := "Hello"
+	if o.Size > 0 {
+		text = strings.Repeat("A line of many that are like it.\n", 1+o.Size/33)[:o.Size]
+	}
+	body["from"], body["to"], body["subject"], body["text"] = "app@example.com", []string{o.Name + "@example.net"}, o.Name, text
 	return "/v1/emails", body
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/internal/app"
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/keyring"
 	"github.com/stormpost/stormpost/internal/sim"
 )
@@ -63,11 +64,11 @@ func (p *process) resident(t *testing.T) int {
 // A tenant's backlog of 1,000,000 in a lane (an eighth of that by default): each
 // message of another tenant in the same lane reaches its provider within 5 s,
 // and the worker needs no more memory for it.
-func TestTenantDelaysNobody(t *testing.T) { tenantDelaysNobody(t, scaled(1_000_000)) }
+func TestTenantDelaysNobody(t *testing.T) { tenantDelaysNobody(t, teststack.Scaled(1_000_000)) }
 
 // The same with Kafka away, and the ledger feeding, oldest first.
 func TestTenantDelaysNobodyWithoutKafka(t *testing.T) {
-	tenantDelaysNobody(t, scaled(160_000), "STORMPOST_BROKERS=127.0.0.1:1")
+	tenantDelaysNobody(t, teststack.Scaled(160_000), "STORMPOST_BROKERS=127.0.0.1:1")
 }
 
 func tenantDelaysNobody(t *testing.T, backlog int, env ...string) {
@@ -87,8 +88,8 @@ func tenantDelaysNobody(t *testing.T, backlog int, env ...string) {
 	s.draining()
 	var resident []int // while the backlog goes
 	sent := make(map[string]time.Time)
-	for i := range scaled(640) {
-		if i%scaled(80) == 0 {
+	for i := range teststack.Scaled(640) {
+		if i%teststack.Scaled(80) == 0 {
 			resident = append(resident, worker.resident(t)>>20)
 		}
 		o := order{Name: fmt.Sprintf("small-%05d", i), Push: i%2 == 1, Class: "campaign"}

@@ -3,12 +3,14 @@
 package promise
 
 import (
+	"context"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
@@ -21,11 +23,13 @@ func TestFreezePostgres(t *testing.T) {
 	s.start("worker")
 	c := newClient(t, s.key, func() string { return api })
 	stop := c.flow(80, mixed("freeze"))
-	for i := range scaled(20) {
+	for i := range teststack.Scaled(20) {
 		waitAccepted(t, c, 60)
 		letGo := func() {}
-		if i%2 == 0 { // a claim is certainly under way
+		if i%2 == 0 { // a claim waits for a lock, and will have waited too long
 			letGo = s.heldUp("attempt", "select where false", "")
+		} else { // a claim runs, and may be committed after all
+			s.claiming()
 		}
 		if err := pg.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
@@ -42,6 +46,21 @@ func TestFreezePostgres(t *testing.T) {
 	}
 }
 
+// claiming waits until a claim is under way.
+func (s *stage) claiming() {
+	s.t.Helper()
+	c := s.conn()
+	defer c.Close(context.Background())
+	for deadline, claims := time.Now().Add(30*time.Second), 0; claims == 0; {
+		if err := c.QueryRow(s.t.Context(), `select count(*) from pg_stat_activity where state = 'active' and pid <> pg_backend_pid() and query like '%claim_batch(%'`).Scan(&claims); err != nil {
+			s.t.Fatal(err)
+		}
+		if claims == 0 && time.Now().After(deadline) {
+			s.t.Fatal("nothing is claimed")
+		}
+	}
+}
+
 // SIGSTOP a worker between claim and hand-over for a minute, while its doubts
 // are decided: when it goes on, it gives back what it may no longer send.
 func TestFreezeWorkerWhileItsDoubtsAreDecided(t *testing.T) {
@@ -51,8 +70,7 @@ func TestFreezeWorkerWhileItsDoubtsAreDecided(t *testing.T) {
 	c := newClient(t, s.key, func() string { return api })
 	stop := c.flow(60, mixed("stopped"))
 	waitAccepted(t, c, 60)
-	// Held up before they answer MAIL and before they read a push's request:
-	// claimed, and not handed over.
+	// Held up before MAIL is answered: claimed, and not handed over.
 	held := make(chan struct{}, 1000)
 	release := make(chan struct{})
 	hold := func(sim.Event) {

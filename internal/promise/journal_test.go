@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/stormpost/stormpost/internal/broker"
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
@@ -229,7 +230,7 @@ func TestJournalWorkerKilled(t *testing.T) {
 	submitAll(t, c, 10, mixed("before"))
 	front.set(refuse)
 	waitAway(t, c, api)
-	total := scaled(8000)
+	total := teststack.Scaled(8000)
 	submitAll(t, c, total, mixed("away"))
 	front.set(none)
 	kafka, err := broker.New(broker.Config{Brokers: s.brokers, Prefix: s.prefix})

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
@@ -19,43 +20,86 @@ import (
 // in the database holds the worker where it is to die.
 type killPoint struct {
 	name string
-	// kill has a worker killed at the point, once, and returns when it is dead.
-	kill func(t *testing.T, s *stage, worker *slot)
+	// kill has one of the workers killed at the point, in its i-th turn, and returns
+	// it when it is dead.
+	kill func(t *testing.T, s *stage, c *client, workers []*slot, i int) *slot
 	// noDoubt: nothing can be in doubt, since nothing was claimed.
 	noDoubt bool
 }
 
-// onStep kills the worker when a simulator gets to a step with it.
-func onStep(smtp, fcm sim.Step) func(t *testing.T, s *stage, worker *slot) {
-	return func(t *testing.T, s *stage, worker *slot) {
+// onStep kills a worker when a simulator gets to a step with it: in turn with an
+// email and with a push.
+func onStep(smtp, fcm sim.Step) func(t *testing.T, s *stage, c *client, workers []*slot, i int) *slot {
+	return func(t *testing.T, s *stage, _ *client, workers []*slot, i int) *slot {
 		t.Helper()
-		dead := make(chan struct{})
-		var once sync.Once
+		worker := workers[i/2%2]
 		victim := worker.current()
-		hook := func(sim.Event) {
-			once.Do(func() {
-				victim.kill()
-				close(dead)
-			})
+		faults, step := s.sims.SMTP.Faults, smtp
+		if i%2 == 1 {
+			faults, step = s.sims.FCM.Faults, fcm
 		}
-		for _, f := range []struct {
-			faults *sim.Faults
-			step   sim.Step
-		}{{s.sims.SMTP.Faults, smtp}, {s.sims.FCM.Faults, fcm}} {
-			// The other worker's hand-overs go on.
-			its := func(ev sim.Event) bool { return victim.owns(ev.Peer) }
-			if err := f.faults.AddFault(sim.Fault{Step: f.step, Do: sim.Slow, Times: 1, Match: its, Hook: hook}); err != nil {
-				t.Fatal(err)
-			}
+		dead := make(chan struct{})
+		// The other worker's hand-overs go on.
+		its := func(ev sim.Event) bool { return victim.owns(ev.Peer) }
+		hook := func(sim.Event) {
+			victim.kill()
+			close(dead)
+		}
+		if err := faults.AddFault(sim.Fault{Step: step, Do: sim.Slow, Times: 1, Match: its, Hook: hook}); err != nil {
+			t.Fatal(err)
 		}
 		select {
 		case <-dead:
 		case <-time.After(time.Minute):
 			t.Fatal("no message of the worker came to the step")
 		}
-		s.sims.SMTP.ClearFaults()
-		s.sims.FCM.ClearFaults()
+		faults.ClearFaults()
+		return worker
 	}
+}
+
+// midData kills the worker that has an email of many MiB on its way. That is more
+// than the kernel takes from it, so the final dot is not written.
+func midData(t *testing.T, s *stage, c *client, workers []*slot, i int) (victim *slot) {
+	t.Helper()
+	large := order{Name: fmt.Sprintf("large-%06d", i), Size: 8 << 20}
+	dead := make(chan struct{})
+	var conn uint64
+	hook := func(ev sim.Event) {
+		conn = ev.Conn
+		for _, w := range workers {
+			if w.current().owns(ev.Peer) {
+				victim = w
+				w.current().kill()
+			}
+		}
+		close(dead)
+	}
+	if err := s.sims.SMTP.AddFault(sim.Fault{Step: sim.StepMidData, Do: sim.Slow, Times: 1, To: large.Name, Hook: hook}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.submit(t.Context(), large); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-dead:
+	case <-time.After(time.Minute):
+		t.Fatal("the large email never came to its provider")
+	}
+	if victim == nil {
+		t.Fatal("nobody's connection brought the large email")
+	}
+	t.Cleanup(func() { // when the simulator has read all that the dead one had written
+		if err := s.sims.Store.All(func(m sim.Taken) error {
+			if m.Subject == large.Name && m.Conn == conn {
+				t.Errorf("%s was taken by the connection whose worker should have died within DATA", large.Name)
+			}
+			return nil
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	return victim
 }
 
 // heldUp waits until a statement waits for a lock on a table, of the process if
@@ -91,11 +135,12 @@ func (s *stage) heldUp(table, not, process string) (letGo func()) {
 	}
 }
 
-// underLock kills the worker while a statement of it waits for a lock on a
+// underLock kills a worker while a statement of it waits for a lock on a
 // table, and a query finds nothing of what must not be under way.
-func underLock(table, not string) func(t *testing.T, s *stage, worker *slot) {
-	return func(t *testing.T, s *stage, worker *slot) {
+func underLock(table, not string) func(t *testing.T, s *stage, c *client, workers []*slot, i int) *slot {
+	return func(t *testing.T, s *stage, _ *client, workers []*slot, i int) *slot {
 		t.Helper()
+		worker := workers[i%2]
 		ctx := context.Background()
 		watch := s.conn()
 		defer watch.Close(ctx)
@@ -110,6 +155,7 @@ func underLock(table, not string) func(t *testing.T, s *stage, worker *slot) {
 			}
 		}
 		letGo()
+		return worker
 	}
 }
 
@@ -123,7 +169,7 @@ func TestKillWorkers(t *testing.T) {
 	for _, p := range []killPoint{
 		{name: "before the attempt row", kill: underLock("attempt", openAttempts), noDoubt: true},
 		{name: "after the attempt row", kill: onStep(sim.StepMail, sim.StepHeaders)},
-		{name: "in the middle of DATA", kill: onStep(sim.StepMidData, sim.StepBody)},
+		{name: "in the middle of DATA", kill: midData},
 		{name: "after the final dot, before the reply", kill: onStep(sim.StepReply, sim.StepReply)},
 		{name: "after the reply, before the record", kill: underLock("outcome", "select where false")},
 	} {
@@ -133,9 +179,10 @@ func TestKillWorkers(t *testing.T) {
 			workers := []*slot{s.slot("worker"), s.slot("worker")}
 			c := newClient(t, s.key, func() string { return api })
 			stop := c.flow(60, mixed("kill"))
-			for i := range scaled(40) {
-				w := workers[i%2]
-				p.kill(t, s, w)
+			var killed []int
+			for i := range teststack.Scaled(40) {
+				w := p.kill(t, s, c, workers, i)
+				killed = append(killed, w.current().cmd.Process.Pid)
 				w.restart(t)
 			}
 			stop()
@@ -143,27 +190,27 @@ func TestKillWorkers(t *testing.T) {
 			if p.noDoubt && len(v.doubts) > 0 {
 				t.Errorf("%d in doubt, although nothing was claimed when the workers died", len(v.doubts))
 			}
-			s.onlyOpenClaims(v)
+			s.onlyOpenClaims(v, killed)
 		})
 	}
 }
 
-// onlyOpenClaims checks that each message in doubt was claimed, and that its
-// attempt had no outcome.
-func (s *stage) onlyOpenClaims(v verdict) {
+// onlyOpenClaims checks that each message in doubt was claimed by one of the
+// processes that were killed, and that its attempt had no outcome.
+func (s *stage) onlyOpenClaims(v verdict, killed []int) {
 	s.t.Helper()
 	c := s.conn()
 	for name, d := range v.doubts {
 		var open bool
 		if err := c.QueryRow(s.t.Context(), `
-			select exists (select from attempt a join message m on m.n = a.n
+			select exists (select from attempt a join message m on m.n = a.n join process p on p.id = a.worker
 				left join outcome o on o.n = a.n and o.no = a.no
-				where m.recipient in ($1, $2) and a.kind = 1 and (o.kind is null or o.kind = 4))`,
-			name+"@example.net", "device-token-"+name).Scan(&open); err != nil {
+				where m.recipient in ($1, $2) and a.kind = 1 and (o.kind is null or o.kind = 4) and substring(p.name from '[0-9]+$')::int = any ($3))`,
+			name+"@example.net", "device-token-"+name, killed).Scan(&open); err != nil {
 			s.t.Fatal(err)
 		}
 		if !open {
-			s.t.Errorf("%s (%s) was in doubt, although every claim of it has an outcome", name, d.Cause)
+			s.t.Errorf("%s (%s) was in doubt, although no worker that was killed had a claim of it without an outcome", name, d.Cause)
 		}
 	}
 }
@@ -183,7 +230,8 @@ func TestKillBetweenCommitAndPublish(t *testing.T) {
 		return apis[turn%2].current().api
 	})
 	stop := c.flow(80, mixed("publish"))
-	for i := range scaled(40) {
+	kills, freezes := teststack.Scaled(40), teststack.Scaled(16)
+	for i := range kills + freezes {
 		// With Kafka gone, or hanging, whatever is accepted is unpublished: killing
 		// the API now loses all that it has buffered.
 		away, back := kafka.Kill, func(n int) error {
@@ -191,7 +239,7 @@ func TestKillBetweenCommitAndPublish(t *testing.T) {
 			defer cancel()
 			return kafka.Restart(ctx, n)
 		}
-		if i%4 != 3 {
+		if i >= kills {
 			away = func(n int) error { return kafka.Signal(n, syscall.SIGSTOP) }
 			back = func(n int) error { return kafka.Signal(n, syscall.SIGCONT) }
 		}
@@ -230,7 +278,7 @@ func TestRollingRestartLeavesNoDoubt(t *testing.T) {
 	workers := []*slot{s.slot("worker"), s.slot("worker")}
 	c := newClient(t, s.key, func() string { return api })
 	stop := c.flow(150, mixed("term"))
-	for i := range scaled(40) {
+	for i := range teststack.Scaled(40) {
 		w := workers[i%2]
 		waitAccepted(t, c, 50)
 		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)

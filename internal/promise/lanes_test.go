@@ -13,6 +13,7 @@ import (
 
 	"github.com/segmentio/kafka-go"
 
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
@@ -47,7 +48,7 @@ func TestCampaignDelaysNobody(t *testing.T) {
 	s := newStage(t)
 	api := s.start("api").api
 	c := newClient(t, s.key, func() string { return api })
-	backlog := scaled(100_000)
+	backlog := teststack.Scaled(100_000)
 	// A provider slow enough that the backlog is there all the time.
 	for _, faults := range []*sim.Faults{s.sims.SMTP.Faults, s.sims.FCM.Faults} {
 		step := sim.StepReply
@@ -59,7 +60,7 @@ func TestCampaignDelaysNobody(t *testing.T) {
 	s.start("worker")
 	s.draining()
 	sent := make(map[string]time.Time)
-	for i := range scaled(1600) {
+	for i := range teststack.Scaled(1600) {
 		o := order{Name: fmt.Sprintf("urgent-%05d", i), Push: i%2 == 1, Class: "transactional"}
 		sent[o.Name] = time.Now()
 		if _, err := c.submit(t.Context(), o); err != nil {
@@ -110,7 +111,7 @@ func TestExpiredIsNeverSent(t *testing.T) {
 	s := newStage(t)
 	api := s.start("api").api
 	c := newClient(t, s.key, func() string { return api })
-	n := scaled(400)
+	n := teststack.Scaled(400)
 	submitAll(t, c, n, func(i int) order {
 		o := order{Name: fmt.Sprintf("stale-%04d", i), Push: i%2 == 1, ExpiresAt: time.Now().Add(2 * time.Second)}
 		if i%4 >= 2 {

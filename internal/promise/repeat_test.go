@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
@@ -30,7 +31,7 @@ func TestLostAnswersResolveThemselves(t *testing.T) {
 	}
 	c := newClient(t, s.key, func() string { return api })
 	stop := c.flow(60, func(i int) order { return order{Name: mixed("repeat")(i).Name} })
-	for range scaled(24) {
+	for range teststack.Scaled(24) {
 		w := s.start("worker", resend...)
 		waitAccepted(t, c, 150)
 		if err := w.stop(t.Context()); err != nil {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
@@ -72,7 +73,7 @@ func TestReplayIsKilled(t *testing.T) {
 	if err := s.sims.SMTP.AddFault(sim.Fault{Step: sim.StepReply, Do: sim.Drop, To: "unknown", Times: 3}); err != nil {
 		t.Fatal(err)
 	}
-	refused, classes := scaled(4800), []string{"transactional", "trigger", "campaign"}
+	refused, classes := teststack.Scaled(4800), []string{"transactional", "trigger", "campaign"}
 	submitAll(t, c, refused, func(i int) order {
 		return order{Name: fmt.Sprintf("refused-%05d", i), Push: i%2 == 1, Class: classes[i%3]}
 	})

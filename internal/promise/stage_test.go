@@ -36,15 +36,6 @@ func TestMain(m *testing.M) {
 	teststack.Main(m)
 }
 
-// scaled is n divided by STORMPOST_TEST_SCALE, but at least 1.
-func scaled(n int) int {
-	scale, err := strconv.Atoi(os.Getenv("STORMPOST_TEST_SCALE"))
-	if err != nil || scale < 1 {
-		scale = 8
-	}
-	return max(1, (n+scale-1)/scale)
-}
-
 // stage is stores, simulators and keys for one test.
 type stage struct {
 	t    *testing.T

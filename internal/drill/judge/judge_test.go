@@ -1,6 +1,7 @@
 package judge
 
 import (
+	"errors"
 	"fmt"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,43 @@ import (
 
 	"github.com/stormpost/stormpost/internal/sim"
 )
+
+// A message's time counts from its first try, however often it is submitted again.
+// Without a key what comes at the end is a submission of its own.
+func TestLatency(t *testing.T) {
+	begin := time.Date(2026, 11, 24, 8, 0, 0, 0, time.UTC)
+	dir := t.TempDir()
+	f, err := Create(filepath.Join(dir, "accepted"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := sim.OpenStore(dir, sim.StoreOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for class, a := range map[string]Accepted{
+		"transactional": {Key: "tried again"},
+		"campaign":      {Key: "without a key", Keyless: true, Last: true},
+	} {
+		a.ID, a.Class, a.Stream, a.Sequence = a.Key, class, class, 1
+		a.First, a.Tried, a.At = begin, begin.Add(40*time.Second), begin.Add(41*time.Second)
+		if err := errors.Join(f.Append(a), store.Append(sim.Taken{Subject: a.Key, ReceivedAt: begin.Add(42 * time.Second)})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(f.Close(), store.Close()); err != nil {
+		t.Fatal(err)
+	}
+	v, err := Decide(Case{Client: filepath.Join(dir, "accepted"), Taken: []string{filepath.Join(dir, sim.TakenFile)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for class, want := range map[string]time.Duration{"transactional": 42 * time.Second, "campaign": 2 * time.Second} {
+		if got := v.Latency[class].Max; got != want {
+			t.Errorf("%s: %s, want %s", class, got, want)
+		}
+	}
+}
 
 // Each planted failure is called, and by its name alone.
 func TestDecide(t *testing.T) {
