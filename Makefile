@@ -54,7 +54,6 @@ previous: deps ## the previous release's own ledger tests, on the schema of this
 	git archive $(PREVIOUS) | tar -x -C "$$old"; cp dedupe/migrations/*.sql "$$old/dedupe/migrations/"; \
 	$(WITH_STORES) $(GO) -C "$$old" test $(TEST_FLAGS) ./dedupe ./delivery
 
-torture: STORMPOST_TEST_SCALE := 1
 torture: deps ## all tests at full counts; ended and begun again, it goes on
 	$(WITH_STORES) deploy/torture.sh
 

@@ -73,7 +73,7 @@ func (l *Ledger) acceptBatch(calls []*acceptCall) {
 	firsts := make([]*acceptCall, 0, len(calls))
 	seen := make(map[message.KeyHash]struct{}, len(calls))
 	var repeats, shielded []*acceptCall
-	for _, c := range calls {
+	for _, c := range earliestFirst(calls) {
 		if _, ok := seen[c.s.Key]; ok {
 			repeats = append(repeats, c)
 			continue
@@ -89,6 +89,15 @@ func (l *Ledger) acceptBatch(calls []*acceptCall) {
 		repeats = append(repeats, l.enter(firsts)...)
 	}
 	l.answerRepeats(append(repeats, l.enterShielded(shielded)...), unsure)
+}
+
+// earliestFirst sorts what comes out of the journals by its time: one that is
+// there twice is entered with its first.
+func earliestFirst(calls []*acceptCall) []*acceptCall {
+	if calls[0].entry != nil { // then all have one
+		slices.SortStableFunc(calls, func(a, b *acceptCall) int { return a.entry.acceptedAt.Compare(b.entry.acceptedAt) })
+	}
+	return calls
 }
 
 // enter puts calls into the ledger and answers those that went in or failed.

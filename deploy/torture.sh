@@ -6,10 +6,17 @@
 # anew. `make torture` starts the stores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-notes=bin/torture-$(git rev-parse --short=12 HEAD)
-if [[ -n $(git status --porcelain) ]]; then
-	notes=$(mktemp)
-	trap 'rm -f "$notes"' EXIT
+export STORMPOST_TEST_SCALE=1
+trap 'exit 130' INT
+
+# What is tested: a commit, or nothing that could be found again.
+tested() {
+	if [[ -n $(git status --porcelain) ]]; then echo changed; else git rev-parse --short=12 HEAD; fi
+}
+commit=$(tested)
+notes=bin/torture-$commit
+if [[ $commit == changed ]]; then
+	rm -f "$notes"
 fi
 touch "$notes"
 
@@ -28,7 +35,9 @@ while read -r pkg run; do
 	echo "== $done of $total: $pkg $run"
 	began=$SECONDS
 	if go test -p 1 -count=1 -timeout 60m -v -run "$run" "$pkg" </dev/null; then
-		echo "$pkg $run passed, $((SECONDS - began)) s" >>"$notes"
+		if [[ $(tested) == "$commit" ]]; then
+			echo "$pkg $run passed, $((SECONDS - began)) s" >>"$notes"
+		fi
 	else
 		failed=1
 		echo "== failed: $pkg $run"

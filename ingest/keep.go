@@ -24,21 +24,17 @@ func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Ti
 		go func() { _, _ = s.acceptor.Accept(context.WithoutCancel(ctx), sub) }()
 		return message.Receipt{}, errJournaled
 	}
-	if first, ok := s.waits(ctx, sub, now); ok {
-		if err := s.journal(ctx, sub, first); errors.Is(err, errJournaled) {
-			return message.Receipt{}, err
-		}
+	if s.waits(ctx, sub, now) {
+		return message.Receipt{}, errJournaled
 	}
-	pass := s.breaker.enter()
+	began := time.Now()
 	err := errLedgerAway
-	if pass != nil {
+	if pass := s.breaker.enter(); pass != nil {
 		var receipt message.Receipt
-		began := time.Now()
 		receipt, err = s.offer(ctx, sub, pass)
 		if !errors.Is(err, message.ErrUnavailable) {
 			return receipt, err
 		}
-		outlast(ctx, sub, began)
 	}
 	// An incident may be seen only in a moment: what comes out of the journal later
 	// and was accepted from now on repeats this one, or this one it.
@@ -47,45 +43,45 @@ func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Ti
 		its.RepeatsSince = now
 		sub = &its
 	}
-	if jerr := s.journal(ctx, sub, s.accepted(sub, now)); !errors.Is(jerr, errJournaled) {
+	if kept, _ := s.inJournal(sub); kept && sub.Supersede != "" { // meanwhile; there once, it has one time
+		return message.Receipt{}, errJournaled
+	}
+	if jerr := s.cfg.Journal.Append(ctx, message.Journaled{Submission: sub, AcceptedAt: s.accepted(sub, now)}); jerr != nil {
 		return message.Receipt{}, errors.Join(err, jerr)
 	}
+	outlast(ctx, sub, began)
 	return message.Receipt{}, errJournaled
 }
 
-// journal has the journal take sub, which is errJournaled.
-func (s *Service) journal(ctx context.Context, sub *message.Submission, accepted time.Time) error {
-	if err := s.cfg.Journal.Append(ctx, message.Journaled{Submission: sub, AcceptedAt: accepted}); err != nil {
-		return err
-	}
-	return errJournaled
-}
-
 const (
-	// waitsLimit bounds the looks whether a journal has it, and the ledger by now.
-	waitsLimit = 500 * time.Millisecond
-	// sightAge is how old the sight of the journals may be for that. Younger would
-	// cost each such request a round to Kafka.
+	// sightLimit bounds the wait for what other processes have journaled: one that
+	// was just started reads the journals first.
+	sightLimit = 2 * time.Second
+	// sightAge is how old the sight of the journals may be. Younger would cost each
+	// request with a supersede key a round to Kafka.
 	sightAge = 250 * time.Millisecond
+	// waitsLimit bounds the look whether the ledger has it by now.
+	waitsLimit = 500 * time.Millisecond
 )
 
-// waits says since when a journal has had sub, while the ledger hasn't, where that
+// waits says whether a journal has sub, while the ledger hasn't, where that
 // matters: of the messages with one supersede key the newest goes, and the ledger
-// would take what is submitted again for newer than what came in between. In the
-// journal once more, with its first time, it keeps its place.
-func (s *Service) waits(ctx context.Context, sub *message.Submission, now time.Time) (since time.Time, yes bool) {
-	if sub.Supersede == "" {
-		return since, false
+// would take what is submitted again for newer than what came in between. Out of
+// the journal it comes with its first time.
+func (s *Service) waits(ctx context.Context, sub *message.Submission, now time.Time) bool {
+	if sub.Supersede == "" || sub.Keyless() {
+		return false
 	}
-	ctx, cancel := context.WithTimeout(ctx, waitsLimit)
+	sight, cancel := context.WithTimeout(ctx, min(sightLimit, s.share(ctx)))
+	_ = s.cfg.Journal.Current(sight, now.Add(-sightAge)) // with Kafka away nobody can know, and the ledger answers
+	cancel()
+	if kept, _ := s.inJournal(sub); !kept {
+		return false
+	}
+	ctx, cancel = context.WithTimeout(ctx, waitsLimit)
 	defer cancel()
-	_ = s.cfg.Journal.Current(ctx, now.Add(-sightAge)) // with Kafka away nobody can know, and the ledger answers
-	j, _ := s.cfg.Journal.Find(sub.ID())
-	if j == nil {
-		return since, false
-	}
 	views, _ := s.find(ctx, sub) // a ledger that can't tell hasn't got it
-	return j.AcceptedAt, len(views) == 0
+	return len(views) == 0
 }
 
 // offer has the ledger accept sub within the patience that pass has.
@@ -108,8 +104,9 @@ func (s *Service) accepted(sub *message.Submission, now time.Time) time.Time {
 	return now
 }
 
-// outlast waits until the ledger, which was asked for sub at began and given up,
-// can no longer take it for newer than what comes after its answer.
+// outlast waits until the ledger, which may have been asked for sub at began, here
+// or by another process, can no longer take it for newer than what comes after its
+// answer.
 func outlast(ctx context.Context, sub *message.Submission, began time.Time) {
 	if sub.Supersede == "" {
 		return

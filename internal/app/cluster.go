@@ -94,6 +94,13 @@ func (c *cluster) canJournal() bool {
 	return c.canKeep.Load() && cause != nil && *cause == nil
 }
 
+// noJournal says that the cluster answers, and its journals are not there: they
+// could not be made.
+func (c *cluster) noJournal() bool {
+	cause := c.cause.Load()
+	return !c.canKeep.Load() && cause != nil && *cause == nil
+}
+
 // health is what is known of the cluster.
 func (c *cluster) health() (k watch.Kafka) {
 	if cause := c.cause.Load(); c.away.Load() && cause != nil && *cause != nil {

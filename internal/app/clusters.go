@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -160,16 +161,17 @@ var errUnread = errors.New("a Kafka cluster is away")
 
 // Current implements ingest.Journal and httpapi.Journal. A cluster that is away, for
 // this process, may have kept what another process was given; nobody waits for it.
-func (cs *clusters) Current(ctx context.Context, at time.Time) error {
+func (cs *clusters) Current(ctx context.Context, at time.Time) (err error) {
 	for _, c := range cs.all {
-		if c.isAway() && c.tail.AsOf().Before(at) {
-			return errUnread
-		}
-		if err := c.tail.Current(ctx, at); err != nil {
-			return err
+		switch {
+		case c.noJournal():
+		case c.isAway() && c.tail.AsOf().Before(at):
+			err = errUnread
+		default:
+			err = cmp.Or(c.tail.Current(ctx, at), err)
 		}
 	}
-	return nil
+	return err
 }
 
 // Note tells a step of an attempt to the cluster that its lane uses.

@@ -327,6 +327,20 @@ func TestTailIsCurrentInTheFlow(t *testing.T) {
 	}
 }
 
+// One that is in the journals twice was accepted when the first of them was.
+func TestTailKeepsTheFirstTime(t *testing.T) {
+	tail := (&Broker{}).NewTail()
+	j := journaled(t, "", "one", "x")
+	first := j.AcceptedAt.Truncate(time.Microsecond)
+	for i, later := range []time.Duration{time.Second, 0, time.Minute} {
+		j.AcceptedAt = first.Add(later)
+		tail.add(place{"t", 0}, 0, int64(i), j, 2)
+	}
+	if found, _ := tail.Find(j.ID()); found == nil || !found.AcceptedAt.Equal(first) {
+		t.Errorf("found %+v, want one of %s", found, first)
+	}
+}
+
 // What the index has no room for is not known, rather than not there.
 func TestTailIsBounded(t *testing.T) {
 	tail := (&Broker{}).NewTail()

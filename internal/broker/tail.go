@@ -345,7 +345,11 @@ func (t *Tail) add(p place, number int16, offset int64, j message.Journaled, rec
 	if ok && was.place < 0 {
 		t.own--
 	}
-	t.index[key] = tailed{j.AcceptedAt.UnixMicro(), offset, j.Tenant, number, uint8(j.Lane.Code()), uint8(recipients), 0}
+	accepted := j.AcceptedAt.UnixMicro()
+	if ok { // of two that came in at once, or out of sight of each other, the first is its time
+		accepted = min(accepted, was.accepted)
+	}
+	t.index[key] = tailed{accepted, offset, j.Tenant, number, uint8(j.Lane.Code()), uint8(recipients), 0}
 }
 
 // forget drops what is below the committed offsets: the ledger has it. Of what
