@@ -37,13 +37,15 @@ while read -r pkg run; do
 	if go test -p 1 -count=1 -timeout 60m -v -run "$run" "$pkg" </dev/null; then
 		if [[ $(tested) == "$commit" ]]; then
 			echo "$pkg $run passed, $((SECONDS - began)) s" >>"$notes"
+		else
+			echo "== passed, and not noted: the tree is no longer $commit"
 		fi
 	else
 		failed=1
 		echo "== failed: $pkg $run"
 	fi
 done <<<"$all"
-echo "== what passed on this commit:"
+echo "== what passed on $commit:"
 cat "$notes"
 awk -F ', ' '{ n += $2 } END { printf "%d in %d s\n", NR, n }' "$notes"
 exit $failed

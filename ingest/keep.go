@@ -24,10 +24,12 @@ func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Ti
 		go func() { _, _ = s.acceptor.Accept(context.WithoutCancel(ctx), sub) }()
 		return message.Receipt{}, errJournaled
 	}
+	began := time.Now()
 	if s.waits(ctx, sub, now) {
+		outlast(ctx, sub, began)
 		return message.Receipt{}, errJournaled
 	}
-	began := time.Now()
+	asked := time.Now()
 	err := errLedgerAway
 	if pass := s.breaker.enter(); pass != nil {
 		var receipt message.Receipt
@@ -44,12 +46,13 @@ func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Ti
 		sub = &its
 	}
 	if kept, _ := s.inJournal(sub); kept && sub.Supersede != "" { // meanwhile; there once, it has one time
+		outlast(ctx, sub, asked)
 		return message.Receipt{}, errJournaled
 	}
 	if jerr := s.cfg.Journal.Append(ctx, message.Journaled{Submission: sub, AcceptedAt: s.accepted(sub, now)}); jerr != nil {
 		return message.Receipt{}, errors.Join(err, jerr)
 	}
-	outlast(ctx, sub, began)
+	outlast(ctx, sub, asked)
 	return message.Receipt{}, errJournaled
 }
 
@@ -73,7 +76,7 @@ func (s *Service) waits(ctx context.Context, sub *message.Submission, now time.T
 		return false
 	}
 	sight, cancel := context.WithTimeout(ctx, min(sightLimit, s.share(ctx)))
-	_ = s.cfg.Journal.Current(sight, now.Add(-sightAge)) // with Kafka away nobody can know, and the ledger answers
+	_ = s.cfg.Journal.Current(sight, now.Add(-sightAge)) // where it can't be had, the ledger answers for what isn't known here
 	cancel()
 	if kept, _ := s.inJournal(sub); !kept {
 		return false

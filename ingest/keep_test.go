@@ -66,7 +66,8 @@ func submit(s *Service, key string) (*Accepted, error) {
 
 // What a journal has, and the ledger hasn't yet, keeps its place among those of its
 // supersede key when it is submitted again: it is in the journal once, with its
-// first time. Once the ledger has it, or with Kafka away, the ledger answers.
+// first time. Once the ledger has it, or where no journal can be read, the ledger
+// answers.
 func TestSupersedingKeepsItsPlace(t *testing.T) {
 	l, k := &ledger{err: message.ErrUnavailable}, &kafka{}
 	at := now

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stormpost/stormpost/internal/atomicfile"
 	"github.com/stormpost/stormpost/internal/broker"
+	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/watch"
 )
 
@@ -46,6 +47,7 @@ type cluster struct {
 	cause   atomic.Pointer[error] // nil as long as nobody has looked
 	since   atomic.Int64          // when away changed last, in Unix nanoseconds
 	canKeep atomic.Bool           // whether the journals' topics are there
+	bare    atomic.Bool           // none of them is, and they can't be made
 	change  atomic.Pointer[clusterChange]
 
 	// The loop's.
@@ -92,13 +94,6 @@ func (c *cluster) isAway() bool { return c.away.Load() }
 func (c *cluster) canJournal() bool {
 	cause := c.cause.Load()
 	return c.canKeep.Load() && cause != nil && *cause == nil
-}
-
-// noJournal says that the cluster answers, and its journals are not there: they
-// could not be made.
-func (c *cluster) noJournal() bool {
-	cause := c.cause.Load()
-	return !c.canKeep.Load() && cause != nil && *cause == nil
 }
 
 // health is what is known of the cluster.
@@ -162,6 +157,7 @@ func (c *cluster) look(ctx context.Context) error {
 		cancel()
 	}
 	if len(s.Missing) == 0 {
+		c.bare.Store(false)
 		return nil
 	}
 	mctx, cancel := context.WithTimeout(ctx, makeLimit)
@@ -173,8 +169,10 @@ func (c *cluster) look(ctx context.Context) error {
 	// That journals can't be made is no reason to do without the lanes' topics.
 	if jerr := c.broker.EnsureJournals(mctx); jerr != nil {
 		c.log.Warn("there is no journal: with the ledger away, nothing is accepted; trying again", "error", jerr)
+		c.bare.Store(len(c.journalsOf(s.Missing)) == int(message.Campaign)) // one of each class
 	} else {
 		c.canKeep.Store(true)
+		c.bare.Store(false)
 	}
 	return err
 }

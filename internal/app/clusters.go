@@ -164,7 +164,7 @@ var errUnread = errors.New("a Kafka cluster is away")
 func (cs *clusters) Current(ctx context.Context, at time.Time) (err error) {
 	for _, c := range cs.all {
 		switch {
-		case c.noJournal():
+		case c.bare.Load():
 		case c.isAway() && c.tail.AsOf().Before(at):
 			err = errUnread
 		default:
