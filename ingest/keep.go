@@ -45,12 +45,14 @@ func (s *Service) keep(ctx context.Context, sub *message.Submission, now time.Ti
 		its.RepeatsSince = now
 		sub = &its
 	}
-	if kept, _ := s.inJournal(sub); kept && sub.Supersede != "" { // meanwhile; there once, it has one time
-		outlast(ctx, sub, asked)
-		return message.Receipt{}, errJournaled
+	kept := false
+	if sub.Supersede != "" { // perhaps meanwhile; there once, it has one time
+		kept, _ = s.inJournal(sub)
 	}
-	if jerr := s.cfg.Journal.Append(ctx, message.Journaled{Submission: sub, AcceptedAt: s.accepted(sub, now)}); jerr != nil {
-		return message.Receipt{}, errors.Join(err, jerr)
+	if !kept {
+		if jerr := s.cfg.Journal.Append(ctx, message.Journaled{Submission: sub, AcceptedAt: s.accepted(sub, now)}); jerr != nil {
+			return message.Receipt{}, errors.Join(err, jerr)
+		}
 	}
 	outlast(ctx, sub, asked)
 	return message.Receipt{}, errJournaled

@@ -148,7 +148,8 @@ func (c *cluster) look(ctx context.Context) error {
 		return err
 	}
 	c.saw(s)
-	c.canKeep.Store(len(c.journalsOf(s.Missing)) == 0)
+	journals := c.journalsOf(s.Missing)
+	c.canKeep.Store(len(journals) == 0)
 	if c.trail != nil && s.Trailless {
 		tctx, cancel := context.WithTimeout(ctx, makeLimit)
 		if terr := c.broker.EnsureTrail(tctx); terr != nil {
@@ -163,16 +164,16 @@ func (c *cluster) look(ctx context.Context) error {
 	mctx, cancel := context.WithTimeout(ctx, makeLimit)
 	defer cancel()
 	err = nil
-	if len(s.Missing) > len(c.journalsOf(s.Missing)) {
+	if len(s.Missing) > len(journals) {
 		err = c.broker.EnsureTopics(mctx)
 	}
 	// That journals can't be made is no reason to do without the lanes' topics.
-	if jerr := c.broker.EnsureJournals(mctx); jerr != nil {
+	jerr := c.broker.EnsureJournals(mctx)
+	c.bare.Store(jerr != nil && len(journals) == int(message.Campaign)) // one of each class
+	if jerr != nil {
 		c.log.Warn("there is no journal: with the ledger away, nothing is accepted; trying again", "error", jerr)
-		c.bare.Store(len(c.journalsOf(s.Missing)) == int(message.Campaign)) // one of each class
 	} else {
 		c.canKeep.Store(true)
-		c.bare.Store(false)
 	}
 	return err
 }

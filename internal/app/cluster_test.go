@@ -13,17 +13,24 @@ import (
 	"github.com/stormpost/stormpost/internal/devstack/teststack"
 )
 
-// What a process saw of Kafka survives its restart: topics that vanished
-// meanwhile are noticed, told, and made again; and are told after the next
-// restart as well.
-func TestClusterIsKnownAgainAfterARestart(t *testing.T) {
+// newBroker has topics of its own, which go with the test.
+func newBroker(t *testing.T) *broker.Broker {
+	t.Helper()
 	b, err := broker.New(broker.Config{Brokers: teststack.Kafka(t), Prefix: "test-" + strings.ToLower(rand.Text()[:12])})
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = b.RemoveTopics(context.Background()) })
+	return b
+}
+
+// What a process saw of Kafka survives its restart: topics that vanished
+// meanwhile are noticed, told, and made again; and are told after the next
+// restart as well.
+func TestClusterIsKnownAgainAfterARestart(t *testing.T) {
+	b := newBroker(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	defer func() { _ = b.RemoveTopics(context.Background()) }()
 	dir, log := t.TempDir(), slog.New(slog.NewTextHandler(t.Output(), nil))
 	anew := 0
 	start := func() *cluster {

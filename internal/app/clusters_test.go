@@ -2,29 +2,20 @@ package app
 
 import (
 	"context"
-	"crypto/rand"
-	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"github.com/stormpost/stormpost/internal/broker"
-	"github.com/stormpost/stormpost/internal/devstack/teststack"
 )
 
 // While a cluster is away for this process, another one may have journaled what
 // this one hasn't read: nobody is told that all of it is known, and nobody waits.
 func TestNothingIsCurrentWhileAClusterIsAway(t *testing.T) {
-	b, err := broker.New(broker.Config{Brokers: teststack.Kafka(t), Prefix: "test-" + strings.ToLower(rand.Text()[:12])})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := newBroker(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := b.EnsureJournals(ctx); err != nil {
 		t.Fatal(err)
 	}
-	defer func() { _ = b.RemoveTopics(context.Background()) }()
 	tail := b.NewTail()
 	running, end := context.WithCancel(ctx)
 	var wg sync.WaitGroup

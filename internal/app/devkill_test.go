@@ -113,12 +113,7 @@ func (d *devRun) open() int {
 	var audit struct {
 		Total struct{ Queued, Waiting, Sending int }
 	}
-	key := d.addr.APIKey
-	d.addr.APIKey = d.addr.OperatorKey
-	defer func() { d.addr.APIKey = key }()
-	if status, err := d.call(http.MethodGet, d.addr.API+"/v1/audit", "", nil, &audit); err != nil || status != http.StatusOK {
-		d.t.Fatalf("audit: %d %v", status, err)
-	}
+	d.operator("/v1/audit", &audit)
 	return audit.Total.Queued + audit.Total.Waiting + audit.Total.Sending
 }
 
@@ -139,21 +134,27 @@ func (d *devRun) forgetKilled() {
 	}
 }
 
+// operator reads what only an operator may.
+func (d *devRun) operator(path string, out any) {
+	d.t.Helper()
+	key := d.addr.APIKey
+	d.addr.APIKey = d.addr.OperatorKey
+	defer func() { d.addr.APIKey = key }()
+	if status, err := d.call(http.MethodGet, d.addr.API+path, "", nil, out); err != nil || status != http.StatusOK {
+		d.t.Fatalf("%s: %d %v", path, status, err)
+	}
+}
+
 // doubts is the subjects of messages in doubt.
 func (d *devRun) doubts() map[string]bool {
 	d.t.Helper()
 	found := make(map[string]bool)
-	key := d.addr.APIKey
-	d.addr.APIKey = d.addr.OperatorKey
-	defer func() { d.addr.APIKey = key }()
 	for cursor := ""; ; {
 		var page struct {
 			Items []struct{ Message struct{ To string } }
 			Next  string
 		}
-		if status, err := d.call(http.MethodGet, d.addr.API+"/v1/doubts?limit=200&cursor="+cursor, "", nil, &page); err != nil || status != http.StatusOK {
-			d.t.Fatalf("doubts: %d %v", status, err)
-		}
+		d.operator("/v1/doubts?limit=200&cursor="+cursor, &page)
 		for _, item := range page.Items {
 			name := strings.TrimSuffix(strings.TrimPrefix(item.Message.To, "token-"), "@example.net")
 			found[name] = true

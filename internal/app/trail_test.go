@@ -2,28 +2,20 @@ package app
 
 import (
 	"context"
-	"crypto/rand"
 	"log/slog"
-	"strings"
 	"testing"
 	"time"
 
 	"github.com/stormpost/stormpost/dedupe/ledgertest"
-	"github.com/stormpost/stormpost/internal/broker"
-	"github.com/stormpost/stormpost/internal/devstack/teststack"
 	"github.com/stormpost/stormpost/internal/message"
 )
 
 // What is not sent again after a lost answer, since its provider tells that it has it,
 // is told to Kafka: by the API that hears of it, or by the worker that asks for it.
 func TestStandInsAreOnTheTrail(t *testing.T) {
-	b, err := broker.New(broker.Config{Brokers: teststack.Kafka(t), Prefix: "test-" + strings.ToLower(rand.Text()[:12])})
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := newBroker(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	defer func() { _ = b.RemoveTopics(context.Background()) }()
 	if err := b.EnsureTrail(ctx); err != nil {
 		t.Fatal(err)
 	}

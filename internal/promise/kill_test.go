@@ -20,16 +20,18 @@ import (
 // in the database holds the worker where it is to die.
 type killPoint struct {
 	name string
-	// kill has one of the workers killed at the point, in its i-th turn, and returns
-	// it when it is dead.
-	kill func(t *testing.T, s *stage, c *client, workers []*slot, i int) *slot
+	kill killer
 	// noDoubt: nothing can be in doubt, since nothing was claimed.
 	noDoubt bool
 }
 
+// killer has one of the workers killed at a point, in its i-th turn, and returns it
+// when it is dead.
+type killer func(t *testing.T, s *stage, c *client, workers []*slot, i int) *slot
+
 // onStep kills a worker when a simulator gets to a step with it: in turn with an
 // email and with a push.
-func onStep(smtp, fcm sim.Step) func(t *testing.T, s *stage, c *client, workers []*slot, i int) *slot {
+func onStep(smtp, fcm sim.Step) killer {
 	return func(t *testing.T, s *stage, _ *client, workers []*slot, i int) *slot {
 		t.Helper()
 		worker := workers[i/2%2]
@@ -137,7 +139,7 @@ func (s *stage) heldUp(table, not, process string) (letGo func()) {
 
 // underLock kills a worker while a statement of it waits for a lock on a
 // table, and a query finds nothing of what must not be under way.
-func underLock(table, not string) func(t *testing.T, s *stage, c *client, workers []*slot, i int) *slot {
+func underLock(table, not string) killer {
 	return func(t *testing.T, s *stage, _ *client, workers []*slot, i int) *slot {
 		t.Helper()
 		worker := workers[i%2]
