@@ -23,7 +23,7 @@ type claimCall struct {
 // Claim implements delivery.Ledger.
 func (l *Ledger) Claim(ctx context.Context, it message.Item) (message.Claim, error) {
 	c := &claimCall{item: it, token: l.tokens.Add(1), done: make(chan struct{})}
-	if err := l.claims[it.Position.Lane().Class].put(ctx, c); err != nil {
+	if err := l.works.put(ctx, workCall{claim: c}); err != nil {
 		return message.Claim{}, fmt.Errorf("claim: %w", err)
 	}
 	// From here on the attempt may be ours although nobody has told us, so
@@ -31,8 +31,6 @@ func (l *Ledger) Claim(ctx context.Context, it message.Item) (message.Claim, err
 	<-c.done
 	return c.claim, c.err
 }
-
-func (l *Ledger) claimBatch(calls []*claimCall) { l.claimAll(l.holdBack(l.claimTwins(calls))) }
 
 // claimAll asks until it is answered: with the same tokens, so that a claim
 // which an unknown commit made is found to be its own. Only the ledger's end
@@ -49,6 +47,10 @@ func (l *Ledger) claimAll(calls []*claimCall) {
 		l.claimAll(calls[half:])
 		return
 	}
+	l.answerClaims(calls, err)
+}
+
+func (l *Ledger) answerClaims(calls []*claimCall, err error) {
 	for _, c := range calls {
 		switch {
 		case err == nil:
@@ -108,16 +110,9 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
-	until := l.until(ctx)
-	worker, err := l.processID(ctx)
+	ask, err := l.newClaiming(ctx, calls)
 	if err != nil {
 		return err
-	}
-	ns, nos := make([]int64, len(calls)), make([]int16, len(calls))
-	ids, tokens := make([][]byte, len(calls)), make([]int64, len(calls))
-	for i, c := range calls {
-		ns[i], nos[i] = int64(c.item.Position), int16(c.item.Attempt)
-		ids[i], tokens[i] = c.item.ID[:24], c.token
 	}
 	query := l.pool.Query
 	if plant.Is(plant.SkipAttempt) {
@@ -128,32 +123,69 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 		defer func() { _ = tx.Rollback(ctx) }()
 		query = tx.Query
 	}
-	rows, err := query(ctx, `select ord, verdict, coalesce(tenant, 0), coalesce(test, false), coalesce(recipient, ''), coalesce(expires_at, 'epoch'), coalesce(life, 0)
-		from (select coalesce(clock_timestamp() <= $6, true) as in_time offset 0) x
-		cross join lateral claim_batch(case when in_time then $1::bigint[] end, case when in_time then $2::smallint[] end,
-			case when in_time then $3::bytea[] end, case when in_time then $4::bigint[] end, $5)`, ns, nos, ids, tokens, worker, until)
+	rows, err := query(ctx, claimSQL, ask.args...)
 	if err != nil {
 		return err
 	}
+	if err := ask.read(rows); err != nil {
+		return err
+	}
+	return l.claimed(ctx, ask)
+}
+
+const claimSQL = `select ord, verdict, coalesce(tenant, 0), coalesce(test, false), coalesce(recipient, ''), coalesce(expires_at, 'epoch'), coalesce(life, 0)
+	from (select coalesce(clock_timestamp() <= $6, true) as in_time offset 0) x
+	cross join lateral claim_batch(case when in_time then $1::bigint[] end, case when in_time then $2::smallint[] end,
+		case when in_time then $3::bytea[] end, case when in_time then $4::bigint[] end, $5)`
+
+// claiming is one question for claims.
+type claiming struct {
+	calls    []*claimCall
+	until    *time.Time // as in claimOnce, by PostgreSQL's clock; nil where that isn't known
+	args     []any      // of claimSQL
+	answered int
+}
+
+func (l *Ledger) newClaiming(ctx context.Context, calls []*claimCall) (*claiming, error) {
+	until := l.until(ctx)
+	worker, err := l.processID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ns, nos := make([]int64, len(calls)), make([]int16, len(calls))
+	ids, tokens := make([][]byte, len(calls)), make([]int64, len(calls))
+	for i, c := range calls {
+		ns[i], nos[i] = int64(c.item.Position), int16(c.item.Attempt)
+		ids[i], tokens[i] = c.item.ID[:24], c.token
+	}
+	return &claiming{calls: calls, until: until, args: []any{ns, nos, ids, tokens, worker, until}}, nil
+}
+
+// read fills in the answers.
+func (a *claiming) read(rows pgx.Rows) error {
 	var ord int32
 	var verdict int16
 	var life float64
 	var c message.Claim
-	answered := 0
-	if _, err := pgx.ForEachRow(rows, []any{&ord, &verdict, &c.Tenant, &c.Test, &c.Recipient, &c.ExpiresAt, &life}, func() error {
+	_, err := pgx.ForEachRow(rows, []any{&ord, &verdict, &c.Tenant, &c.Test, &c.Recipient, &c.ExpiresAt, &life}, func() error {
 		c.Verdict = message.ClaimVerdict(verdict)
 		c.Life = time.Duration(life * float64(time.Second))
-		calls[ord-1].claim = c
-		answered++
+		a.calls[ord-1].claim = c
+		a.answered++
 		return nil
-	}); err != nil {
-		return err
+	})
+	return err
+}
+
+// claimed looks at the answers, which are committed, and adds what the ledger is
+// asked for besides. With an error they are no answers, and are asked for again.
+func (l *Ledger) claimed(ctx context.Context, a *claiming) error {
+	calls := a.calls
+	if a.answered == 0 && a.until != nil {
+		return fmt.Errorf("PostgreSQL came to it too late, by its clock as this process knows it: %s", a.until.Format(time.RFC3339Nano))
 	}
-	if answered == 0 && until != nil {
-		return fmt.Errorf("PostgreSQL came to it too late, by its clock as this process knows it: %s", until.Format(time.RFC3339Nano))
-	}
-	if answered != len(calls) {
-		return fmt.Errorf("the ledger answered %d of %d claims", answered, len(calls))
+	if a.answered != len(calls) {
+		return fmt.Errorf("the ledger answered %d of %d claims", a.answered, len(calls))
 	}
 	if err := l.addBasis(ctx, calls); err != nil {
 		return err

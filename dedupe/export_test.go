@@ -26,3 +26,25 @@ func (l *Ledger) Probe(ctx context.Context) error {
 	return l.horizon.probe(ctx, l.pool, l.cfg.Deadline)
 }
 func (l *Ledger) Sweep(ctx context.Context) error { return l.sweep(ctx) }
+
+// Work answers reports and claims as one batch.
+func (l *Ledger) Work(reports []message.Report, items []message.Item) (recorded []error, claims []message.Claim, claimed []error) {
+	var calls []workCall
+	for _, r := range reports {
+		calls = append(calls, workCall{record: &recordCall{r: r, done: make(chan struct{})}})
+	}
+	for _, it := range items {
+		calls = append(calls, workCall{claim: &claimCall{item: it, token: l.tokens.Add(1), done: make(chan struct{})}})
+	}
+	l.workBatch(calls)
+	for _, c := range calls {
+		if c.record != nil {
+			<-c.record.done
+			recorded = append(recorded, c.record.err)
+			continue
+		}
+		<-c.claim.done
+		claims, claimed = append(claims, c.claim.claim), append(claimed, c.claim.err)
+	}
+	return recorded, claims, claimed
+}

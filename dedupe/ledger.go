@@ -27,7 +27,7 @@ type Config struct {
 	MaxConns int32  // default 24
 
 	Batch    int // rows a batch at most, default 1000
-	Flushers int // batches under way at once, for each kind and class, default 2
+	Flushers int // batches under way at once, of each kind, default 2
 
 	// Deadline is how long an operation may take before its fate counts as
 	// unknown, default 5 s. The server gives up at four fifths of it.
@@ -102,8 +102,7 @@ type Ledger struct {
 	streams streamCache
 	accepts *batcher[*acceptCall]
 	enters  *batcher[*acceptCall] // from the journal
-	claims  [message.Campaign + 1]*batcher[*claimCall]
-	records [message.Campaign + 1]*batcher[*recordCall]
+	works   *batcher[workCall]
 
 	process  atomic.Int32 // this process's row; 0 until the first registration
 	tokens   atomic.Int64 // a random start, then counted
@@ -166,10 +165,7 @@ func Open(cfg Config) (*Ledger, error) {
 	l.streams.init()
 	l.accepts = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
 	l.enters = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
-	for c := message.Transactional; c <= message.Campaign; c++ {
-		l.claims[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.claimBatch)
-		l.records[c] = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.recordBatch)
-	}
+	l.works = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.workBatch)
 	return l, nil
 }
 
@@ -255,10 +251,7 @@ func (l *Ledger) Close() {
 	l.close.Do(func() {
 		l.accepts.stop()
 		l.enters.stop()
-		for c := message.Transactional; c <= message.Campaign; c++ {
-			l.claims[c].stop()
-			l.records[c].stop()
-		}
+		l.works.stop()
 		timer := time.AfterFunc(l.cfg.Deadline, l.end)
 		l.wg.Wait()
 		timer.Stop()

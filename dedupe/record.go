@@ -17,7 +17,7 @@ type recordCall struct {
 // Record implements delivery.Ledger.
 func (l *Ledger) Record(ctx context.Context, r message.Report) error {
 	c := &recordCall{r: r, done: make(chan struct{})}
-	if err := l.records[r.Position.Lane().Class].put(ctx, c); err != nil {
+	if err := l.works.put(ctx, workCall{record: c}); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
 	select {
@@ -28,14 +28,23 @@ func (l *Ledger) Record(ctx context.Context, r message.Report) error {
 	}
 }
 
-func (l *Ledger) recordBatch(calls []*recordCall) {
+// recordAll records until it is done. A batch that fails for one row's fault is
+// halved until that row stands alone.
+func (l *Ledger) recordAll(calls []*recordCall) {
+	if len(calls) == 0 {
+		return
+	}
 	err := l.insist(func() error { return l.recordOnce(calls) })
 	if err != nil && blameFor(err) == blameRow && len(calls) > 1 {
 		half := len(calls) / 2
-		l.recordBatch(calls[:half])
-		l.recordBatch(calls[half:])
+		l.recordAll(calls[:half])
+		l.recordAll(calls[half:])
 		return
 	}
+	answerRecords(calls, err)
+}
+
+func answerRecords(calls []*recordCall, err error) {
 	for _, c := range calls {
 		if err != nil {
 			c.err = fmt.Errorf("record: %w", err)
@@ -48,6 +57,22 @@ func (l *Ledger) recordOnce(calls []*recordCall) error {
 	if err := l.stands("record"); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
+	defer cancel()
+	_, err := l.pool.Exec(ctx, recordSQL, recordArgs(calls)...)
+	if err == nil && plant.Is(plant.ForgetWaiting) {
+		ns := make([]int64, len(calls))
+		for i, c := range calls {
+			ns[i] = int64(c.r.Position)
+		}
+		_, err = l.pool.Exec(ctx, `delete from waiting where n = any ($1)`, ns)
+	}
+	return err
+}
+
+const recordSQL = `select record_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)`
+
+func recordArgs(calls []*recordCall) []any {
 	n := len(calls)
 	ns, nos, kinds := make([]int64, n), make([]int16, n), make([]int16, n)
 	providers, codes, replies, refs := make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
@@ -60,14 +85,7 @@ func (l *Ledger) recordOnce(calls []*recordCall) error {
 		waits[i], policies[i] = max(0, r.RetryIn.Seconds()), r.Resend
 		plain = plain && r.Outcome == message.Sent
 	}
-	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
-	defer cancel()
-	_, err := l.pool.Exec(ctx, `select record_batch($1,$2,$3,$4,$5,$6,$7,$8,$9,$10)`,
-		ns, nos, kinds, providers, codes, replies, refs, waits, policies, plain)
-	if err == nil && plant.Is(plant.ForgetWaiting) {
-		_, err = l.pool.Exec(ctx, `delete from waiting where n = any ($1)`, ns)
-	}
-	return err
+	return []any{ns, nos, kinds, providers, codes, replies, refs, waits, policies, plain}
 }
 
 // Hold implements delivery.Ledger.

@@ -22,9 +22,9 @@ const (
 	bufferRecords = 16 << 10
 	bufferBytes   = 16 << 20
 
-	flushRecords = 128                  // of one request
-	flushLinger  = 2 * time.Millisecond // how long the first record waits for others
-	flushers     = 4                    // of one lane: one gathers while others wait for Kafka
+	flushRecords = 128              // of one request
+	flushLinger  = time.Millisecond // how long the first record waits for others
+	flushers     = 4                // of one lane: one gathers while others wait for Kafka
 	// publishAge is how long a record is tried. Later the lane's cursor has it.
 	publishAge = 10 * time.Second
 )
@@ -57,7 +57,7 @@ type Publisher struct {
 	dropped metric.Int64Counter
 }
 
-// writer is kafka.Writer, or what a test has instead.
+// writer is a producer, or what a test has instead.
 type writer interface {
 	WriteMessages(ctx context.Context, msgs ...kafka.Message) error
 }
@@ -67,7 +67,6 @@ type queue struct {
 	topic     string
 	in        chan message.Item
 	gather    chan struct{} // full while a batch is gathered
-	turns     atomic.Int64  // the partitions take turns
 	bytes     atomic.Int64  // of content, until it is written or dropped
 	published func(n int)
 }
@@ -75,17 +74,11 @@ type queue struct {
 // NewPublisher makes a publisher; one for a process.
 func (b *Broker) NewPublisher() (*Publisher, error) {
 	t := b.transport()
-	w := &kafka.Writer{
-		Addr: b.address(), Balancer: kafka.BalancerFunc(byTurn), Transport: t,
-		RequiredAcks: kafka.RequireAll, // the zero value asks for none
-		BatchTimeout: time.Microsecond, // what is written together was gathered already
-		BatchSize:    flushRecords, BatchBytes: maxBatch,
-		MaxAttempts: 1, // flush tries again, elsewhere
-		ReadTimeout: 5 * time.Second, WriteTimeout: 5 * time.Second,
-	}
+	w := newProducer(b.address(), t)
 	return b.newPublisher(w, func() error {
 		defer t.CloseIdleConnections()
-		return w.Close()
+		w.close()
+		return nil
 	})
 }
 
@@ -108,13 +101,6 @@ func (b *Broker) newPublisher(w writer, shut func() error) (*Publisher, error) {
 		}
 	}
 	return p, nil
-}
-
-// byTurn gives a whole batch to the partition whose turn it is: a request for
-// each partition would cost Kafka, and whoever reads them, several times as much.
-func byTurn(m kafka.Message, partitions ...int) int {
-	turn, _ := m.WriterData.(int64)
-	return partitions[turn%int64(len(partitions))]
 }
 
 // Publish implements ingest.Publisher.
@@ -205,8 +191,7 @@ func (q *queue) next(batch []kafka.Message) ([]kafka.Message, int64) {
 	return batch, size
 }
 
-// flush tries until Kafka has taken the batch, for publishAge, each time at the
-// partition whose turn it is: its leader may be another one. A repeat is harmless:
+// flush tries until Kafka has taken the batch, for publishAge. A repeat is harmless:
 // the second record's claim is refused.
 func (p *Publisher) flush(q *queue, batch []kafka.Message) {
 	ctx, cancel := context.WithTimeout(p.life, publishAge)
@@ -215,10 +200,6 @@ func (p *Publisher) flush(q *queue, batch []kafka.Message) {
 	b.InitialInterval, b.MaxInterval, b.MaxElapsedTime = 50*time.Millisecond, 2*time.Second, 0
 	left := batch
 	err := backoff.Retry(func() error {
-		turn := q.turns.Add(1)
-		for i := range left {
-			left[i].WriterData = turn
-		}
 		err := p.writer.WriteMessages(ctx, left...)
 		if left = failed(left, err); len(left) == 0 {
 			return nil

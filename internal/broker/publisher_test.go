@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -89,39 +88,6 @@ func TestPublishTriesAgainWhatFailed(t *testing.T) {
 		}
 		if len(s.took) != 10 {
 			t.Errorf("took %d, want each of 10 once", len(s.took))
-		}
-	})
-}
-
-// A batch is one request, and the next one, or the next try, is another
-// partition's.
-func TestBatchesTakeTurnsAtThePartitions(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var at []int
-		s := &script{}
-		s.write = func(_ context.Context, _ string, n int, msgs []kafka.Message) error {
-			first := byTurn(msgs[0], 0, 1, 2, 3)
-			at = append(at, first)
-			for _, m := range msgs {
-				if p := byTurn(m, 0, 1, 2, 3); p != first || len(msgs) != 10 {
-					t.Errorf("one of %d records for partition %d, another for %d", len(msgs), first, p)
-				}
-			}
-			if n == 2 {
-				return errors.New("no leader")
-			}
-			return nil
-		}
-		p, _ := scripted(t, s)
-		for range 3 {
-			p.Publish(items(urgent, 1, 10, 10))
-			time.Sleep(time.Minute)
-		}
-		if err := closeIn(t, p, time.Minute); err != nil {
-			t.Fatal(err)
-		}
-		if want := []int{1, 2, 3, 0}; !slices.Equal(at, want) {
-			t.Errorf("partitions %v, want %v", at, want)
 		}
 	})
 }

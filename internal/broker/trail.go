@@ -32,7 +32,7 @@ const (
 	trailAge  = 7 * 24 * time.Hour
 	// trailLinger is how long the first step waits for others: each record costs
 	// Kafka more than its steps do.
-	trailLinger = 20 * time.Millisecond
+	trailLinger = 50 * time.Millisecond
 )
 
 type trailData struct {
