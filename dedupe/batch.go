@@ -24,6 +24,8 @@ type batcher[T any] struct {
 	flush func([]T) // answers every call
 	busy  atomic.Int32
 
+	flushing sync.WaitGroup // until stopped, and all is answered
+
 	gather chan struct{} // full while a batch is gathered
 	size   int           // of the last batch
 	began  time.Time
@@ -35,11 +37,11 @@ type batcher[T any] struct {
 func newBatcher[T any](wg *sync.WaitGroup, most, flushers int, flush func([]T)) *batcher[T] {
 	b := &batcher[T]{in: make(chan T, 4*most), most: most, flush: flush, gather: make(chan struct{}, 1)}
 	for range flushers {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
+		b.flushing.Add(1)
+		wg.Go(func() {
+			defer b.flushing.Done()
 			b.run()
-		}()
+		})
 	}
 	return b
 }

@@ -17,13 +17,15 @@ type claimCall struct {
 	token int64
 	claim message.Claim
 	err   error
-	done  chan struct{}
+
+	answered bool // for the flusher that has it
+	done     chan struct{}
 }
 
 // Claim implements delivery.Ledger.
 func (l *Ledger) Claim(ctx context.Context, it message.Item) (message.Claim, error) {
 	c := &claimCall{item: it, token: l.tokens.Add(1), done: make(chan struct{})}
-	if err := l.works.put(ctx, workCall{claim: c}); err != nil {
+	if err := l.works.all.put(ctx, workCall{claim: c}); err != nil {
 		return message.Claim{}, fmt.Errorf("claim: %w", err)
 	}
 	// From here on the attempt may be ours although nobody has told us, so
@@ -31,6 +33,8 @@ func (l *Ledger) Claim(ctx context.Context, it message.Item) (message.Claim, err
 	<-c.done
 	return c.claim, c.err
 }
+
+func (l *Ledger) claimBatch(calls []*claimCall) { l.claimAll(l.holdBack(l.claimTwins(calls))) }
 
 // claimAll asks until it is answered: with the same tokens, so that a claim
 // which an unknown commit made is found to be its own. Only the ledger's end
@@ -50,6 +54,7 @@ func (l *Ledger) claimAll(calls []*claimCall) {
 	l.answerClaims(calls, err)
 }
 
+// answerClaims answers each as its claim says, if there is no error.
 func (l *Ledger) answerClaims(calls []*claimCall, err error) {
 	for _, c := range calls {
 		switch {
@@ -60,6 +65,7 @@ func (l *Ledger) answerClaims(calls []*claimCall, err error) {
 		default:
 			c.err = fmt.Errorf("claim: %w", err)
 		}
+		c.answered = true
 		close(c.done)
 	}
 }
@@ -110,7 +116,7 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
-	ask, err := l.newClaiming(ctx, calls)
+	ask, err := l.newClaiming(ctx, calls, 0)
 	if err != nil {
 		return err
 	}
@@ -146,8 +152,12 @@ type claiming struct {
 	answered int
 }
 
-func (l *Ledger) newClaiming(ctx context.Context, calls []*claimCall) (*claiming, error) {
+// newClaiming asks a server that comes to it so long before ctx ends.
+func (l *Ledger) newClaiming(ctx context.Context, calls []*claimCall, before time.Duration) (*claiming, error) {
 	until := l.until(ctx)
+	if until != nil {
+		*until = until.Add(-before)
+	}
 	worker, err := l.processID(ctx)
 	if err != nil {
 		return nil, err

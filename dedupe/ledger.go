@@ -87,6 +87,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// serverLimit is after how long the server gives a statement up.
+func (c Config) serverLimit() time.Duration { return c.Deadline * 4 / 5 }
+
 // Ledger is the ledger as one process uses it. Its methods are safe for
 // concurrent use. It works, by failing with message.ErrUnavailable, while the
 // database is away, also if it was away when the Ledger was opened.
@@ -102,7 +105,7 @@ type Ledger struct {
 	streams streamCache
 	accepts *batcher[*acceptCall]
 	enters  *batcher[*acceptCall] // from the journal
-	works   *batcher[workCall]
+	works   *works
 
 	process  atomic.Int32 // this process's row; 0 until the first registration
 	tokens   atomic.Int64 // a random start, then counted
@@ -133,7 +136,7 @@ func Open(cfg Config) (*Ledger, error) {
 	pc.MaxConnLifetime = time.Hour
 	pc.MaxConnLifetimeJitter = 10 * time.Minute
 	pc.ConnConfig.ConnectTimeout = cfg.Deadline / 2
-	server := cfg.Deadline * 4 / 5
+	server := cfg.serverLimit()
 	setDefault(pc.ConnConfig.RuntimeParams, "application_name", "stormpost")
 	// Nothing here reads so much that helpers, which take long to start, would pay.
 	setDefault(pc.ConnConfig.RuntimeParams, "max_parallel_workers_per_gather", "0")
@@ -165,7 +168,7 @@ func Open(cfg Config) (*Ledger, error) {
 	l.streams.init()
 	l.accepts = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
 	l.enters = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.acceptBatch)
-	l.works = newBatcher(&l.wg, cfg.Batch, cfg.Flushers, l.workBatch)
+	l.works = l.newWorks()
 	return l, nil
 }
 
@@ -251,8 +254,8 @@ func (l *Ledger) Close() {
 	l.close.Do(func() {
 		l.accepts.stop()
 		l.enters.stop()
-		l.works.stop()
 		timer := time.AfterFunc(l.cfg.Deadline, l.end)
+		l.works.stop()
 		l.wg.Wait()
 		timer.Stop()
 		l.end()

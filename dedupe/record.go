@@ -9,15 +9,17 @@ import (
 )
 
 type recordCall struct {
-	r    message.Report
-	err  error
-	done chan struct{}
+	r   message.Report
+	err error
+
+	answered bool // for the flusher that has it
+	done     chan struct{}
 }
 
 // Record implements delivery.Ledger.
 func (l *Ledger) Record(ctx context.Context, r message.Report) error {
 	c := &recordCall{r: r, done: make(chan struct{})}
-	if err := l.works.put(ctx, workCall{record: c}); err != nil {
+	if err := l.works.all.put(ctx, workCall{record: c}); err != nil {
 		return fmt.Errorf("record: %w", err)
 	}
 	select {
@@ -28,17 +30,14 @@ func (l *Ledger) Record(ctx context.Context, r message.Report) error {
 	}
 }
 
-// recordAll records until it is done. A batch that fails for one row's fault is
+// recordBatch records until it is done. A batch that fails for one row's fault is
 // halved until that row stands alone.
-func (l *Ledger) recordAll(calls []*recordCall) {
-	if len(calls) == 0 {
-		return
-	}
+func (l *Ledger) recordBatch(calls []*recordCall) {
 	err := l.insist(func() error { return l.recordOnce(calls) })
 	if err != nil && blameFor(err) == blameRow && len(calls) > 1 {
 		half := len(calls) / 2
-		l.recordAll(calls[:half])
-		l.recordAll(calls[half:])
+		l.recordBatch(calls[:half])
+		l.recordBatch(calls[half:])
 		return
 	}
 	answerRecords(calls, err)
@@ -49,6 +48,7 @@ func answerRecords(calls []*recordCall, err error) {
 		if err != nil {
 			c.err = fmt.Errorf("record: %w", err)
 		}
+		c.answered = true
 		close(c.done)
 	}
 }

@@ -32,7 +32,7 @@ import (
 //   - the branch (table lineage), which a reconciliation begins anew.
 //
 // What the process knows outlives it in a file. One without it has Kafka's word:
-// a record above everything that the ledger numbered (claimOnce).
+// a record above everything that the ledger numbered (claimed).
 //
 // Whoever finds a mismatch notes it in the table rollback, in the very connection
 // that has shown it and before it is used. From then on the functions refuse

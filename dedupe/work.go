@@ -3,21 +3,51 @@ package dedupe
 import (
 	"cmp"
 	"context"
+	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/internal/plant"
 )
 
-// workCall is a claim or a record: a worker asks for both all the time, and a
-// transaction costs about as much as a hundred rows do.
+// works answers a worker's claims and records. Those of all classes that come
+// together are tried in one transaction, once: it costs about as much as a hundred
+// rows do. If that fails, or something is held, they are left to batches of their
+// own kind and class, which go on until it is done: so what one of these waits for,
+// as a lock, is none of the others' business.
+type works struct {
+	all     *batcher[workCall]
+	claims  [message.Campaign + 1]*batcher[*claimCall]
+	records [message.Campaign + 1]*batcher[*recordCall]
+}
+
+// workCall is a claim or a record.
 type workCall struct {
 	claim  *claimCall
 	record *recordCall
 }
 
-// workBatch answers every call, in one transaction if that goes. Else each kind
-// goes on by itself.
+func (l *Ledger) newWorks() *works {
+	w := &works{all: newBatcher(&l.wg, l.cfg.Batch, l.cfg.Flushers, l.workBatch)}
+	for c := message.Transactional; c <= message.Campaign; c++ {
+		w.claims[c] = newBatcher(&l.wg, l.cfg.Batch, l.cfg.Flushers, l.claimBatch)
+		w.records[c] = newBatcher(&l.wg, l.cfg.Batch, l.cfg.Flushers, l.recordBatch)
+	}
+	return w
+}
+
+// stop takes no more calls; those taken are answered.
+func (w *works) stop() {
+	w.all.stop()
+	w.all.flushing.Wait() // what these leave is to be taken yet
+	for c := message.Transactional; c <= message.Campaign; c++ {
+		w.claims[c].stop()
+		w.records[c].stop()
+	}
+}
+
+// workBatch answers what it can, and leaves the rest to its own batches.
 func (l *Ledger) workBatch(calls []workCall) {
 	var records []*recordCall
 	var claims []*claimCall
@@ -28,43 +58,62 @@ func (l *Ledger) workBatch(calls []workCall) {
 			claims = append(claims, c.claim)
 		}
 	}
-	if len(claims) > 0 {
-		claims = l.holdBack(l.claimTwins(claims))
+	claims = l.claimTwins(claims)
+	if err := l.workOnce(records, claims); err != nil {
+		l.log.Debug("claims and records go on by themselves", "error", err)
 	}
-	planted := plant.Is(plant.SkipAttempt) || plant.Is(plant.ForgetWaiting)
-	if len(records) > 0 && len(claims) > 0 && !planted {
-		committed, err := l.workOnce(records, claims)
-		if committed {
-			answerRecords(records, nil)
-			records = nil
-		}
-		if committed && err == nil {
-			l.answerClaims(claims, nil)
-			claims = nil
+	for _, c := range records {
+		if !c.answered {
+			if err := l.works.records[c.r.Position.Lane().Class].put(l.life, c); err != nil {
+				answerRecords([]*recordCall{c}, err)
+			}
 		}
 	}
-	l.recordAll(records)
-	l.claimAll(claims)
+	for _, c := range claims {
+		if !c.answered {
+			if err := l.works.claims[c.item.Position.Lane().Class].put(l.life, c); err != nil {
+				l.answerClaims([]*claimCall{c}, err)
+			}
+		}
+	}
 }
 
-// workOnce records and claims in one transaction. What is committed with an error
-// are the records alone, as far as anybody may rely on it.
-func (l *Ledger) workOnce(records []*recordCall, claims []*claimCall) (committed bool, err error) {
+// workOnce records and claims in one transaction, and answers what is certain then. The
+// claims have the rest of the deadline, without what the server may take, to begin:
+// one that the server ends at four fifths of it is over before it.
+func (l *Ledger) workOnce(records []*recordCall, claims []*claimCall) error {
 	if err := l.stands("record"); err != nil {
-		return false, err
+		return err
+	}
+	if plant.Is(plant.SkipAttempt) || plant.Is(plant.ForgetWaiting) {
+		return fmt.Errorf("a bug is planted")
 	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
-	ask, err := l.newClaiming(ctx, claims)
-	if err != nil {
-		return false, err
+	if held, err := l.anyHolds(ctx); err != nil || held {
+		claims = nil
 	}
 	b := &pgx.Batch{}
-	b.Queue(recordSQL, recordArgs(records)...)
-	b.Queue(claimSQL, ask.args...)
+	if len(records) > 0 {
+		b.Queue(recordSQL, recordArgs(records)...)
+	}
+	var ask *claiming
+	if len(claims) > 0 {
+		var err error
+		if ask, err = l.newClaiming(ctx, claims, l.cfg.serverLimit()); err != nil {
+			return err
+		}
+		b.Queue(claimSQL, ask.args...)
+	}
+	if b.Len() == 0 {
+		return nil
+	}
 	both := l.pool.SendBatch(ctx, b)
-	_, err = both.Exec()
-	if err == nil {
+	var err error
+	if len(records) > 0 {
+		_, err = both.Exec()
+	}
+	if ask != nil && err == nil {
 		var rows pgx.Rows
 		if rows, err = both.Query(); err == nil {
 			err = ask.read(rows)
@@ -72,7 +121,15 @@ func (l *Ledger) workOnce(records []*recordCall, claims []*claimCall) (committed
 	}
 	// Only now it is known to be committed.
 	if err = cmp.Or(err, both.Close()); err != nil {
-		return false, err
+		return err
 	}
-	return true, l.claimed(ctx, ask)
+	answerRecords(records, nil)
+	if ask == nil {
+		return nil
+	}
+	if err := l.claimed(ctx, ask); err != nil {
+		return err // and asked for again, by the same tokens
+	}
+	l.answerClaims(claims, nil)
+	return nil
 }

@@ -1,13 +1,16 @@
 package dedupe_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/stormpost/stormpost/dedupe"
 	"github.com/stormpost/stormpost/dedupe/ledgertest"
 	"github.com/stormpost/stormpost/internal/message"
 )
@@ -75,6 +78,76 @@ func TestWorkIsOneTransaction(t *testing.T) {
 	if err != nil || !together {
 		t.Errorf("the outcome and the attempt are of two transactions, or %v", err)
 	}
+}
+
+// What claims wait for holds up no records, and a lock on one message's leave no
+// other class's claims.
+func TestWorkWaitsApart(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l, err := dedupe.Open(dedupe.Config{DSN: dsn, Deadline: 400 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	tenant := ledgertest.Tenant(t, l, "acme")
+	next := func(class string, key string) message.Item {
+		c := &message.Content{Email: &message.Email{From: "app@example.com", To: []string{"a@example.com"}, Subject: "Hello", Text: "Hi", Options: message.Options{Stream: "s", Class: class}}}
+		s, err := message.Submit(tenant, key, c, time.Now(), time.Hour)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ledgertest.Items(s, accept(t, l, s))[0]
+	}
+	var claimed, others []message.Item
+	for i := range 4 {
+		claimed = append(claimed, next("campaign", fmt.Sprint("c", i)))
+		others = append(others, next("transactional", fmt.Sprint("t", i)))
+	}
+	for _, it := range claimed {
+		claim(t, l, it, message.Claimed)
+	}
+	locks := func(sql string, args ...any) (release func()) {
+		conn, err := pgx.Connect(t.Context(), dsn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(t.Context(), "begin"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
+			t.Fatal(err)
+		}
+		return func() { _ = conn.Close(context.Background()) }
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	within := func(what string, do func()) {
+		t.Helper()
+		done := make(chan struct{})
+		wg.Go(func() { do(); close(done) })
+		select {
+		case <-done:
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s waits", what)
+		}
+	}
+
+	release := locks("lock table attempt in share mode")
+	for i := range 2 { // each holds a batch up
+		wg.Go(func() { claim(t, l, others[i], message.Claimed) })
+		time.Sleep(50 * time.Millisecond)
+	}
+	within("a record, beside claims that do", func() { record(t, l, claimed[0], message.Sent, 0) })
+	release()
+
+	// A leave of its own that somebody has in hand.
+	release = locks("insert into waiting (n, no, lane, due) values ($1, 2, $1::bigint >> 57, now())", int64(claimed[1].Position))
+	wg.Go(func() { record(t, l, claimed[1], message.Deferred, time.Second) })
+	time.Sleep(50 * time.Millisecond)
+	within("another class's claim, beside a record that does", func() { claim(t, l, others[2], message.Claimed) })
+	within("another class's record, beside one that does", func() { record(t, l, others[2], message.Sent, 0) })
+	release()
 }
 
 // A worker that ends leaves no call without an answer.

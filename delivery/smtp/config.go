@@ -62,7 +62,7 @@ type Config struct {
 
 	LocalName string // in EHLO; default: the host's qualified name, else its address
 
-	Connections      int           // at most; default 16
+	Connections      int           // at most; default 24
 	IdleTimeout      time.Duration // after which an unused connection is closed; default 30 s
 	MaxPerConnection int           // messages; default 1,000
 
@@ -215,7 +215,7 @@ func (c Config) withDefaults() Config {
 			c.LocalName = name
 		}
 	}
-	setDefault(&c.Connections, 16)
+	setDefault(&c.Connections, 24)
 	setDefault(&c.IdleTimeout, 30*time.Second)
 	setDefault(&c.MaxPerConnection, 1000)
 	setDefault(&c.DialTimeout, 30*time.Second)

@@ -22,7 +22,7 @@ const (
 	bufferRecords = 16 << 10
 	bufferBytes   = 16 << 20
 
-	flushRecords = 128              // of one request
+	flushRecords = 128              // of a lane at once
 	flushLinger  = time.Millisecond // how long the first record waits for others
 	flushers     = 4                // of one lane: one gathers while others wait for Kafka
 	// publishAge is how long a record is tried. Later the lane's cursor has it.
@@ -38,8 +38,8 @@ var (
 // Publisher publishes items without ever blocking whoever accepts them. What
 // its buffers have no room for, and what Kafka doesn't take for some seconds,
 // it drops: the lane's cursor in the ledger finds it. Each lane has a buffer of
-// its own, so that a flood in one, or a leader that one waits for, costs the
-// others nothing. It is safe for concurrent use.
+// its own, so that a flood in one costs the others nothing. It is safe for
+// concurrent use.
 type Publisher struct {
 	writer writer
 	queues map[message.Lane]*queue

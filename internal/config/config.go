@@ -71,7 +71,7 @@ type Kafka struct {
 type Ledger struct {
 	MaxConns  int           `koanf:"max_conns"`  // connections to PostgreSQL of one process
 	Batch     int           `koanf:"batch"`      // rows a batch at most
-	Flushers  int           `koanf:"flushers"`   // batches under way at once, of each kind and class
+	Flushers  int           `koanf:"flushers"`   // batches under way at once, of each kind
 	Deadline  time.Duration `koanf:"deadline"`   // after which an operation's fate is unknown; the server gives up at four fifths of it
 	BeatEvery time.Duration `koanf:"beat_every"` // heartbeat; a process is gone after three missed ones
 }
@@ -189,7 +189,7 @@ func Default() Config {
 		},
 		Retention: Retain{Content: 14 * 24 * time.Hour, Messages: 180 * 24 * time.Hour},
 		Guard:     Guard{Every: 2 * time.Second},
-		SMTP:      SMTP{TLS: "starttls-if-offered", Connections: 16, ReplyLimit: 10 * time.Minute},
+		SMTP:      SMTP{TLS: "starttls-if-offered", Connections: 24, ReplyLimit: 10 * time.Minute},
 		SES:       SES{Concurrency: 50, ReplyLimit: time.Minute},
 		Resend:    Resend{Concurrency: 20, ReplyLimit: time.Minute},
 		Postmark:  Postmark{Stream: "outbound", Concurrency: 20, ReplyLimit: time.Minute},
