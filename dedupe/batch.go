@@ -11,6 +11,10 @@ import (
 // spacing is how far apart batches begin while calls come thick.
 const spacing = 8 * time.Millisecond
 
+// leastQueue is how many calls a batcher has room for in any case: more than a
+// process has senders.
+const leastQueue = 4096
+
 var errClosed = errors.New("the ledger is closed")
 
 // batcher gathers concurrent calls into batches: a flusher takes what is there,
@@ -35,7 +39,7 @@ type batcher[T any] struct {
 }
 
 func newBatcher[T any](wg *sync.WaitGroup, most, flushers int, flush func([]T)) *batcher[T] {
-	b := &batcher[T]{in: make(chan T, 4*most), most: most, flush: flush, gather: make(chan struct{}, 1)}
+	b := &batcher[T]{in: make(chan T, max(4*most, leastQueue)), most: most, flush: flush, gather: make(chan struct{}, 1)}
 	for range flushers {
 		b.flushing.Add(1)
 		wg.Go(func() {

@@ -18,6 +18,7 @@ type claimCall struct {
 	claim message.Claim
 	err   error
 
+	asked    bool // PostgreSQL may have made the attempt
 	answered bool // for the flusher that has it
 	done     chan struct{}
 }
@@ -34,7 +35,22 @@ func (l *Ledger) Claim(ctx context.Context, it message.Item) (message.Claim, err
 	return c.claim, c.err
 }
 
-func (l *Ledger) claimBatch(calls []*claimCall) { l.claimAll(l.holdBack(l.claimTwins(calls))) }
+// claimBatch answers every call. What was asked before finds out first, by its token,
+// what came of that: neither a hold nor a twin has a say in it any more.
+func (l *Ledger) claimBatch(calls []*claimCall) {
+	var asked, fresh []*claimCall
+	for _, c := range calls {
+		if c.asked {
+			asked = append(asked, c)
+		} else {
+			fresh = append(fresh, c)
+		}
+	}
+	l.claimAll(asked)
+	if len(fresh) > 0 {
+		l.claimAll(l.holdBack(l.claimTwins(fresh)))
+	}
+}
 
 // claimAll asks until it is answered: with the same tokens, so that a claim
 // which an unknown commit made is found to be its own. Only the ledger's end
@@ -79,6 +95,7 @@ func (l *Ledger) claimTwins(calls []*claimCall) []*claimCall {
 		k := message.AttemptKey{Position: c.item.Position, Attempt: c.item.Attempt}
 		if _, ok := seen[k]; ok {
 			c.claim.Verdict = message.Taken
+			c.answered = true
 			close(c.done)
 			continue
 		}
@@ -116,7 +133,7 @@ func (l *Ledger) claimOnce(calls []*claimCall) error {
 	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
-	ask, err := l.newClaiming(ctx, calls, 0)
+	ask, err := l.newClaiming(ctx, calls)
 	if err != nil {
 		return err
 	}
@@ -152,12 +169,8 @@ type claiming struct {
 	answered int
 }
 
-// newClaiming asks a server that comes to it so long before ctx ends.
-func (l *Ledger) newClaiming(ctx context.Context, calls []*claimCall, before time.Duration) (*claiming, error) {
+func (l *Ledger) newClaiming(ctx context.Context, calls []*claimCall) (*claiming, error) {
 	until := l.until(ctx)
-	if until != nil {
-		*until = until.Add(-before)
-	}
 	worker, err := l.processID(ctx)
 	if err != nil {
 		return nil, err

@@ -253,8 +253,12 @@ func TestClaimSurvivesAnUnknownCommit(t *testing.T) {
 	if _, err := lock.Exec(t.Context(), `begin; lock table attempt in share mode`); err != nil {
 		t.Fatal(err)
 	}
-	release := time.AfterFunc(1500*time.Millisecond, func() { _, _ = lock.Exec(context.Background(), `rollback`) })
-	defer release.Stop()
+	released := make(chan struct{})
+	time.AfterFunc(1500*time.Millisecond, func() {
+		_, _ = lock.Exec(context.Background(), `rollback`)
+		close(released)
+	})
+	defer func() { <-released }()
 	claim(t, l, it, message.Claimed)
 	claim(t, l, it, message.Taken)
 }

@@ -2,6 +2,7 @@ package dedupe
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/stormpost/stormpost/internal/message"
@@ -47,4 +48,20 @@ func (l *Ledger) Work(reports []message.Report, items []message.Item) (recorded 
 		claims, claimed = append(claims, c.claim.claim), append(claimed, c.claim.err)
 	}
 	return recorded, claims, claimed
+}
+
+// ClaimAgain has a claim's answer lost, has PostgreSQL asked again, behind another claim of
+// the same attempt, and returns the answers of both.
+func (l *Ledger) ClaimAgain(it message.Item, between func()) (again, other message.Claim, err error) {
+	c := &claimCall{item: it, token: l.tokens.Add(1), asked: true, done: make(chan struct{})}
+	if err := l.claimOnce([]*claimCall{c}); err != nil {
+		return again, other, err
+	}
+	c.claim = message.Claim{}
+	between()
+	twin := &claimCall{item: it, token: l.tokens.Add(1), done: make(chan struct{})}
+	l.claimBatch([]*claimCall{twin, c})
+	<-c.done
+	<-twin.done
+	return c.claim, twin.claim, errors.Join(c.err, twin.err)
 }

@@ -48,6 +48,16 @@ func (l *Ledger) anyHolds(ctx context.Context) (bool, error) {
 	return c.any, nil
 }
 
+// free says whether it is known, without asking, that nothing was held a second ago.
+func (l *Ledger) free() bool {
+	c := &l.holds
+	if !c.mu.TryLock() {
+		return false
+	}
+	defer c.mu.Unlock()
+	return !c.any && time.Since(c.at) < holdsFresh
+}
+
 // holdBack answers those claims that a hold stops, and returns the others. It
 // comes before the first asking only: later ones find out what the first did.
 func (l *Ledger) holdBack(calls []*claimCall) []*claimCall {
@@ -67,9 +77,11 @@ func (l *Ledger) holdBack(calls []*claimCall) []*claimCall {
 		switch v, held := verdicts[int32(i)+1]; {
 		case err != nil:
 			c.err = fmt.Errorf("claim: %w", err)
+			c.answered = true
 			close(c.done)
 		case held:
 			c.claim.Verdict = v
+			c.answered = true
 			close(c.done)
 		default:
 			rest = append(rest, c)

@@ -87,9 +87,6 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// serverLimit is after how long the server gives a statement up.
-func (c Config) serverLimit() time.Duration { return c.Deadline * 4 / 5 }
-
 // Ledger is the ledger as one process uses it. Its methods are safe for
 // concurrent use. It works, by failing with message.ErrUnavailable, while the
 // database is away, also if it was away when the Ledger was opened.
@@ -136,7 +133,7 @@ func Open(cfg Config) (*Ledger, error) {
 	pc.MaxConnLifetime = time.Hour
 	pc.MaxConnLifetimeJitter = 10 * time.Minute
 	pc.ConnConfig.ConnectTimeout = cfg.Deadline / 2
-	server := cfg.serverLimit()
+	server := cfg.Deadline * 4 / 5
 	setDefault(pc.ConnConfig.RuntimeParams, "application_name", "stormpost")
 	// Nothing here reads so much that helpers, which take long to start, would pay.
 	setDefault(pc.ConnConfig.RuntimeParams, "max_parallel_workers_per_gather", "0")

@@ -3,7 +3,6 @@ package dedupe
 import (
 	"cmp"
 	"context"
-	"fmt"
 
 	"github.com/jackc/pgx/v5"
 
@@ -13,9 +12,9 @@ import (
 
 // works answers a worker's claims and records. Those of all classes that come
 // together are tried in one transaction, once: it costs about as much as a hundred
-// rows do. If that fails, or something is held, they are left to batches of their
-// own kind and class, which go on until it is done: so what one of these waits for,
-// as a lock, is none of the others' business.
+// rows do. If that fails they are left to batches of their own kind and class, which
+// go on until it is done: so what one kind or class waits for, as a lock, is none of
+// the others' business. So are claims while anything is held.
 type works struct {
 	all     *batcher[workCall]
 	claims  [message.Campaign + 1]*batcher[*claimCall]
@@ -31,8 +30,8 @@ type workCall struct {
 func (l *Ledger) newWorks() *works {
 	w := &works{all: newBatcher(&l.wg, l.cfg.Batch, l.cfg.Flushers, l.workBatch)}
 	for c := message.Transactional; c <= message.Campaign; c++ {
-		w.claims[c] = newBatcher(&l.wg, l.cfg.Batch, l.cfg.Flushers, l.claimBatch)
-		w.records[c] = newBatcher(&l.wg, l.cfg.Batch, l.cfg.Flushers, l.recordBatch)
+		w.claims[c] = newBatcher(&l.wg, l.cfg.Batch, 1, l.claimBatch)
+		w.records[c] = newBatcher(&l.wg, l.cfg.Batch, 1, l.recordBatch)
 	}
 	return w
 }
@@ -59,8 +58,10 @@ func (l *Ledger) workBatch(calls []workCall) {
 		}
 	}
 	claims = l.claimTwins(claims)
-	if err := l.workOnce(records, claims); err != nil {
-		l.log.Debug("claims and records go on by themselves", "error", err)
+	if !plant.Is(plant.SkipAttempt) && !plant.Is(plant.ForgetWaiting) {
+		if err := l.workOnce(records, claims); err != nil {
+			l.log.Debug("claims and records go on by themselves", "error", err)
+		}
 	}
 	for _, c := range records {
 		if !c.answered {
@@ -78,19 +79,14 @@ func (l *Ledger) workBatch(calls []workCall) {
 	}
 }
 
-// workOnce records and claims in one transaction, and answers what is certain then. The
-// claims have the rest of the deadline, without what the server may take, to begin:
-// one that the server ends at four fifths of it is over before it.
+// workOnce records and claims in one transaction, and answers what is certain then.
 func (l *Ledger) workOnce(records []*recordCall, claims []*claimCall) error {
 	if err := l.stands("record"); err != nil {
 		return err
 	}
-	if plant.Is(plant.SkipAttempt) || plant.Is(plant.ForgetWaiting) {
-		return fmt.Errorf("a bug is planted")
-	}
 	ctx, cancel := context.WithTimeout(l.life, l.cfg.Deadline)
 	defer cancel()
-	if held, err := l.anyHolds(ctx); err != nil || held {
+	if !l.free() {
 		claims = nil
 	}
 	b := &pgx.Batch{}
@@ -100,8 +96,11 @@ func (l *Ledger) workOnce(records []*recordCall, claims []*claimCall) error {
 	var ask *claiming
 	if len(claims) > 0 {
 		var err error
-		if ask, err = l.newClaiming(ctx, claims, l.cfg.serverLimit()); err != nil {
+		if ask, err = l.newClaiming(ctx, claims); err != nil {
 			return err
+		}
+		for _, c := range claims {
+			c.asked = true
 		}
 		b.Queue(claimSQL, ask.args...)
 	}

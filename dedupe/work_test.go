@@ -150,6 +150,20 @@ func TestWorkWaitsApart(t *testing.T) {
 	release()
 }
 
+// A claim whose answer was lost finds its own attempt, whatever a hold or a second
+// claim say by then.
+func TestClaimAskedAgainIsItsOwn(t *testing.T) {
+	t.Parallel()
+	l, _, it := one(t)
+	again, other, err := l.ClaimAgain(it, func() {
+		addHold(t, l, message.Hold{Lane: it.Position.Lane()})
+		settled()
+	})
+	if err != nil || again.Verdict != message.Claimed || other.Verdict == message.Claimed {
+		t.Errorf("%+v, the other %+v, %v", again, other, err)
+	}
+}
+
 // A worker that ends leaves no call without an answer.
 func TestWorkEndsWithTheLedger(t *testing.T) {
 	t.Parallel()

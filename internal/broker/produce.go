@@ -35,9 +35,9 @@ var errUnanswered = errors.New("the answer leaves the partition out")
 // would make a request of each, and a request costs Kafka, and each of its
 // replicas, more than its records do.
 //
-// The nodes take turns, as often as they lead partitions. One that is silent or has
-// failed gets nothing while there are others, and what failed is tried elsewhere. It is
-// safe for concurrent use.
+// The nodes take turns, as often as they lead partitions of a request's first lane. One
+// that is silent or has failed comes after others, but for what tries whether it is
+// mended (node.trouble). It is safe for concurrent use.
 type producer struct {
 	addr  net.Addr
 	trans kafka.RoundTripper
@@ -48,10 +48,10 @@ type producer struct {
 	end   context.CancelFunc
 	wg    sync.WaitGroup
 
-	mu    sync.Mutex
-	turn  int
-	nodes map[int32]*node
-	turns map[led]int // of the partitions of a topic that a node leads
+	mu     sync.Mutex
+	nodes  map[int32]*node
+	turns  map[led]int       // of the partitions of a topic that a node leads; of all its nodes, -1
+	failed map[led]time.Time // since when with these, while the node itself answers
 }
 
 // parcel is records of one topic that go to one partition.
@@ -63,7 +63,7 @@ type parcel struct {
 }
 
 func newProducer(addr net.Addr, trans kafka.RoundTripper) *producer {
-	p := &producer{addr: addr, trans: trans, in: make(chan *parcel), over: make(chan struct{}, 1), nodes: make(map[int32]*node), turns: make(map[led]int)}
+	p := &producer{addr: addr, trans: trans, in: make(chan *parcel), over: make(chan struct{}, 1), nodes: make(map[int32]*node), turns: make(map[led]int), failed: make(map[led]time.Time)}
 	p.life, p.end = context.WithCancel(context.Background())
 	p.wg.Go(p.run)
 	return p
@@ -151,7 +151,7 @@ func (p *producer) run() {
 }
 
 // ship sends a batch, in as few requests as it can, and answers every parcel. How
-// many of it run at once is bounded by who waits for the answers, and by produceLimit.
+// many of it run at once is bounded by who waits for the answers, and in time.
 func (p *producer) ship(batch []*parcel) {
 	ctx, cancel := context.WithTimeout(p.life, produceLimit)
 	defer cancel()
@@ -165,8 +165,8 @@ func (p *producer) ship(batch []*parcel) {
 	var wg sync.WaitGroup
 	for _, r := range p.plan(batch, leaders, time.Now()) {
 		wg.Go(func() {
-			p.send(ctx, r)
-			p.heard(r, time.Now())
+			failed := p.send(r)
+			p.ended(r, failed, time.Now())
 			for _, part := range r.parts {
 				for _, c := range part.parcels {
 					c.done <- part.err
@@ -177,8 +177,10 @@ func (p *producer) ship(batch []*parcel) {
 	wg.Wait()
 }
 
-// send notes at each part what came of it.
-func (p *producer) send(ctx context.Context, r *request) {
+// send notes at each part what came of it, and returns what failed of all.
+func (p *producer) send(r *request) (failed error) {
+	ctx, cancel := context.WithTimeout(p.life, produceLimit)
+	defer cancel()
 	req := &produce.Request{Acks: int16(kafka.RequireAll), Timeout: int32(produceReplicas / time.Millisecond)}
 	for topic, part := range r.parts {
 		var records []protocol.Record
@@ -195,7 +197,7 @@ func (p *producer) send(ctx context.Context, r *request) {
 	}
 	resp, ok := answer.(*produce.Response)
 	if failed != nil || !ok {
-		return
+		return cmp.Or(failed, errUnanswered)
 	}
 	for _, t := range resp.Topics {
 		for _, answered := range t.Partitions {
@@ -208,6 +210,7 @@ func (p *producer) send(ctx context.Context, r *request) {
 			}
 		}
 	}
+	return nil
 }
 
 // close ends what is being written. Nobody may write any more.

@@ -11,10 +11,12 @@ import (
 
 	"github.com/segmentio/kafka-go"
 	"github.com/segmentio/kafka-go/protocol/metadata"
+	"github.com/segmentio/kafka-go/protocol/produce"
 )
 
-// A node that has been silent for nodeSilent, while a request waits, or has failed
-// within nodeFailed, comes after all others.
+// A node that has been silent for nodeSilent, while a request waits, comes after
+// others. So does one that has failed, but for one request each nodeFailed that tries
+// whether it is mended, and for that long a topic's partitions that it failed with.
 const (
 	nodeSilent = 200 * time.Millisecond
 	nodeFailed = 5 * time.Second
@@ -28,8 +30,8 @@ type topic struct {
 
 type lead struct{ partition, node int32 }
 
-// leaders is what is known of each topic. The transport answers from what it asked
-// Kafka for within the last second.
+// leaders is what is known of each topic. The transport answers from what it heard
+// last: it asks every second.
 func (p *producer) leaders(ctx context.Context, batch []*parcel) (map[string]*topic, error) {
 	topics := make(map[string]*topic)
 	for _, c := range batch {
@@ -90,10 +92,10 @@ func (r *request) takes(c *parcel) bool {
 func (p *producer) plan(batch []*parcel, topics map[string]*topic, now time.Time) []*request {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	nodes := p.order(topics[batch[0].topic].leads, topics, now)
+	nodes := p.order(batch, topics, now)
 	var requests []*request
 	for _, c := range batch {
-		at, partitions := topics[c.topic].at(nodes)
+		at, partitions := p.at(c.topic, topics[c.topic].leads, nodes, now)
 		if len(partitions) == 0 {
 			c.done <- topics[c.topic].err
 			continue
@@ -104,7 +106,7 @@ func (p *producer) plan(batch []*parcel, topics map[string]*topic, now time.Time
 			requests = append(requests, &request{node: at, parts: make(map[string]*part)})
 			n := p.nodes[at]
 			if n.open++; n.open == 1 {
-				n.heard = now
+				n.since = now
 			}
 		}
 		to := requests[i].parts[c.topic]
@@ -119,24 +121,30 @@ func (p *producer) plan(batch []*parcel, topics map[string]*topic, now time.Time
 	return requests
 }
 
-// at is the first of nodes that leads any partition, and which.
-func (t *topic) at(nodes []int32) (at int32, partitions []int32) {
-	for _, at = range nodes {
-		for _, l := range t.leads {
-			if l.node == at {
-				partitions = append(partitions, l.partition)
+// at is the first of nodes that leads any of a topic's partitions, and which: one
+// that hasn't failed with them, if there is one.
+func (p *producer) at(name string, leads []lead, nodes []int32, now time.Time) (at int32, partitions []int32) {
+	for _, n := range nodes {
+		var its []int32
+		for _, l := range leads {
+			if l.node == n {
+				its = append(its, l.partition)
 			}
 		}
-		if len(partitions) > 0 {
-			break
+		if good := now.Sub(p.failed[led{name, n}]) >= nodeFailed; len(its) > 0 && (good || len(partitions) == 0) {
+			at, partitions = n, its
+			if good {
+				break
+			}
 		}
 	}
 	return at, partitions
 }
 
 // order is all nodes that lead something. The first is whose turn it is by the
-// partitions of one topic, unless it is in trouble. The caller holds mu.
-func (p *producer) order(turns []lead, topics map[string]*topic, now time.Time) []int32 {
+// partitions of the first topic that has some, unless it is in trouble. The caller
+// holds mu.
+func (p *producer) order(batch []*parcel, topics map[string]*topic, now time.Time) []int32 {
 	var nodes []int32
 	for _, t := range topics {
 		for _, l := range t.leads {
@@ -145,10 +153,12 @@ func (p *producer) order(turns []lead, topics map[string]*topic, now time.Time) 
 	}
 	slices.Sort(nodes)
 	nodes = slices.Compact(nodes)
-	if len(turns) > 0 {
-		p.turn++
-		i := slices.Index(nodes, turns[p.turn%len(turns)].node)
-		nodes = slices.Concat(nodes[i:], nodes[:i])
+	if i := slices.IndexFunc(batch, func(c *parcel) bool { return len(topics[c.topic].leads) > 0 }); i >= 0 {
+		name := batch[i].topic
+		leads, turn := topics[name].leads, led{name, -1}
+		p.turns[turn]++
+		first := slices.Index(nodes, leads[p.turns[turn]%len(leads)].node)
+		nodes = slices.Concat(nodes[first:], nodes[:first])
 	}
 	for _, n := range nodes {
 		if p.nodes[n] == nil {
@@ -159,42 +169,53 @@ func (p *producer) order(turns []lead, topics map[string]*topic, now time.Time) 
 	return nodes
 }
 
-// trouble is 0 with none.
+// trouble is how much of it a node is in.
 func (n *node) trouble(now time.Time) int {
+	heard := n.since
+	if n.answered.After(heard) {
+		heard = n.answered
+	}
 	switch {
-	case n.open > 0 && now.Sub(n.heard) > nodeSilent:
+	case n.failed.After(n.answered) && (n.open > 0 || now.Sub(n.failed) < nodeFailed):
+		return 3
+	case n.open > 0 && now.Sub(heard) > nodeSilent:
 		return 2
-	case now.Sub(n.failed) < nodeFailed:
+	case n.open > 1: // so a node that begins to hang gets two requests
 		return 1
 	}
 	return 0
 }
 
-// heard notes how a request ended. That a record is too large is not the node's fault.
-func (p *producer) heard(r *request, now time.Time) {
+// ended notes how a request ended. That a record is too large is nobody's fault, and
+// neither is that the leaders have changed before it was sent.
+func (p *producer) ended(r *request, failed error, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := p.nodes[r.node]
 	n.open--
-	answered := false
-	for _, part := range r.parts {
-		switch {
-		case part.err == nil, errors.Is(part.err, kafka.MessageSizeTooLarge):
-			answered = true
-		default:
-			n.failed = now
+	unsent := new(produce.Error)
+	switch {
+	case errors.As(failed, &unsent):
+	case failed != nil:
+		n.failed = now
+	default:
+		n.answered = now
+		for name, part := range r.parts {
+			if part.err == nil {
+				delete(p.failed, led{name, r.node})
+			} else if !errors.Is(part.err, kafka.MessageSizeTooLarge) {
+				p.failed[led{name, r.node}] = now
+			}
 		}
-	}
-	if answered {
-		n.heard = now
 	}
 }
 
 // node is what is known of one.
 type node struct {
-	open   int       // requests that are waited for
-	heard  time.Time // when it answered last, or got the first of these
-	failed time.Time // when it did so last
+	open     int       // requests that are waited for
+	since    time.Time // when the first of them began, of those without a break
+	answered time.Time // last
+	failed   time.Time // last
 }
 
 // led is a topic and one of its nodes.
