@@ -17,10 +17,8 @@ type claimCall struct {
 	token int64
 	claim message.Claim
 	err   error
-
-	asked    bool // PostgreSQL may have made the attempt
-	answered bool // for the flusher that has it
-	done     chan struct{}
+	asked bool // PostgreSQL may have made the attempt
+	done  chan struct{}
 }
 
 // Claim implements delivery.Ledger.
@@ -81,7 +79,6 @@ func (l *Ledger) answerClaims(calls []*claimCall, err error) {
 		default:
 			c.err = fmt.Errorf("claim: %w", err)
 		}
-		c.answered = true
 		close(c.done)
 	}
 }
@@ -95,7 +92,6 @@ func (l *Ledger) claimTwins(calls []*claimCall) []*claimCall {
 		k := message.AttemptKey{Position: c.item.Position, Attempt: c.item.Attempt}
 		if _, ok := seen[k]; ok {
 			c.claim.Verdict = message.Taken
-			c.answered = true
 			close(c.done)
 			continue
 		}

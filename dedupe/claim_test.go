@@ -245,20 +245,8 @@ func TestClaimSurvivesAnUnknownCommit(t *testing.T) {
 	defer l.Close()
 	s := ledgertest.Email(t, ledgertest.Tenant(t, l, "acme"), "k", "s", "a@example.com")
 	it := ledgertest.Items(s, accept(t, l, s))[0]
-	lock, err := pgx.Connect(t.Context(), dsn)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer lock.Close(context.Background())
-	if _, err := lock.Exec(t.Context(), `begin; lock table attempt in share mode`); err != nil {
-		t.Fatal(err)
-	}
-	released := make(chan struct{})
-	time.AfterFunc(1500*time.Millisecond, func() {
-		_, _ = lock.Exec(context.Background(), `rollback`)
-		close(released)
-	})
-	defer func() { <-released }()
+	release := time.AfterFunc(1500*time.Millisecond, lock(t, dsn, `lock table attempt in share mode`))
+	defer release.Stop()
 	claim(t, l, it, message.Claimed)
 	claim(t, l, it, message.Taken)
 }

@@ -77,11 +77,9 @@ func (l *Ledger) holdBack(calls []*claimCall) []*claimCall {
 		switch v, held := verdicts[int32(i)+1]; {
 		case err != nil:
 			c.err = fmt.Errorf("claim: %w", err)
-			c.answered = true
 			close(c.done)
 		case held:
 			c.claim.Verdict = v
-			c.answered = true
 			close(c.done)
 		default:
 			rest = append(rest, c)

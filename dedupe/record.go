@@ -9,11 +9,9 @@ import (
 )
 
 type recordCall struct {
-	r   message.Report
-	err error
-
-	answered bool // for the flusher that has it
-	done     chan struct{}
+	r    message.Report
+	err  error
+	done chan struct{}
 }
 
 // Record implements delivery.Ledger.
@@ -48,7 +46,6 @@ func answerRecords(calls []*recordCall, err error) {
 		if err != nil {
 			c.err = fmt.Errorf("record: %w", err)
 		}
-		c.answered = true
 		close(c.done)
 	}
 }

@@ -64,18 +64,28 @@ func (l *Ledger) workBatch(calls []workCall) {
 		}
 	}
 	for _, c := range records {
-		if !c.answered {
+		if !over(c.done) {
 			if err := l.works.records[c.r.Position.Lane().Class].put(l.life, c); err != nil {
 				answerRecords([]*recordCall{c}, err)
 			}
 		}
 	}
 	for _, c := range claims {
-		if !c.answered {
+		if !over(c.done) {
 			if err := l.works.claims[c.item.Position.Lane().Class].put(l.life, c); err != nil {
 				l.answerClaims([]*claimCall{c}, err)
 			}
 		}
+	}
+}
+
+// over says whether a call is answered.
+func over(done <-chan struct{}) bool {
+	select {
+	case <-done:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -1,7 +1,6 @@
 package dedupe_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -91,12 +90,8 @@ func TestWorkWaitsApart(t *testing.T) {
 	}
 	defer l.Close()
 	tenant := ledgertest.Tenant(t, l, "acme")
-	next := func(class string, key string) message.Item {
-		c := &message.Content{Email: &message.Email{From: "app@example.com", To: []string{"a@example.com"}, Subject: "Hello", Text: "Hi", Options: message.Options{Stream: "s", Class: class}}}
-		s, err := message.Submit(tenant, key, c, time.Now(), time.Hour)
-		if err != nil {
-			t.Fatal(err)
-		}
+	next := func(class, key string) message.Item {
+		s := submission(t, tenant, key, message.Options{Stream: "s", Class: class}, "a@example.com")
 		return ledgertest.Items(s, accept(t, l, s))[0]
 	}
 	var claimed, others []message.Item
@@ -106,19 +101,6 @@ func TestWorkWaitsApart(t *testing.T) {
 	}
 	for _, it := range claimed {
 		claim(t, l, it, message.Claimed)
-	}
-	locks := func(sql string, args ...any) (release func()) {
-		conn, err := pgx.Connect(t.Context(), dsn)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.Exec(t.Context(), "begin"); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
-			t.Fatal(err)
-		}
-		return func() { _ = conn.Close(context.Background()) }
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -133,7 +115,7 @@ func TestWorkWaitsApart(t *testing.T) {
 		}
 	}
 
-	release := locks("lock table attempt in share mode")
+	release := lock(t, dsn, "lock table attempt in share mode")
 	for i := range 2 { // each holds a batch up
 		wg.Go(func() { claim(t, l, others[i], message.Claimed) })
 		time.Sleep(50 * time.Millisecond)
@@ -142,7 +124,7 @@ func TestWorkWaitsApart(t *testing.T) {
 	release()
 
 	// A leave of its own that somebody has in hand.
-	release = locks("insert into waiting (n, no, lane, due) values ($1, 2, $1::bigint >> 57, now())", int64(claimed[1].Position))
+	release = lock(t, dsn, fmt.Sprintf("insert into waiting (n, no, lane, due) values (%[1]d, 2, %[1]d::bigint >> 57, now())", claimed[1].Position))
 	wg.Go(func() { record(t, l, claimed[1], message.Deferred, time.Second) })
 	time.Sleep(50 * time.Millisecond)
 	within("another class's claim, beside a record that does", func() { claim(t, l, others[2], message.Claimed) })

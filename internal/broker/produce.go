@@ -192,12 +192,13 @@ func (p *producer) send(r *request) (failed error) {
 		}}})
 	}
 	answer, failed := p.trans.RoundTrip(ctx, p.addr, req)
+	none := cmp.Or(failed, errUnanswered)
 	for _, part := range r.parts {
-		part.err = cmp.Or(failed, errUnanswered)
+		part.err = none
 	}
 	resp, ok := answer.(*produce.Response)
 	if failed != nil || !ok {
-		return cmp.Or(failed, errUnanswered)
+		return none
 	}
 	for _, t := range resp.Topics {
 		for _, answered := range t.Partitions {
