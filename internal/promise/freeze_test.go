@@ -4,6 +4,9 @@ package promise
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -83,7 +86,7 @@ func TestFreezeWorkerWhileItsDoubtsAreDecided(t *testing.T) {
 	for range 4 {
 		<-held
 	}
-	frozen.signal(syscall.SIGSTOP)
+	frozen.freeze(t)
 	close(release)
 	stop()
 	s.start("worker") // another one carries on
@@ -117,6 +120,32 @@ func TestFreezeWorkerWhileItsDoubtsAreDecided(t *testing.T) {
 	})
 	if v := s.settle(c, c.urls, time.Minute); len(v.doubts) > 0 {
 		t.Errorf("%d in doubt again", len(v.doubts))
+	}
+}
+
+// freeze sends SIGSTOP and returns when no thread of the process runs any more:
+// the signal itself only asks for it.
+func (p *process) freeze(t *testing.T) {
+	t.Helper()
+	p.signal(syscall.SIGSTOP)
+	tasks := fmt.Sprintf("/proc/%d/task/*/stat", p.cmd.Process.Pid)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		stats, err := filepath.Glob(tasks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		running := len(stats) == 0
+		for _, stat := range stats { // proc(5): "pid (name) state …"
+			line, err := os.ReadFile(stat)
+			_, state, _ := strings.Cut(string(line), ") ")
+			running = running || err != nil || !strings.HasPrefix(state, "T")
+		}
+		if !running {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %d goes on after SIGSTOP", p.cmd.Process.Pid)
+		}
 	}
 }
 
