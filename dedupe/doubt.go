@@ -82,6 +82,24 @@ func (l *Ledger) Doubts(ctx context.Context, cursor string, limit int) (message.
 	return page, nil
 }
 
+// Silent implements recovery.Doubtful.
+func (l *Ledger) Silent(ctx context.Context, after time.Time, limit int) ([]message.Doubt, error) {
+	if err := l.stands("doubts"); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
+	defer cancel()
+	rows, err := l.pool.Query(ctx, `
+		select d.n, d.no, d.cause, d.since, ''
+		from doubt d
+		where d.since > $1 and d.cause = 'silent' and not exists (select from outcome o where o.n = d.n and o.no = d.no)
+		order by d.since, d.n limit $2`, after, limit)
+	if err != nil {
+		return nil, unavailable("doubts", err)
+	}
+	return l.collectDoubts(ctx, rows)
+}
+
 // collectDoubts reads doubts with their messages.
 func (l *Ledger) collectDoubts(ctx context.Context, rows pgx.Rows) ([]message.Doubt, error) {
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (d message.Doubt, err error) {

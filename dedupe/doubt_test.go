@@ -44,6 +44,9 @@ func TestUnknownIsADoubtAtOnce(t *testing.T) {
 	if d := doubts(t, l, 1)[0]; d.Cause != "unknown" || d.ID != it.ID || d.Provider != "p" {
 		t.Fatalf("doubt: %+v", d)
 	}
+	if d, err := l.Silent(t.Context(), time.Time{}, 10); err != nil || len(d) != 0 {
+		t.Errorf("silent, of one whose answer was lost: %+v %v", d, err)
+	}
 	if err := l.Decide(t.Context(), it.ID, 0, message.DecideResend, "ops", "asked the provider"); err != nil {
 		t.Fatal(err)
 	}
@@ -118,9 +121,26 @@ func TestSilenceBecomesADoubt(t *testing.T) {
 	if d := doubts(t, l, 1)[0]; d.Cause != "silent" || d.State != message.StateInDoubt {
 		t.Fatalf("doubt: %+v", d)
 	}
+	silent := func(after time.Time) []message.Doubt {
+		d, err := l.Silent(t.Context(), after, 10)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	all := silent(time.Time{})
+	if len(all) != 1 || all[0].ID != it.ID || all[0].Attempt != 1 || !all[0].ClaimedAt().Equal(all[0].Attempts[0].At) || all[0].ClaimedAt().IsZero() {
+		t.Fatalf("silent: %+v", all)
+	}
+	if d := silent(all[0].Since); len(d) != 0 {
+		t.Errorf("silent after the last: %+v", d)
+	}
 	// The late outcome resolves it.
 	record(t, l, it, message.Sent, 0)
 	doubts(t, l, 0)
+	if d := silent(time.Time{}); len(d) != 0 {
+		t.Errorf("silent with an outcome: %+v", d)
+	}
 	state(t, l, it, message.StateSent)
 }
 

@@ -280,6 +280,9 @@ func (p *process) run(ctx context.Context, ready chan<- *process) error {
 		front.run("replay", func() error { return p.replayer.Run(fctx) })
 		for _, c := range p.clusters.all {
 			front.run("journal "+c.name, func() error { return c.journals.Run(fctx, drained{p.drain, p.ledger, c}) })
+			front.run("recall "+c.name, func() error {
+				return recovery.Recall{Ledger: p.ledger, Trail: c.broker.ReadTrail, Log: c.log}.Run(fctx)
+			})
 		}
 	}
 	if p.ring != nil {

@@ -10,8 +10,8 @@ import (
 )
 
 // trailed is the ledger as the worker uses it, with all that is claimed and
-// recorded told to Kafka as well. Outcomes are told before the ledger has them,
-// so they are not lost with it, or while it is away.
+// recorded told to Kafka as well. Outcomes are told before the ledger has them:
+// should it lose them, or the worker go before it is back, they are read there.
 type trailed struct {
 	*dedupe.Ledger
 	trail *clusters

@@ -117,3 +117,13 @@ type Doubt struct {
 	Since    time.Time
 	Provider string
 }
+
+// ClaimedAt is when the attempt in doubt was claimed.
+func (d *Doubt) ClaimedAt() time.Time {
+	for _, a := range d.Attempts {
+		if a.Number == d.Attempt {
+			return a.At
+		}
+	}
+	return d.AcceptedAt
+}
