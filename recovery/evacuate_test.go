@@ -18,6 +18,13 @@ import (
 	"github.com/stormpost/stormpost/recovery"
 )
 
+// another is a cluster that is somebody else's.
+type another struct{ *broker.Broker }
+
+func (another) Strangers(context.Context, func(context.Context, []message.Item) ([]bool, error)) ([]string, error) {
+	return []string{"a topic x.orders"}, nil
+}
+
 // What is refused, on real stores; and that an evacuation which was ended before
 // its backlog was gone is resumed by the same command.
 func TestEvacuate(t *testing.T) {
@@ -40,6 +47,9 @@ func TestEvacuate(t *testing.T) {
 
 	if _, _, err := recovery.PlanEvacuation(ctx, l, b, recovery.EvacuatePlan{To: "main"}); !errors.Is(err, recovery.ErrThere) {
 		t.Errorf("to the active cluster: %v", err)
+	}
+	if _, _, err := recovery.Evacuate(ctx, l, another{b}, plan, log, nil); err == nil || !strings.Contains(err.Error(), "cluster b holds other topics: a topic x.orders") {
+		t.Errorf("to somebody else's cluster: %v", err)
 	}
 	moves, resumed, err := recovery.PlanEvacuation(ctx, l, b, plan)
 	if err != nil || resumed || len(moves) != 1 || moves[0].From != "main" || moves[0].Backlog != 2 {

@@ -320,8 +320,8 @@ func TestBothStoresAway(t *testing.T) {
 	s.complete(api, 5)
 }
 
-// The ledger answers and can't take anything: it is read-only, or has lost its
-// counters. Accepting goes on; what it can be asked it still answers.
+// The ledger answers and can't take anything: it is read-only, full or slow, or has
+// lost its counters. Accepting goes on; what it can be asked it still answers.
 func TestLedgerCannotAccept(t *testing.T) {
 	for name, test := range map[string]struct {
 		away, back func(t *testing.T, db *pgx.Conn)
@@ -335,6 +335,8 @@ func TestLedgerCannotAccept(t *testing.T) {
 		}, func(t *testing.T, db *pgx.Conn) {
 			run(t, db, `insert into counter select * from kept on conflict do nothing`)
 		}},
+		"out of disk":              {onInsert(`raise disk_full`), insertAgain},
+		"slower than its deadline": {onInsert(`perform pg_sleep(8)`), insertAgain},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStage(t)
@@ -355,6 +357,16 @@ func TestLedgerCannotAccept(t *testing.T) {
 		})
 	}
 }
+
+// onInsert has every insertion of messages do something first.
+func onInsert(what string) func(t *testing.T, db *pgx.Conn) {
+	return func(t *testing.T, db *pgx.Conn) {
+		run(t, db, `create function trouble() returns trigger language plpgsql as $$ begin `+what+`; return null; end $$`)
+		run(t, db, `create trigger trouble before insert on message execute function trouble()`)
+	}
+}
+
+func insertAgain(t *testing.T, db *pgx.Conn) { run(t, db, `drop function trouble cascade`) }
 
 // others ends all other connections, which would go on as they began.
 const others = `select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()`
