@@ -13,6 +13,15 @@ func (l *Ledger) Cancel(ctx context.Context, tenant int32, id message.ID) (*mess
 	if err != nil {
 		return nil, err
 	}
+	if v.Position == 0 {
+		if err := l.cancelParked(ctx, id); err != nil {
+			return nil, err
+		}
+		// It may have been submitted again, and entered, meanwhile.
+		if v, err = l.Message(ctx, tenant, id); err != nil || v.Position == 0 {
+			return v, err
+		}
+	}
 	if err := l.cancel(ctx, v.Position); err != nil {
 		return nil, err
 	}

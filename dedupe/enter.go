@@ -33,9 +33,3 @@ func (l *Ledger) Enter(ctx context.Context, j message.Journaled) (message.Receip
 	r.Held = err == nil
 	return r, err
 }
-
-// ParkWhole keeps a record that is no message of ours as Park does, but all of
-// it: a journal's records are answered 202.
-func (l *Ledger) ParkWhole(ctx context.Context, source string, raw []byte, reason string) error {
-	return l.park(ctx, source, raw, reason)
-}

@@ -133,7 +133,7 @@ func TestEnterFailures(t *testing.T) {
 	}
 	wg.Wait()
 	large := make([]byte, 3<<20)
-	if err := l.ParkWhole(t.Context(), "topic/0/1", large, "no submission"); err != nil {
+	if err := l.ParkWhole(t.Context(), message.Parked{Source: "topic/0/1", Raw: large, Reason: "no submission"}); err != nil {
 		t.Fatal(err)
 	}
 	var size int

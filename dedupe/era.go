@@ -85,6 +85,9 @@ func (l *Ledger) Retain(ctx context.Context, r Retention) error {
 	if err := l.grow(ctx); err != nil {
 		return err
 	}
+	if err := l.forgetParked(ctx); err != nil {
+		return err
+	}
 	for _, pass := range []struct {
 		age  time.Duration
 		only bool

@@ -216,7 +216,7 @@ func (l *Ledger) letGo(ctx context.Context) error {
 func (l *Ledger) ReleaseMessage(ctx context.Context, id message.ID, by, reason string) (*message.View, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
-	n, err := l.find(ctx, id)
+	n, err := l.findEntered(ctx, id)
 	if err != nil {
 		return nil, err
 	}

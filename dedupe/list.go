@@ -59,6 +59,9 @@ func (l *Ledger) messages(ctx context.Context, f message.Filter) (page message.P
 	if err != nil {
 		return page, err
 	}
+	if len(ns) == 0 && f.Cursor == "" && (f.Key != nil || f.Submission != (message.ID{})) {
+		return l.parkedList(ctx, f)
+	}
 	for chunk := range slices.Chunk(ns, 200) {
 		views, err := l.views(ctx, chunk)
 		if err != nil {

@@ -65,6 +65,9 @@ func (l *Ledger) Message(ctx context.Context, tenant int32, id message.ID) (*mes
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
 	n, err := l.find(ctx, id)
+	if err == message.ErrNotFound {
+		return l.parkedMessage(ctx, tenant, id)
+	}
 	if err != nil {
 		return nil, err
 	}

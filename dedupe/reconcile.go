@@ -290,8 +290,8 @@ func (r *Reconciliation) Enter(ctx context.Context, j message.Journaled) (messag
 }
 
 // ParkWhole is Ledger.ParkWhole.
-func (r *Reconciliation) ParkWhole(ctx context.Context, source string, raw []byte, reason string) error {
-	return r.l.ParkWhole(ctx, source, raw, reason)
+func (r *Reconciliation) ParkWhole(ctx context.Context, p message.Parked) error {
+	return r.l.ParkWhole(ctx, p)
 }
 
 // End begins a new branch of the ledger's history, which starts it again.

@@ -96,22 +96,3 @@ func (l *Ledger) Hold(ctx context.Context, k message.AttemptKey, reason string) 
 	}
 	return nil
 }
-
-// maxParked bounds how many bytes of a parked record are kept.
-const maxParked = 1 << 20
-
-// Park implements delivery.Ledger.
-func (l *Ledger) Park(ctx context.Context, source string, raw []byte, reason string) error {
-	return l.park(ctx, source, raw[:min(len(raw), maxParked)], reason)
-}
-
-func (l *Ledger) park(ctx context.Context, source string, raw []byte, reason string) error {
-	if raw == nil {
-		raw = []byte{}
-	}
-	if _, err := l.pool.Exec(ctx, `insert into parked (source, raw, reason) values ($1, $2, $3)`, source, raw, bounded(reason, 2000)); err != nil {
-		return unavailable("park", err)
-	}
-	l.log.WarnContext(ctx, "record parked", "source", source, "reason", reason)
-	return nil
-}

@@ -245,7 +245,7 @@ func (l *Ledger) ReplayMessage(ctx context.Context, id message.ID, attempt int, 
 	}
 	ctx, cancel := context.WithTimeout(ctx, l.cfg.Deadline)
 	defer cancel()
-	n, err := l.find(ctx, id)
+	n, err := l.findEntered(ctx, id)
 	if err != nil {
 		return message.Replay{}, err
 	}

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -178,7 +179,7 @@ func (s *Service) repeatOr(ctx context.Context, r Request, sub *message.Submissi
 		if v.ID.Submission() != a.ID || v.ID.Index() >= len(views) {
 			return nil, no
 		}
-		a.Messages[v.ID.Index()] = Message{ID: v.ID, To: v.Recipient, State: v.State, Stream: v.Stream, Sequence: v.Sequence}
+		a.Messages[v.ID.Index()] = Message{ID: v.ID, To: cmp.Or(v.Recipient, sub.Recipients[v.ID.Index()]), State: v.State, Stream: v.Stream, Sequence: v.Sequence}
 	}
 	return a, nil
 }

@@ -39,8 +39,9 @@ type Ledger interface {
 	// is Held was under another request's key. message.ErrUnavailable means that
 	// it may be in or not, and may be entered again; any other error is about j.
 	Enter(ctx context.Context, j message.Journaled) (message.Receipt, error)
-	// ParkWhole sets bytes aside that are no submission, or one that is refused.
-	ParkWhole(ctx context.Context, source string, raw []byte, reason string) error
+	// ParkWhole sets bytes aside that are no submission, or one that is refused. Of
+	// that it goes on to tell, until a person has seen to it.
+	ParkWhole(ctx context.Context, p message.Parked) error
 }
 
 // Publisher spreads entered messages over the workers, without ever blocking.
@@ -244,7 +245,7 @@ func (d *Drain) try(ctx context.Context, j message.Journaled, source string, raw
 	case errors.Is(err, message.ErrUnavailable), err != nil && ctx.Err() != nil:
 		return err
 	case err != nil:
-		if perr := d.cfg.Ledger.ParkWhole(ctx, source, raw, err.Error()); perr != nil {
+		if perr := d.cfg.Ledger.ParkWhole(ctx, j.Parked(source, raw, err.Error())); perr != nil {
 			return perr
 		}
 		d.parked.Add(ctx, 1, class)

@@ -3,7 +3,7 @@ package recovery
 import (
 	"context"
 	"errors"
-	"fmt"
+	"reflect"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -18,7 +18,7 @@ type ledger struct {
 	answers []error
 	receipt message.Receipt
 	entered []message.Journaled
-	parked  []string
+	parked  []message.Parked
 	items   []message.Item
 }
 
@@ -37,10 +37,10 @@ func (l *ledger) Enter(_ context.Context, j message.Journaled) (message.Receipt,
 	return l.receipt, err
 }
 
-func (l *ledger) ParkWhole(_ context.Context, source string, raw []byte, reason string) error {
+func (l *ledger) ParkWhole(_ context.Context, p message.Parked) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.parked = append(l.parked, fmt.Sprint(source, string(raw), reason))
+	l.parked = append(l.parked, p)
 	return nil
 }
 
@@ -97,7 +97,8 @@ func TestEnter(t *testing.T) {
 				l := &ledger{answers: test.answers, receipt: test.receipt}
 				d := drain(t, l, none)
 				finished := 0
-				d.Enter(t.Context(), record(t, ""), "topic/0/1", []byte("raw"), func() { finished++ })
+				first := record(t, "")
+				d.Enter(t.Context(), first, "topic/0/1", []byte("raw"), func() { finished++ })
 				d.Wait()
 				if test.receipt.Replayed { // and long ago: a journal that is read again from its beginning
 					j := record(t, "")
@@ -108,8 +109,16 @@ func TestEnter(t *testing.T) {
 				if finished != 1 || len(l.items) != test.published || len(l.parked) != test.parked {
 					t.Errorf("finished %d, published %d, parked %v", finished, len(l.items), l.parked)
 				}
-				if test.parked == 1 && l.parked[0] != "topic/0/1rawbad row" {
-					t.Errorf("parked: %v", l.parked)
+				if test.parked == 0 {
+					return
+				}
+				// Whoever asks for one of its ids is to be told of it.
+				want := message.Parked{
+					Source: "topic/0/1", Raw: []byte("raw"), Reason: "bad row",
+					ID: first.ID(), Tenant: 1, Lane: first.Lane, Recipients: 1, AcceptedAt: first.AcceptedAt,
+				}
+				if got := l.parked[0]; !reflect.DeepEqual(got, want) {
+					t.Errorf("parked %+v, want %+v", got, want)
 				}
 			})
 		})

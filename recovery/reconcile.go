@@ -25,7 +25,7 @@ type Books interface {
 	// Find is where messages are, by id.
 	Find(ctx context.Context, ids []message.ID) (map[message.ID]message.Position, error)
 	Enter(ctx context.Context, j message.Journaled) (message.Receipt, error)
-	ParkWhole(ctx context.Context, source string, raw []byte, reason string) error
+	ParkWhole(ctx context.Context, p message.Parked) error
 	// End lets the ledger be used again.
 	End(ctx context.Context, by string) error
 }
@@ -301,7 +301,7 @@ func (r *reconcile) park(ctx context.Context, w Witness, why string) error {
 	if r.DryRun {
 		return nil
 	}
-	return r.Books.ParkWhole(ctx, w.Source, w.Raw, "lost by a rollback, and not to be entered: "+why)
+	return r.Books.ParkWhole(ctx, message.Parked{Source: w.Source, Raw: w.Raw, Reason: "lost by a rollback, and not to be entered: " + why})
 }
 
 // step is what is known to have become of a record's message, if anything.
@@ -403,7 +403,7 @@ func (r *reconcile) keep(ctx context.Context, batch []Kept) error {
 		_, err := r.Books.Enter(ctx, j.Journaled) // its own key may be another request's
 		if err != nil && !errors.Is(err, message.ErrUnavailable) && ctx.Err() == nil {
 			r.sum.Parked++
-			err = r.Books.ParkWhole(ctx, j.Source, j.Value, "lost by a rollback, and not to be entered: "+err.Error())
+			err = r.Books.ParkWhole(ctx, j.Parked(j.Source, j.Value, "lost by a rollback, and not to be entered: "+err.Error()))
 		}
 		if err != nil {
 			return err

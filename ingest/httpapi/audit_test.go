@@ -63,6 +63,22 @@ func TestAuditOfLanes(t *testing.T) {
 			t.Errorf("only journaled: %s, want %s", b, want)
 		}
 	}
+	f.parked = map[message.Lane]int64{{Class: message.Trigger, Channel: message.ChannelPush}: 3, {}: 1}
+	for query, want := range map[string][]int64{"": {0, 0, 0, 3, 0, 0, 4}, "?lane=trigger.push": {3, 3}, "?lane=trigger.email": {0, 0}} {
+		type view struct {
+			Parked *int64
+			AddsUp bool `json:"adds_up"`
+		}
+		got := decodeInto[struct {
+			Total view
+			Lanes []view
+		}](t, f.do("GET", "/v1/audit"+query, "operator", ""), 200)
+		for i, v := range append(got.Lanes, got.Total) {
+			if v.Parked == nil || *v.Parked != want[i] || !v.AddsUp {
+				t.Errorf("parked%s: %+v, want %v", query, v, want)
+			}
+		}
+	}
 	f.fail = message.ErrUnavailable
 	wantProblem(t, f.do("GET", "/v1/audit", "operator", ""), 503)
 	b := f.do("GET", "/v1/audit", "operator", "", "Accept", "application/x-ndjson").body

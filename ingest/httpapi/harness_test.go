@@ -33,6 +33,7 @@ type store struct {
 	doubtFilter message.DoubtFilter
 	items       []message.Item
 	holds       []message.Hold
+	parked      map[message.Lane]int64
 
 	suppressions []message.Suppression
 
@@ -168,6 +169,8 @@ func (s *store) AuditLanes(_ context.Context, lanes []message.Lane, progress fun
 	}
 	return all, nil
 }
+
+func (s *store) Parked(context.Context) (map[message.Lane]int64, error) { return s.parked, s.fail }
 
 func (s *store) Lanes(context.Context) ([]message.LaneView, error) {
 	return []message.LaneView{{Lane: message.Lanes()[0], Depth: 4, ETA: -1}}, nil

@@ -54,7 +54,7 @@ func (a *api) registerMessages() {
 	huma.Register(a.huma, a.operation(huma.Operation{
 		OperationID: "list-messages", Method: http.MethodGet, Path: "/v1/messages", Tags: []string{"Messages"},
 		Summary:     "List messages, newest first",
-		Description: "Those that the ledger has. What is journaled is found by submission alone, or by its own id.",
+		Description: "Those that the ledger has. What is journaled, or parked, is found by submission alone, or by its own id.",
 		Security:    anyOf(keyring.Read, keyring.Operator),
 	}, page[messageView]{Items: []messageView{exampleView()}}), a.listMessages)
 	huma.Register(a.huma, a.operation(huma.Operation{

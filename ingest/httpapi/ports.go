@@ -44,6 +44,9 @@ type Ledger interface {
 	// AuditLanes tells where every message of lanes is, in one snapshot, and
 	// meanwhile how many it has counted, of how many that it expects.
 	AuditLanes(ctx context.Context, lanes []message.Lane, progress func(done, total int64)) ([]message.LaneAudit, error)
+	// Parked is how many messages of each lane a journal had accepted and the ledger has
+	// refused; of the zero lane records that can't be read.
+	Parked(ctx context.Context) (map[message.Lane]int64, error)
 	// Lanes is how each lane is doing, most urgent first.
 	Lanes(ctx context.Context) ([]message.LaneView, error)
 	// Doubts is one page of open doubts, oldest first.

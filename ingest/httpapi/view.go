@@ -14,14 +14,14 @@ type messageView struct {
 	Submission string        `json:"submission" doc:"Names the submission that it came with."`
 	Tenant     int32         `json:"tenant,omitempty" doc:"Whose it is; shown to operators."`
 	State      message.State `json:"state" doc:"How it is doing."`
-	Reason     string        `json:"reason,omitempty" doc:"Why it failed, is held or in doubt, or which submission superseded it."`
-	Stream     string        `json:"stream" doc:"The stream that numbers it; empty while it is journaled."`
-	Sequence   *int64        `json:"sequence" doc:"Its number in the stream; null while it is journaled."`
+	Reason     string        `json:"reason,omitempty" doc:"Why it failed, is held or in doubt, or which submission superseded it. parked: the journal had accepted it, and the ledger refused it, for the cause that follows."`
+	Stream     string        `json:"stream" doc:"The stream that numbers it; empty while it is journaled, or parked."`
+	Sequence   *int64        `json:"sequence" doc:"Its number in the stream; null while it is journaled, or parked."`
 	Class      string        `json:"class" enum:"transactional,trigger,campaign" doc:"How urgent it is."`
 	Channel    string        `json:"channel" enum:"email,push" doc:"The way to its recipient."`
-	To         string        `json:"to" doc:"Its recipient; empty while it is journaled."`
+	To         string        `json:"to" doc:"Its recipient; empty while it is journaled, or parked."`
 	AcceptedAt time.Time     `json:"accepted_at" doc:"When it was kept."`
-	ExpiresAt  time.Time     `json:"expires_at,omitzero" doc:"It is never sent after this; not shown while it is journaled."`
+	ExpiresAt  time.Time     `json:"expires_at,omitzero" doc:"It is never sent after this; not shown while it is journaled, or parked."`
 	DueAt      time.Time     `json:"due_at,omitzero" doc:"When its next attempt is due, while it waits."`
 	RepeatOf   string        `json:"repeat_of,omitempty" doc:"The earlier submission with the same content and recipients, if it came without a key while the shield was up."`
 	Trace      string        `json:"traceparent,omitempty" doc:"W3C trace context of the request."`

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/stormpost/stormpost/internal/broker"
+	"github.com/stormpost/stormpost/internal/message"
 	"github.com/stormpost/stormpost/recovery"
 )
 
@@ -33,5 +34,9 @@ func (d drained) Enter(ctx context.Context, r broker.JournalRecord, finish func(
 
 func (d drained) Park(ctx context.Context, poison broker.Poison) error {
 	source := fmt.Sprintf("%s/%d/%d", poison.Topic, poison.Partition, poison.Offset)
-	return d.ledger.ParkWhole(ctx, d.cluster.source(source), poison.Value, poison.Reason)
+	parked := message.Parked{Source: d.cluster.source(source), Raw: poison.Value, Reason: poison.Reason}
+	if j := poison.Journaled; j != nil {
+		parked = j.Parked(parked.Source, parked.Raw, parked.Reason)
+	}
+	return d.ledger.ParkWhole(ctx, parked)
 }

@@ -65,6 +65,7 @@ func (p *process) checks() []watch.Check {
 		watch.RolledBack(p.ledger.RolledBack, time.Now),
 		watch.Journal(p.clusters.backlog, p.ledgerStands, time.Now),
 		watch.Replays(p.ledger.StuckReplays),
+		watch.Held(p.ledger.Held),
 	}
 	if p.worker != nil {
 		all = append(all, watch.Providers(p.worker.Providers, time.Now), watch.Credentials(p.creds.List, time.Now))

@@ -67,6 +67,7 @@ type Poison struct {
 	Headers   map[string][]byte // the last one of each name
 	Value     []byte
 	Reason    string
+	Journaled *message.Journaled // what a journal's record tells all the same, without content and recipients' names
 }
 
 // Consumer reads the lanes' topics as a member of the workers' group.

@@ -1,10 +1,12 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
 
@@ -205,6 +207,17 @@ func (t journalTaker) take(ctx context.Context, topic string, m *kafka.Message, 
 	source := fmt.Sprintf("%s/%d/%d", topic, m.Partition, m.Offset)
 	t.Enter(ctx, JournalRecord{j, source, m.Value}, func() { tr.finish(n) })
 	return nil
+}
+
+// Park adds what the head says, which GET /v1/messages/{id} has told until now, if
+// the record's key says so, too.
+func (t journalTaker) Park(ctx context.Context, p Poison) error {
+	j, recipients, err := head(p.Value)
+	if err == nil && bytes.Equal(p.Key, j.Key[:]) && j.Tenant > 0 && slices.Contains(message.Lanes(), j.Lane) && recipients > 0 && recipients <= message.MaxRecipients {
+		j.Recipients = make([]string, recipients)
+		p.Journaled = &j
+	}
+	return t.JournalHandler.Park(ctx, p)
 }
 
 // JournalBacklog is how many records of each class's journal are not entered

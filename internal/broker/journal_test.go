@@ -60,6 +60,40 @@ func TestJournaledRoundTrip(t *testing.T) {
 	}
 }
 
+// What can't be read as a submission tells whose it was all the same, if its head and
+// its key agree.
+func TestPoisonTellsItsSubmission(t *testing.T) {
+	j := journaled(t, "trigger", "k", "hello")
+	for name, test := range map[string]struct {
+		change func(m *kafka.Message)
+		told   bool
+	}{
+		"its content is damaged":        {func(m *kafka.Message) { m.Value = m.Value[:len(m.Value)-1] }, true},
+		"its key is another one":        {func(m *kafka.Message) { m.Key = []byte("no") }, false},
+		"its head is cut off":           {func(m *kafka.Message) { m.Value = m.Value[:journalHead] }, false},
+		"it has no tenant":              {func(m *kafka.Message) { clear(m.Value[4:8]) }, false},
+		"its lane is none":              {func(m *kafka.Message) { m.Value[2] = 4 }, false},
+		"it has too many recipients":    {func(m *kafka.Message) { m.Value[3] = message.MaxRecipients + 1 }, false},
+		"it has none, or can't tell":    {func(m *kafka.Message) { m.Value[3] = 0 }, false},
+		"its version is one to come":    {func(m *kafka.Message) { m.Value[0]++ }, false},
+		"its head's key is another one": {func(m *kafka.Message) { m.Value[24]++ }, false},
+	} {
+		m := encodeJournaled("t", j)
+		test.change(&m)
+		d := &drain{news: make(chan struct{}, 1)}
+		if err := (journalTaker{JournalHandler: d}).Park(t.Context(), Poison{Key: m.Key, Value: m.Value}); err != nil {
+			t.Fatal(err)
+		}
+		got := d.parked[0].Journaled
+		if (got != nil) != test.told {
+			t.Errorf("%s: %+v", name, got)
+		}
+		if test.told && (got.ID() != j.ID() || got.Tenant != 7 || got.Lane != j.Lane || len(got.Recipients) != 2 || !got.AcceptedAt.Equal(j.AcceptedAt)) {
+			t.Errorf("%s: %+v", name, got.Submission)
+		}
+	}
+}
+
 func FuzzDecodeJournaled(f *testing.F) {
 	f.Add(encodeJournaled("t", journaled(f, "", "k", "hello")).Value)
 	f.Fuzz(func(t *testing.T, v []byte) {

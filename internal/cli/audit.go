@@ -41,7 +41,8 @@ message. A lane's account adds up when accepted = sent + failed + expired +
 superseded + canceled + held + in doubt + still to go (queued, waiting, sending).
 It is read in one snapshot; lost are messages that nothing will take up any more.
 Journaled are messages that Kafka's journal has and the ledger may not have yet: they
-are not among the accepted ones before they are entered.
+are not among the accepted ones before they are entered. Parked are messages that it
+had and the ledger has refused: they are not lost, and a person is to see to them.
 
 The exit code is 1 when a number is missing or an account doesn't add up.
 Lanes need an operator's key.`,
@@ -175,6 +176,7 @@ type laneAudit struct {
 	Lost       int64  `json:"lost"`
 	AddsUp     bool   `json:"adds_up"`
 	Journaled  *int64 `json:"journaled"` // nil: nobody can tell
+	Parked     int64  `json:"parked"`
 }
 
 func (c *command) auditLanes(ctx context.Context, cl *client, lane string) error {
@@ -227,7 +229,7 @@ func (c *command) showLanes(raw json.RawMessage, lanes []laneAudit) error {
 		return c.printJSON(raw)
 	}
 	w := tabwriter.NewWriter(c.Out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "LANE\tACCEPTED\tSENT\tFAILED\tEXPIRED\tSUPERSEDED\tCANCELED\tHELD\tIN DOUBT\tTO GO\tLOST\tADDS UP\tJOURNALED")
+	fmt.Fprintln(w, "LANE\tACCEPTED\tSENT\tFAILED\tEXPIRED\tSUPERSEDED\tCANCELED\tHELD\tIN DOUBT\tTO GO\tLOST\tADDS UP\tJOURNALED\tPARKED")
 	for _, l := range lanes {
 		adds := "yes"
 		if !l.AddsUp {
@@ -237,8 +239,8 @@ func (c *command) showLanes(raw json.RawMessage, lanes []laneAudit) error {
 		if l.Journaled != nil {
 			journaled = strconv.FormatInt(*l.Journaled, 10)
 		}
-		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\n", l.Lane, l.Accepted, l.Sent, l.Failed, l.Expired, l.Superseded,
-			l.Canceled, l.Held, l.InDoubt, l.Queued+l.Waiting+l.Sending, l.Lost, adds, journaled)
+		fmt.Fprintf(w, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%d\t%s\t%s\t%d\n", l.Lane, l.Accepted, l.Sent, l.Failed, l.Expired, l.Superseded,
+			l.Canceled, l.Held, l.InDoubt, l.Queued+l.Waiting+l.Sending, l.Lost, adds, journaled, l.Parked)
 	}
 	return w.Flush()
 }

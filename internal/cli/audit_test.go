@@ -52,6 +52,10 @@ func TestAuditOfLanes(t *testing.T) {
 	if r.code != exitOK || !strings.Contains(r.out, "trigger.push") || a.last.URL.String() != "/v1/audit?lane=trigger.push" {
 		t.Errorf("%+v %s", r, a.last.URL)
 	}
+	a.body = strings.ReplaceAll(good, `"adds_up":true`, `"adds_up":true,"parked":4321`)
+	if r := run(t, a.environ(), "audit", "--all"); r.code != exitOK || !strings.Contains(r.out, "PARKED\n") || strings.Count(r.out, " 4321\n") != 2 {
+		t.Errorf("parked: %+v", r)
+	}
 	a.body = strings.ReplaceAll(good, `"adds_up":true`, `"adds_up":false`)
 	if r := run(t, a.environ(), "audit", "--all", "--json"); r.code != exitFailed || !strings.Contains(r.out, `"adds_up": false`) || a.last.URL.String() != "/v1/audit" {
 		t.Errorf("%+v %s", r, a.last.URL)

@@ -23,6 +23,7 @@ const (
 	JournalNotDraining Kind = "journal_not_draining"
 	RolledBack         Kind = "ledger_rolled_back"
 	ReplayStuck        Kind = "replay_stuck" // subject: the replay's number
+	Held               Kind = "held"         // subject: what for
 )
 
 // Severity is how much it matters.
@@ -68,6 +69,8 @@ var kinds = map[Kind]nature{
 	RolledBack: {0, 5 * time.Second, Critical, "the-ledger-was-rolled-back", "stormpost reconcile --dry-run", true},
 	ReplayStuck: {0, 5 * time.Second, Warning, "a-replay-doesnt-come-on",
 		"stormpost replay list", false},
+	Held: {0, 5 * time.Second, Warning, "parked-records-and-held-messages",
+		"stormpost messages --state held", false},
 	JournalNotDraining: {2 * time.Second, 10 * time.Second, Critical, "postgresql-away-or-slow",
 		"stormpost serve --roles recovery", true},
 }

@@ -13,6 +13,25 @@ type Journaled struct {
 	AcceptedAt time.Time // at the door
 }
 
+// Parked is a record that the ledger can't take. A journal's was answered 202: what
+// follows Reason is of its submission, and zero where it can't be read.
+type Parked struct {
+	Source string // where it stands
+	Raw    []byte
+	Reason string
+
+	ID         ID // the submission's
+	Tenant     int32
+	Lane       Lane
+	Recipients int
+	AcceptedAt time.Time
+}
+
+// Parked is j's record, parked.
+func (j Journaled) Parked(source string, raw []byte, reason string) Parked {
+	return Parked{source, raw, reason, j.ID(), j.Tenant, j.Lane, len(j.Recipients), j.AcceptedAt}
+}
+
 // ErrNumbering is wrapped, beside ErrUnavailable, by what the ledger answers
 // when it can't number a stream's messages. It says nothing of other streams.
 var ErrNumbering = errors.New("numbering is broken")

@@ -97,6 +97,21 @@ type DoubtsOpen struct {
 	Oldest time.Duration
 }
 
+// HeldOpen is how many messages, or of HeldParked submissions, wait for a person for
+// one cause, up to a bound, and since when.
+type HeldOpen struct {
+	Cause  string
+	Count  int64
+	Oldest time.Duration
+}
+
+// The causes.
+const (
+	HeldConflict = "key_conflict" // another request came first under the key
+	HeldPoison   = "poison"       // it can't be handed over: it is unreadable, or a provider's code failed on it
+	HeldParked   = "parked"       // the ledger refused what the journal had accepted
+)
+
 // ProviderHealth is how a provider is doing in one process, whose counts are
 // those since its start.
 type ProviderHealth struct {

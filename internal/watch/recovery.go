@@ -65,6 +65,27 @@ func Replays(stuck func(ctx context.Context, after time.Duration) ([]message.Rep
 	}}
 }
 
+// Held tells of what waits for a person: messages that are set aside by themselves, and
+// what a journal accepted and the ledger refuses.
+func Held(open func(context.Context) ([]message.HeldOpen, error)) Check {
+	summaries := map[string]string{
+		message.HeldConflict: "another request came first under their keys, so they are held until a person releases or cancels them: messages: %d",
+		message.HeldPoison:   "they can't be handed over as they are, and are held until a person releases or cancels them: messages: %d",
+		message.HeldParked:   "they were accepted into Kafka's journal, the ledger refuses them, and a person is to look why: submissions: %d",
+	}
+	return Check{Kinds: []incident.Kind{incident.Held}, Costs: true, Look: func(ctx context.Context) (found []incident.Condition, _ error) {
+		all, err := open(ctx)
+		for _, h := range all {
+			c := incident.Condition{Kind: incident.Held, Subject: h.Cause, Count: h.Count, Oldest: h.Oldest, Summary: fmt.Sprintf(summaries[h.Cause], h.Count)}
+			if h.Cause == message.HeldParked {
+				c.Command = `psql "$STORMPOST_DSN" -c 'select id, at, ids, reason from refused where not entered'`
+			}
+			found = append(found, c)
+		}
+		return found, err
+	}}
+}
+
 // stuckAfter is how long nothing may come out of a journal that has something.
 const stuckAfter = 4 * time.Second
 

@@ -127,3 +127,33 @@ func TestReplays(t *testing.T) {
 		t.Errorf("stuck: %+v %v", found, err)
 	}
 }
+
+// What waits for a person is one incident for each cause, and over when nothing waits.
+func TestHeld(t *testing.T) {
+	var open []message.HeldOpen
+	within(t, func() []Check {
+		return []Check{Held(func(context.Context) ([]message.HeldOpen, error) { return open, nil })}
+	}, func(t *testing.T, e *incident.Engine) {
+		nap(time.Minute)
+		if n := len(e.Open()); n != 0 {
+			t.Fatalf("%+v", e.Open())
+		}
+		open = []message.HeldOpen{{Cause: message.HeldConflict, Count: 2, Oldest: time.Hour}, {Cause: message.HeldParked, Count: 3}, {Cause: message.HeldPoison, Count: 4}}
+		nap(4 * time.Second)
+		all := causes(e)
+		if i := all["held/key_conflict"]; i.Count != 2 || i.OldestAge != 3600 || i.Severity != incident.Warning || i.Command != "stormpost messages --state held" || !strings.Contains(i.Summary, "another request came first") {
+			t.Errorf("%+v", i)
+		}
+		if i := all["held/parked"]; i.Count != 3 || !strings.HasPrefix(i.Command, "psql") || !strings.Contains(i.Summary, "the ledger refuses them") {
+			t.Errorf("%+v", i)
+		}
+		if i := all["held/poison"]; i.Count != 4 || !strings.Contains(i.Summary, "can't be handed over") || len(all) != 3 {
+			t.Errorf("%+v", all)
+		}
+		open = open[:1]
+		nap(10 * time.Second)
+		if all := causes(e); len(all) != 1 || all["held/key_conflict"].ID == "" {
+			t.Errorf("%+v", all)
+		}
+	})
+}
