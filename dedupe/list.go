@@ -100,13 +100,16 @@ func (l *Ledger) messages(ctx context.Context, f message.Filter) (page message.P
 
 func cursorAt(p message.Position) string { return strconv.FormatInt(int64(p)&orderMask, 36) }
 
-// candidates is positions below a cursor, newest first: of one submission, or
-// of the tenant's streams, merged.
+// candidates is positions below a cursor, newest first: of one submission, of what is
+// held, or of the tenant's streams, merged.
 func (l *Ledger) candidates(ctx context.Context, f message.Filter, below int64, most int) ([]int64, error) {
 	if f.Key != nil || f.Submission != (message.ID{}) {
 		return l.submissionMessages(ctx, f, below)
 	}
-	rows, err := l.pool.Query(ctx, `
+	if f.State == message.StateHeld { // few, and perhaps far below the newest
+		return l.positions(ctx, `select held_newest($1, $2, $3, $4, $5)`, f.Tenant, f.Stream, below, int64(orderMask), most)
+	}
+	return l.positions(ctx, `
 		select m.n from (
 			select s.id from stream s where ($1 = 0 or s.tenant = $1) and ($2 = '' or s.name = $2) order by s.id desc limit $5
 		) s
@@ -116,6 +119,10 @@ func (l *Ledger) candidates(ctx context.Context, f message.Filter, below int64, 
 			order by m.seq desc limit $4
 		) m
 		order by m.n & $6 desc limit $4`, f.Tenant, f.Stream, below, most, mostStreamsListed, int64(orderMask))
+}
+
+func (l *Ledger) positions(ctx context.Context, sql string, args ...any) ([]int64, error) {
+	rows, err := l.pool.Query(ctx, sql, args...)
 	if err != nil {
 		return nil, unavailable("list", err)
 	}

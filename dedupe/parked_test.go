@@ -3,7 +3,6 @@ package dedupe_test
 import (
 	"errors"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -81,8 +80,12 @@ func TestParkedSubmission(t *testing.T) {
 			t.Errorf("another tenant's list: %+v %v", page, err)
 		}
 	}
-	if _, err := l.ReleaseMessage(t.Context(), id, "ops", "r"); err == nil || !strings.Contains(err.Error(), "refused") {
+	var wrong message.FieldErrors
+	if _, err := l.ReleaseMessage(t.Context(), id, "ops", "r"); !errors.As(err, &wrong) {
 		t.Errorf("release: %v", err)
+	}
+	if _, err := l.ReplayMessage(t.Context(), id, 1, "ops", "r"); !errors.As(err, &wrong) {
+		t.Errorf("replay: %v", err)
 	}
 	counts := func(waiting string, parked int64) {
 		t.Helper()
@@ -207,4 +210,22 @@ func TestHeldWaits(t *testing.T) {
 		t.Errorf("a look reads %d rows: %v", read, err)
 	}
 	want("map[poison:1]")
+
+	// The command that the incident names finds it below any number of others.
+	exec(t, dsn, `insert into message select n + (i << 6), stream, 1000 + i, tenant, test, id, recipient, accepted_at, expires_at, trace
+		from message, generate_series(1000::bigint, 4000) i where n = $1`, int64(items[0].Position))
+	exec(t, dsn, `update counter set last = 5000`)
+	acme := ledgertest.Tenant(t, l, "acme")
+	for _, f := range []message.Filter{{}, {Tenant: acme}, {Tenant: acme, Stream: "s", Class: message.Transactional}} {
+		f.State, f.Limit = message.StateHeld, 10
+		if page, err := l.Messages(t.Context(), f); err != nil || len(page.Items) != 1 || page.Items[0].ID != held.ID || page.Next != "" {
+			t.Errorf("held: %+v %v", page, err)
+		}
+	}
+	for _, f := range []message.Filter{{Tenant: tenant}, {Stream: "another"}, {To: "b@example.com"}} {
+		f.State, f.Limit = message.StateHeld, 10
+		if page, err := l.Messages(t.Context(), f); err != nil || len(page.Items) != 0 || page.Next != "" {
+			t.Errorf("held of others: %+v %v", page, err)
+		}
+	}
 }

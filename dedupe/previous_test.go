@@ -65,6 +65,14 @@ func TestThePreviousReleasesStatements(t *testing.T) {
 		t.Errorf("canceled: %v, %v", done, err)
 	}
 	state(t, l, canceled, message.StateCanceled)
+	for range 2 { // what it parks of a journal tells no ids, and is told of all the same
+		if _, err := conn.Exec(t.Context(), `insert into parked (source, raw, reason) values ($1, $2, $3)`, journalSource, []byte{1}, "bad row"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := waits(t, l); got != "map[parked:2]" {
+		t.Errorf("parked by it: %s", got)
+	}
 	older := accepted(t, l, keyed(t, tenant, "older", "code"))[0]
 	accepted(t, l, keyed(t, tenant, "newer", "code"))
 	if v := takes(older); v != 2 {

@@ -210,6 +210,11 @@ func TestRepeatAfterExpiry(t *testing.T) {
 	if err != nil || !a.Replayed || a.Messages[0].State != message.StateExpired || a.Messages[0].Sequence != 4 || a.Messages[0].ID != view.ID {
 		t.Errorf("found: %+v, %v", a, err)
 	}
+	parked := message.View{ID: view.ID, State: message.StateHeld} // who it is to, the ledger can't tell
+	l = &ledger{found: message.Page[message.View]{Items: []message.View{parked}}}
+	if a, err = l.service().Submit(context.Background(), request); err != nil || a.Messages[0].State != message.StateHeld || a.Messages[0].To != c.Recipients()[0] {
+		t.Errorf("parked: %+v, %v", a, err)
+	}
 	for name, l := range map[string]*ledger{
 		"not found": {findErr: message.ErrNotFound},
 		"none":      {},

@@ -116,11 +116,14 @@ func TestReconcileParksWhatTheLedgerRefuses(t *testing.T) {
 	r := restore(t)
 	var k kafka
 	var ids []message.ID
+	var refused message.ID
 	for key, tenant := range map[string]int32{"lost": r.tenant, "refused": r.tenant + 1, "also lost": r.tenant} {
 		s := ledgertest.Email(t, tenant, key, "s", "a@example.com")
 		kept := recovery.Kept{Journaled: message.Journaled{Submission: s, AcceptedAt: time.Now().Add(-time.Hour)}, Source: "journal/0/" + key, Value: s.Content}
 		k.journals = append(k.journals, kept, kept)
-		if tenant == r.tenant {
+		if tenant != r.tenant {
+			refused = s.ID().Message(0)
+		} else {
 			ids = append(ids, s.ID().Message(0))
 		}
 	}
@@ -132,6 +135,7 @@ func TestReconcileParksWhatTheLedgerRefuses(t *testing.T) {
 	for _, id := range ids {
 		r.wants(t, id, message.StateQueued)
 	}
+	r.wants(t, refused, message.StateHeld)
 }
 
 // breaking is books that fail in the middle.

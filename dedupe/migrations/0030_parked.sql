@@ -51,8 +51,27 @@ begin
 end $$;
 -- +goose StatementEnd
 
+-- held_newest is the newest messages that are held by themselves, below a place in order
+-- of acceptance, which is what mask leaves of a position.
+-- +goose StatementBegin
+create function held_newest(tenant_ int, stream_ text, below bigint, mask bigint, most int) returns setof bigint
+language plpgsql stable
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set plan_cache_mode = force_generic_plan
+as $$
+begin
+  return query
+  select a.n from attempt a
+  where a.kind = 5 and a.n & mask < below
+    and not exists (select from outcome o where o.n = a.n and o.no = a.no and o.kind = 5)
+    and (tenant_ = 0 and stream_ = '' or exists (
+      select from message m join stream s on s.id = m.stream
+      where m.n = a.n and (tenant_ = 0 or m.tenant = tenant_) and (stream_ = '' or s.name = stream_)))
+  order by a.n & mask desc limit most;
+end $$;
+-- +goose StatementEnd
+
 -- +goose Down
-drop function held_open;
+drop function held_open, held_newest;
 drop index attempt_held;
 drop view refused;
 drop index parked_journal, parked_submission;
