@@ -14,9 +14,9 @@ import (
 
 // AdmissionConfig is how much is taken. Zero is no limit.
 type AdmissionConfig struct {
-	// Backlog is how many messages may be ready and unsent in all lanes: at half
-	// of it no campaign is taken, at three quarters no trigger, and at all of it
-	// nothing.
+	// Backlog is how many messages of a class and of more urgent ones may be ready
+	// and unsent: at half of it no campaign is taken, at three quarters no trigger, and
+	// at all of it nothing transactional. What is less urgent doesn't count.
 	Backlog int64
 	// TenantBacklog is how many of those one tenant may have in one lane.
 	TenantBacklog int64
@@ -66,7 +66,6 @@ type Admission struct {
 
 	mu      sync.Mutex
 	at      time.Time // of the count
-	total   int64
 	lanes   map[message.Lane]message.Backlog
 	buckets map[int32]*bucket
 }
@@ -125,12 +124,11 @@ func (a *Admission) Count(ctx context.Context) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.at, a.total, a.lanes = a.cfg.Now(), 0, make(map[message.Lane]message.Backlog, len(all))
+	a.at, a.lanes = a.cfg.Now(), make(map[message.Lane]message.Backlog, len(all))
 	for _, b := range all {
 		if b.Tenants == nil {
 			b.Tenants = make(map[int32]int64)
 		}
-		a.total += b.Total
 		a.lanes[b.Lane] = b
 	}
 	return nil
@@ -148,7 +146,6 @@ func (a *Admission) admit(tenant int32, l message.Lane, n int) *Busy {
 		return b
 	}
 	if lane, ok := a.lanes[l]; ok {
-		a.total += int64(n)
 		lane.Total += int64(n)
 		if _, counted := lane.Tenants[tenant]; counted {
 			lane.Tenants[tenant] += int64(n)
@@ -177,15 +174,22 @@ func (a *Admission) full(tenant int32, l message.Lane, now time.Time) *Busy {
 	case message.Trigger:
 		most = most / 4 * 3
 	}
-	if a.cfg.Backlog == 0 || a.total < most {
+	if a.cfg.Backlog == 0 {
 		return nil
 	}
+	var total int64
 	var speed float64
-	for _, x := range a.lanes {
-		speed += x.OutRate
+	for other, b := range a.lanes {
+		if other.Class <= l.Class {
+			total += b.Total
+			speed += b.OutRate
+		}
+	}
+	if total < most {
+		return nil
 	}
 	return &Busy{
-		Policy: "backlog", Quota: most, RetryAfter: drained(a.total-most, speed),
+		Policy: "backlog", Quota: most, RetryAfter: drained(total-most, speed),
 		Detail: fmt.Sprintf("The backlog is too large for more of class %s. Nothing was kept.", l.Class),
 	}
 }

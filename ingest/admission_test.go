@@ -37,17 +37,36 @@ func busy(t *testing.T, b *Busy, policy string) {
 	}
 }
 
-// The least urgent is refused first, and no store is asked for it.
+// The least urgent is refused first, and nothing for a backlog of what is less urgent;
+// no store is asked for it.
 func TestAdmissionShedsTheLeastUrgent(t *testing.T) {
 	ledger := &backlogs{}
 	a := NewAdmission(ledger, AdmissionConfig{Backlog: 1000})
-	for _, test := range []struct {
-		total                            int64
+	const all = "backlog"
+	type classes [message.Campaign + 1]int64
+	tests := []struct {
+		backlog                          classes
 		campaign, trigger, transactional string
 	}{
-		{499, "", "", ""}, {501, "backlog", "", ""}, {751, "backlog", "backlog", ""}, {1001, "backlog", "backlog", "backlog"},
-	} {
-		ledger.all = []message.Backlog{{Lane: laneOf(message.Trigger), Total: test.total, OutRate: 10}}
+		{classes{message.Transactional: 498}, "", "", ""},
+		{classes{message.Transactional: 500}, all, "", ""},
+		{classes{message.Transactional: 750}, all, all, ""},
+		{classes{message.Transactional: 1000}, all, all, all},
+		{classes{message.Trigger: 750}, all, all, ""},
+		{classes{message.Trigger: 1_000_000}, all, all, ""},
+		{classes{message.Transactional: 400, message.Trigger: 350}, all, all, ""},
+		{classes{message.Campaign: 498}, "", "", ""},
+		{classes{message.Campaign: 1_000_000}, all, "", ""},
+		{classes{message.Transactional: 200, message.Trigger: 200, message.Campaign: 100}, all, "", ""},
+	}
+	for _, test := range tests {
+		ledger.all = nil
+		for class, n := range test.backlog {
+			if class > 0 {
+				push := message.Lane{Class: message.Class(class), Channel: message.ChannelPush}
+				ledger.all = append(ledger.all, message.Backlog{Lane: push, Total: n, OutRate: 10})
+			}
+		}
 		if err := a.Count(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -55,8 +74,27 @@ func TestAdmissionShedsTheLeastUrgent(t *testing.T) {
 		busy(t, a.admit(1, laneOf(message.Trigger), 1), test.trigger)
 		busy(t, a.admit(1, laneOf(message.Transactional), 1), test.transactional)
 	}
-	if ledger.asked != 4 {
+	if ledger.asked != len(tests) {
 		t.Errorf("the ledger was asked %d times", ledger.asked)
+	}
+}
+
+// When to come again is told by the speed of those lanes that count, and what was
+// taken since the count counts.
+func TestAdmissionTellsWhenToRetry(t *testing.T) {
+	ledger := &backlogs{all: []message.Backlog{
+		{Lane: laneOf(message.Transactional), Total: 999, OutRate: 10}, {Lane: laneOf(message.Campaign), OutRate: 1000},
+	}}
+	a := NewAdmission(ledger, AdmissionConfig{Backlog: 1000})
+	if err := a.Count(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	busy(t, a.admit(1, laneOf(message.Transactional), 101), "")
+	if b := a.admit(1, laneOf(message.Transactional), 1); b == nil || b.RetryAfter != 10*time.Second || b.Quota != 1000 {
+		t.Errorf("%+v", b)
+	}
+	if b := a.admit(1, laneOf(message.Campaign), 1); b == nil || b.RetryAfter != busyLeast || b.Quota != 500 {
+		t.Errorf("%+v", b)
 	}
 }
 

@@ -86,7 +86,7 @@ type Accept struct {
 
 	Shield time.Duration `koanf:"shield"` // for how long before and after an incident a request without a key that has another's whole content and recipients counts as its repeat (stormpost tenants); 0: never
 
-	Backlog       int64   `koanf:"backlog"`        // messages that may be ready and unsent in all lanes: at half of it campaigns are refused with 429, at three quarters trigger, at all of it everything; 0: no limit
+	Backlog       int64   `koanf:"backlog"`        // messages of a class and more urgent ones that may be ready and unsent: at half of it campaigns are refused with 429, at three quarters trigger, at all of it transactional ones; 0: no limit
 	TenantBacklog int64   `koanf:"tenant_backlog"` // of those, what one tenant may have in one lane; 0: no limit
 	TenantRate    float64 `koanf:"tenant_rate"`    // messages a second that one tenant may submit to one process, in a burst twice that; 0: no limit
 }
