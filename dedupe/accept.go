@@ -251,7 +251,7 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 			continue
 		}
 		if !e.receipt.Replayed {
-			l.counts.accepted(c.s.Lane, len(c.s.Recipients))
+			l.counts.accepted(c.s.Lane, len(c.s.Recipients), c.entry != nil)
 			l.committed(e.receipt.Submission)
 		}
 		if plant.Is(plant.CountNumbers) {

@@ -65,3 +65,6 @@ func (l *Ledger) ClaimAgain(it message.Item, between func()) (again, other messa
 	<-twin.done
 	return c.claim, twin.claim, errors.Join(c.err, twin.err)
 }
+
+// CountedOne is up to where a backlog is counted one by one.
+const CountedOne = countedOne

@@ -17,8 +17,9 @@ import (
 )
 
 // pile accepts n messages of tenant, many at a time.
-func pile(t *testing.T, l *dedupe.Ledger, tenant int32, stream string, n int) {
+func pile(t *testing.T, l *dedupe.Ledger, tenant int32, stream string, n int) (items []message.Item) {
 	t.Helper()
+	var mu sync.Mutex
 	next := make(chan int, n)
 	for i := range n {
 		next <- i
@@ -29,18 +30,22 @@ func pile(t *testing.T, l *dedupe.Ledger, tenant int32, stream string, n int) {
 		wg.Go(func() {
 			for i := range next {
 				s := ledgertest.Email(t, tenant, fmt.Sprintf("%s-%d", stream, i), stream, "a@example.com")
-				_, err := l.Accept(t.Context(), s)
+				r, err := l.Accept(t.Context(), s)
 				for errors.Is(err, message.ErrUnavailable) && t.Context().Err() == nil { // a busy machine
-					_, err = l.Accept(t.Context(), s)
+					r, err = l.Accept(t.Context(), s)
 				}
 				if err != nil {
 					t.Error(err)
 					return
 				}
+				mu.Lock()
+				items = append(items, ledgertest.Items(s, r)...)
+				mu.Unlock()
 			}
 		})
 	}
 	wg.Wait()
+	return items
 }
 
 // fairUntil asks until ok likes what came.

@@ -18,16 +18,23 @@ const laneCodes = 12
 
 // laneCounts is what this process accepted and attempted since its start.
 type laneCounts struct {
-	in, out [laneCodes]atomic.Int64
+	in, entered, out [laneCodes]atomic.Int64 // entered: of in, out of a journal
 }
 
-func (c *laneCounts) accepted(l message.Lane, n int)  { c.in[l.Code()].Add(int64(n)) }
+func (c *laneCounts) accepted(l message.Lane, n int, entered bool) {
+	c.in[l.Code()].Add(int64(n))
+	if entered {
+		c.entered[l.Code()].Add(int64(n))
+	}
+}
 func (c *laneCounts) attempted(l message.Lane, n int) { c.out[l.Code()].Add(int64(n)) }
 
+// snapshot is what a heartbeat tells. What was entered comes behind what was
+// accepted, where the release before doesn't look.
 func (c *laneCounts) snapshot() (in, out []int64) {
-	in, out = make([]int64, laneCodes), make([]int64, laneCodes)
+	in, out = make([]int64, 2*laneCodes), make([]int64, laneCodes)
 	for i := range laneCodes {
-		in[i], out[i] = c.in[i].Load(), c.out[i].Load()
+		in[i], in[laneCodes+i], out[i] = c.in[i].Load(), c.entered[i].Load(), c.out[i].Load()
 	}
 	return in, out
 }
@@ -57,14 +64,8 @@ func (l *Ledger) Lanes(ctx context.Context) ([]message.LaneView, error) {
 	r := &l.lanes
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if age := time.Since(r.at); age < time.Second {
-		answer := slices.Clone(r.answer)
-		for i := range answer { // of what was left then, so much has passed
-			if eta := &answer[i].ETA; *eta > 0 {
-				*eta = max(0, *eta-age)
-			}
-		}
-		return answer, nil
+	if time.Since(r.at) < time.Second {
+		return r.told(), nil
 	}
 	began := time.Now()
 	answer, err := l.lanesUpTo(ctx, countedOne)
@@ -73,7 +74,19 @@ func (l *Ledger) Lanes(ctx context.Context) ([]message.LaneView, error) {
 	}
 	l.countLarge(ctx, answer)
 	r.answer, r.at = answer, began
-	return answer, nil
+	return r.told(), nil
+}
+
+// told is the last answer as it is now: of what was left when it was counted, which
+// itself takes a while, so much has passed.
+func (r *laneReader) told() []message.LaneView {
+	answer, age := slices.Clone(r.answer), time.Since(r.at)
+	for i := range answer {
+		if eta := &answer[i].ETA; *eta > 0 {
+			*eta = max(0, *eta-age)
+		}
+	}
+	return answer
 }
 
 // LanesUpTo is Lanes that counts no more than most of a lane's backlog: what is
@@ -139,9 +152,10 @@ func (l *Ledger) lanesUpTo(ctx context.Context, most int64) ([]message.LaneView,
 	if err := l.sampleLanes(ctx); err != nil {
 		return nil, err
 	}
+	left := l.journaled() // before the rest: what is entered meanwhile is in both, not in neither
 	rows, err := l.pool.Query(ctx, `
-		select l.code, u.depth, coalesce(extract(epoch from clock_timestamp() - u.oldest), 0)::float8,
-		       w.later, w.due, coalesce(extract(epoch from clock_timestamp() - w.oldest), 0)::float8
+		select l.code, u.depth, w.later, w.due, least(u.oldest, w.oldest),
+		       greatest(extract(epoch from clock_timestamp() - least(u.oldest, w.oldest)), 0)::float8
 		from lane l
 		join lane_depths($1) u on u.lane = l.code
 		cross join lateral (select count(*) filter (where due > clock_timestamp()) as later,
@@ -154,14 +168,19 @@ func (l *Ledger) lanesUpTo(ctx context.Context, most int64) ([]message.LaneView,
 	r.due = make(map[message.Lane]int64)
 	var code int16
 	var depth, later, due int64
-	var oldest, oldestDue float64
-	if _, err := pgx.ForEachRow(rows, []any{&code, &depth, &oldest, &later, &due, &oldestDue}, func() error {
-		in, out := r.rates(int(code))
+	var oldest *time.Time
+	var age float64
+	if _, err := pgx.ForEachRow(rows, []any{&code, &depth, &later, &due, &oldest, &age}, func() error {
+		in, entered, out := r.rates(int(code))
 		v := message.LaneView{
 			Lane: message.LaneOf(int64(code)), Depth: depth + due, Waiting: later,
-			OldestAge: time.Duration(max(0, oldest, oldestDue) * float64(time.Second)), InRate: in, OutRate: out,
-			Accepted: r.total.in[code], Attempted: r.total.out[code],
+			OldestAge: time.Duration(age * float64(time.Second)), InRate: in, OutRate: out,
+			Accepted: r.total.in[code], Entered: r.total.entered[code], Attempted: r.total.out[code],
 		}
+		if oldest != nil {
+			v.OldestAt = *oldest
+		}
+		v.Journaled = left(v.Lane, entered)
 		v.ETA = eta(v)
 		views[v.Lane], r.due[v.Lane] = v, due
 		return nil
@@ -175,13 +194,34 @@ func (l *Ledger) lanesUpTo(ctx context.Context, most int64) ([]message.LaneView,
 	return all, nil
 }
 
+// journaled says what only the journals have of a lane, of which so many a second
+// were entered lately; -1 where that isn't known. Since it was counted some were
+// entered, which are ready now.
+func (l *Ledger) journaled() func(lane message.Lane, entered float64) int64 {
+	if l.cfg.Journaled == nil {
+		return func(message.Lane, float64) int64 { return 0 }
+	}
+	all, at := l.cfg.Journaled()
+	age := time.Since(at).Seconds()
+	return func(lane message.Lane, entered float64) int64 {
+		n, known := all[lane]
+		if !known {
+			return -1
+		}
+		return max(0, n-int64(entered*age))
+	}
+}
+
 func eta(v message.LaneView) time.Duration {
+	left := v.Depth + v.Journaled
 	switch net := v.OutRate - v.InRate; {
-	case v.Depth == 0:
+	case v.Journaled < 0:
+		return -1
+	case left == 0:
 		return 0
 	case net <= 0:
 		return -1
 	default:
-		return time.Duration(math.Min(float64(v.Depth)/net, 1e9) * float64(time.Second))
+		return time.Duration(math.Min(float64(left)/net, 1e9) * float64(time.Second))
 	}
 }

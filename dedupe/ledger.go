@@ -43,6 +43,11 @@ type Config struct {
 	// them resent, as "policy:trigger.push".
 	Resend map[message.Lane]string
 
+	// Journaled tells, without asking a store, how many messages the journals alone
+	// have of each lane of which that is known, and when that was so; nil: of none.
+	// For when a lane will be drained.
+	Journaled func() (messages map[message.Lane]int64, at time.Time)
+
 	// StateFile keeps what tells a rolled-back ledger over restarts; empty: only
 	// this process's own memory does.
 	StateFile string

@@ -16,8 +16,8 @@ const (
 
 // laneSample is what a process had accepted and attempted by a heartbeat.
 type laneSample struct {
-	at      time.Time // by the ledger's clock
-	in, out [laneCodes]int64
+	at               time.Time // by the ledger's clock
+	in, entered, out [laneCodes]int64
 }
 
 // beats is a process's last heartbeats, oldest first.
@@ -47,9 +47,11 @@ func (l *Ledger) sampleLanes(ctx context.Context) error {
 	if _, err := pgx.ForEachRow(rows, []any{&id, &at, &in, &out, &fresh}, func() error {
 		s := laneSample{at: at}
 		copy(s.in[:], in)
+		copy(s.entered[:], in[min(len(in), laneCodes):]) // the release before tells none
 		copy(s.out[:], out)
 		for i := range s.in {
 			r.total.in[i] += s.in[i]
+			r.total.entered[i] += s.entered[i]
 			r.total.out[i] += s.out[i]
 		}
 		if !fresh {
@@ -89,11 +91,11 @@ func (b *beats) add(s laneSample) {
 	}
 }
 
-// rates is messages accepted and first attempts made a second, by the times of
-// the heartbeats that told of them. They look back to where attempts began to be
-// made, if that was within the window: what stood still before says nothing of
-// how fast it goes now.
-func (r *laneReader) rates(code int) (in, out float64) {
+// rates is messages accepted at the door, entered out of a journal, and first attempts
+// made a second, by the times of the heartbeats that told of them. They look back to
+// where attempts began to be made, if that was within the window: what stood still
+// before says nothing of how fast it goes now.
+func (r *laneReader) rates(code int) (in, entered, out float64) {
 	for _, b := range r.beats {
 		last := len(b.samples) - 1
 		first := last
@@ -107,9 +109,10 @@ func (r *laneReader) rates(code int) (in, out float64) {
 		if first == last {
 			first = 0
 		}
-		in += perSecond(b.samples, first, func(s *laneSample) int64 { return s.in[code] })
+		in += perSecond(b.samples, first, func(s *laneSample) int64 { return s.in[code] - s.entered[code] })
+		entered += perSecond(b.samples, first, func(s *laneSample) int64 { return s.entered[code] })
 	}
-	return in, out
+	return in, entered, out
 }
 
 func perSecond(samples []laneSample, first int, count func(*laneSample) int64) float64 {

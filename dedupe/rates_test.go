@@ -16,8 +16,23 @@ func TestRatesFromTheDrainOn(t *testing.T) {
 		b.add(s)
 	}
 	r := laneReader{beats: map[int32]*beats{1: b}}
-	if in, out := r.rates(1); in != 0 || out != 200 {
+	if in, _, out := r.rates(1); in != 0 || out != 200 {
 		t.Errorf("%v in, %v out a second", in, out)
+	}
+}
+
+// What comes out of a journal is no new mail.
+func TestRatesOfAJournal(t *testing.T) {
+	t.Parallel()
+	b := &beats{}
+	for i := range int64(5) {
+		s := laneSample{at: time.Unix(i, 0)}
+		s.in[1], s.entered[1], s.out[1] = 330*i, 300*i, 100*i
+		b.add(s)
+	}
+	r := laneReader{beats: map[int32]*beats{1: b}}
+	if in, entered, out := r.rates(1); in != 30 || entered != 300 || out != 100 {
+		t.Errorf("%v in, %v entered, %v out a second", in, entered, out)
 	}
 }
 
@@ -35,7 +50,7 @@ func TestRatesAfterAClockWentBack(t *testing.T) {
 		b.add(s)
 	}
 	r := laneReader{beats: map[int32]*beats{1: b}}
-	if _, out := r.rates(1); out != 200 {
+	if _, _, out := r.rates(1); out != 200 {
 		t.Errorf("%v out a second, want 200", out)
 	}
 }

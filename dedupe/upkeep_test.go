@@ -256,8 +256,10 @@ func TestLanesCount(t *testing.T) {
 	t.Parallel()
 	l := ledgertest.Open(t, "")
 	tenant := ledgertest.Tenant(t, l, "acme")
+	var items []message.Item
 	for _, key := range ledgertest.Keys(5) {
-		accept(t, l, ledgertest.Email(t, tenant, key, "s", "a@example.com"))
+		s := ledgertest.Email(t, tenant, key, "s", "a@example.com")
+		items = append(items, ledgertest.Items(s, accept(t, l, s))...)
 	}
 	lanes, err := l.Lanes(t.Context())
 	if err != nil || len(lanes) != 6 {
@@ -265,5 +267,22 @@ func TestLanesCount(t *testing.T) {
 	}
 	if v := lanes[0]; v.Lane.String() != "transactional.email" || v.Depth != 5 || v.OldestAge <= 0 || v.ETA >= 0 {
 		t.Fatalf("%+v", v)
+	}
+	oldest := func() time.Time {
+		t.Helper()
+		lanes, err := l.LanesUpTo(t.Context(), 10)
+		if err != nil || !lanes[1].OldestAt.IsZero() {
+			t.Fatalf("%+v %v", lanes, err)
+		}
+		return lanes[0].OldestAt
+	}
+	first := oldest()
+	claim(t, l, items[2], message.Claimed)
+	if again := oldest(); first.IsZero() || !again.Equal(first) {
+		t.Errorf("ready since %s, and then since %s, though it stayed", first, again)
+	}
+	claim(t, l, items[0], message.Claimed)
+	if next := oldest(); !next.After(first) {
+		t.Errorf("ready since %s, and the next since %s", first, next)
 	}
 }

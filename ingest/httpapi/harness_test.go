@@ -173,7 +173,7 @@ func (s *store) AuditLanes(_ context.Context, lanes []message.Lane, progress fun
 func (s *store) Parked(context.Context) (map[message.Lane]int64, error) { return s.parked, s.fail }
 
 func (s *store) Lanes(context.Context) ([]message.LaneView, error) {
-	return []message.LaneView{{Lane: message.Lanes()[0], Depth: 4, ETA: -1}}, nil
+	return []message.LaneView{{Lane: message.Lanes()[0], Depth: 4, ETA: -1}, {Lane: message.Lanes()[1], Journaled: -1, ETA: -1}}, nil
 }
 
 func (s *store) Doubts(_ context.Context, cursor string, limit int) (message.Page[message.Doubt], error) {

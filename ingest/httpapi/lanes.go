@@ -16,11 +16,12 @@ type laneView struct {
 	Class     string   `json:"class" enum:"transactional,trigger,campaign" doc:"Its class."`
 	Channel   string   `json:"channel" enum:"email,push" doc:"Its channel."`
 	Depth     int64    `json:"depth" doc:"Messages that are ready to be sent."`
+	Journaled *int64   `json:"journaled" nullable:"true" doc:"Messages that only Kafka's journal has, and that are still to be entered; null while that isn't known."`
 	Waiting   int64    `json:"waiting" doc:"Messages that are scheduled, or between attempts."`
 	OldestAge float64  `json:"oldest_age_seconds" doc:"Age of the oldest that is ready."`
-	InRate    float64  `json:"in_rate" doc:"Messages accepted a second, over the last 20 seconds or since attempts began to be made."`
+	InRate    float64  `json:"in_rate" doc:"Messages accepted a second, but for those out of the journal, over the last 20 seconds or since attempts began to be made."`
 	OutRate   float64  `json:"out_rate" doc:"First attempts made a second, over the last 20 seconds or since attempts began to be made."`
-	ETA       *float64 `json:"eta_seconds" nullable:"true" doc:"Until none is ready, at these rates; null for never."`
+	ETA       *float64 `json:"eta_seconds" nullable:"true" doc:"Until none is ready or journaled, at these rates; null for never, or while it isn't known what is journaled."`
 }
 
 func (a *api) registerLanes() {
@@ -49,6 +50,9 @@ func laneViewOf(l message.LaneView) laneView {
 	out := laneView{
 		Lane: l.Lane.String(), Class: l.Lane.Class.String(), Channel: l.Lane.Channel.String(), Depth: l.Depth,
 		Waiting: l.Waiting, OldestAge: l.OldestAge.Seconds(), InRate: l.InRate, OutRate: l.OutRate,
+	}
+	if l.Journaled >= 0 {
+		out.Journaled = new(l.Journaled)
 	}
 	if l.ETA >= 0 {
 		out.ETA = new(l.ETA.Seconds())

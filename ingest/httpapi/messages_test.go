@@ -134,8 +134,11 @@ func TestAudit(t *testing.T) {
 func TestLanes(t *testing.T) {
 	f := newFixture(t)
 	got := decodeInto[list](t, f.do("GET", "/v1/lanes", "operator", ""), 200)
-	if l := got.Items[0]; l["lane"] != "transactional.email" || l["depth"] != 4.0 || l["eta_seconds"] != nil {
+	if l := got.Items[0]; l["lane"] != "transactional.email" || l["depth"] != 4.0 || l["journaled"] != 0.0 || l["eta_seconds"] != nil {
 		t.Errorf("lane: %v", l)
+	}
+	if n, told := got.Items[1]["journaled"]; n != nil || !told {
+		t.Errorf("what nobody knows: %v", got.Items[1])
 	}
 }
 

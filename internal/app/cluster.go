@@ -49,6 +49,7 @@ type cluster struct {
 	canKeep atomic.Bool           // whether the journals' topics are there
 	bare    atomic.Bool           // none of them is, and they can't be made
 	change  atomic.Pointer[clusterChange]
+	left    atomic.Pointer[journalLeft] // nil as long as nobody has asked
 
 	// The loop's.
 	seen   broker.Sight

@@ -147,7 +147,7 @@ func (cs *clusters) Under(key message.KeyHash) (all []*message.Journaled, known 
 func (cs *clusters) Lanes() (messages map[message.Lane]int64, known bool) {
 	messages, known = make(map[message.Lane]int64), true
 	for _, c := range cs.all {
-		some, k := c.tail.Lanes()
+		some, _, k := c.tail.Lanes()
 		for lane, n := range some {
 			messages[lane] += n
 		}
@@ -213,11 +213,13 @@ func (cs *clusters) backlog(ctx context.Context) (left, done map[message.Class]i
 			errs = append(errs, fmt.Errorf("cluster %s is away", c.name))
 			continue
 		}
+		began := time.Now()
 		l, d, err := c.broker.JournalBacklog(ctx)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
+		c.left.Store(&journalLeft{l, began})
 		for class := range l {
 			left[class] += l[class]
 			done[class] += d[class]

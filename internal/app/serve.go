@@ -118,7 +118,7 @@ func (p *process) build() (err error) {
 	p.ledger, err = dedupe.Open(dedupe.Config{
 		DSN: dsn, MaxConns: int32(p.cfg.Ledger.MaxConns), Batch: p.cfg.Ledger.Batch, Flushers: p.cfg.Ledger.Flushers,
 		Deadline: p.cfg.Ledger.Deadline, BeatEvery: p.cfg.Ledger.BeatEvery, GiveUp: p.giveUp(), Resend: p.resend(), Roles: p.cfg.Roles, Logger: p.log,
-		StateFile: filepath.Join(p.cfg.DataDir, "ledger.json"),
+		StateFile: filepath.Join(p.cfg.DataDir, "ledger.json"), Journaled: func() (map[message.Lane]int64, time.Time) { return p.clusters.journaled() },
 	})
 	if err != nil {
 		return err

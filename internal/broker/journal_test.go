@@ -235,7 +235,7 @@ func testJournal(t *testing.T, b *Broker) {
 	if js, known := late.Under(message.KeyHash{1}); len(js) != 0 || !known {
 		t.Errorf("by a key that isn't there: %v %v", js, known)
 	}
-	lanes, known := late.Lanes()
+	lanes, _, known := late.Lanes()
 	var n int64
 	for _, count := range lanes {
 		n += count
@@ -358,42 +358,5 @@ func TestTailIsCurrentInTheFlow(t *testing.T) {
 		if found, known := tail.Find(j.ID()); found == nil || !known {
 			t.Errorf("after %v: it is current, and doesn't find what was written before; known: %v", time.Since(at), known)
 		}
-	}
-}
-
-// One that is in the journals twice was accepted when the first of them was.
-func TestTailKeepsTheFirstTime(t *testing.T) {
-	tail := (&Broker{}).NewTail()
-	j := journaled(t, "", "one", "x")
-	first := j.AcceptedAt.Truncate(time.Microsecond)
-	for i, later := range []time.Duration{time.Second, 0, time.Minute} {
-		j.AcceptedAt = first.Add(later)
-		tail.add(place{"t", 0}, 0, int64(i), j, 2)
-	}
-	if found, _ := tail.Find(j.ID()); found == nil || !found.AcceptedAt.Equal(first) {
-		t.Errorf("found %+v, want one of %s", found, first)
-	}
-}
-
-// What the index has no room for is not known, rather than not there.
-func TestTailIsBounded(t *testing.T) {
-	tail := (&Broker{}).NewTail()
-	tail.most = 1
-	tail.knows(time.Now())
-	one, two := journaled(t, "", "one", "x"), journaled(t, "", "two", "x")
-	tail.add(place{"t", 0}, 0, 5, one, 2)
-	if j, known := tail.Find(two.ID().Message(0)); j != nil || !known {
-		t.Error("all is known, and yet not")
-	}
-	tail.add(place{"t", 0}, 0, 6, two, 2)
-	if j, known := tail.Find(two.ID().Message(0)); j != nil || known {
-		t.Error("what had no room is known")
-	}
-	if j, known := tail.Find(one.ID().Message(0)); j == nil || !known {
-		t.Error("what had room is not told")
-	}
-	tail.forget(map[place]*reading{{"t", 0}: {number: 0}}, map[place]int64{{"t", 0}: 7}, true)
-	if _, known := tail.Find(two.ID().Message(0)); !known || len(tail.index) != 0 {
-		t.Error("what was entered is remembered")
 	}
 }

@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"fmt"
-	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,8 +35,11 @@ type Tail struct {
 
 	mu      sync.RWMutex
 	index   map[submissionKey]tailed
+	lanes   map[uint8]int64 // messages of the index, by their lane's code
+	swept   time.Time       // the index had nothing then that was committed
 	lost    map[place]int64 // beyond the bound: up to this offset
 	below   map[int16]int64 // committed, by the last sweep
+	caught  bool            // all was read by then
 	own     int             // entries that this process wrote and has not read
 	asOf    time.Time       // the index has all that the journals had then; zero: it never had
 	further chan struct{}   // closed, and made anew, when asOf goes on
@@ -67,7 +69,11 @@ func (t *Tail) begin(open map[place]*reading) {
 	defer t.mu.Unlock()
 	t.asOf, t.below, t.goal = time.Time{}, nil, goal{}
 	clear(t.lost)
-	maps.DeleteFunc(t.index, func(_ submissionKey, e tailed) bool { return e.place >= 0 })
+	for key, e := range t.index {
+		if e.place >= 0 {
+			t.drop(key, e)
+		}
+	}
 }
 
 // submissionKey is the part that the ids of a submission have in common.
@@ -85,7 +91,7 @@ type tailed struct {
 
 // NewTail makes a tail; one for a process. Run fills it.
 func (b *Broker) NewTail() *Tail {
-	return &Tail{broker: b, most: mostTailed, index: make(map[submissionKey]tailed), lost: make(map[place]int64), further: make(chan struct{}), asked: make(chan struct{}, 1)}
+	return &Tail{broker: b, most: mostTailed, index: make(map[submissionKey]tailed), lanes: make(map[uint8]int64), lost: make(map[place]int64), further: make(chan struct{}), asked: make(chan struct{}, 1)}
 }
 
 // Find says what the journals hold of a message. known is false while they may
@@ -115,18 +121,6 @@ func (t *Tail) Under(key message.KeyHash) (all []*message.Journaled, known bool)
 		}
 	}
 	return all, len(all) > 0 || !t.asOf.IsZero() && len(t.lost) == 0
-}
-
-// Lanes is how many messages of each lane are in the journals, and perhaps not in the
-// ledger yet.
-func (t *Tail) Lanes() (messages map[message.Lane]int64, known bool) {
-	t.mu.RLock()
-	defer t.mu.RUnlock()
-	messages = make(map[message.Lane]int64)
-	for _, e := range t.index {
-		messages[message.LaneOf(int64(e.lane))] += int64(e.count)
-	}
-	return messages, !t.asOf.IsZero() && len(t.lost) == 0
 }
 
 func (e tailed) journaled(k submissionKey) *message.Journaled {
@@ -183,7 +177,7 @@ func (t *Tail) wrote(j message.Journaled) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if _, ok := t.index[submissionKey(id[:24])]; !ok && len(t.index) < t.most {
-		t.index[submissionKey(id[:24])] = tailed{j.AcceptedAt.UnixMicro(), -1, j.Tenant, -1, uint8(j.Lane.Code()), uint8(len(j.Recipients)), 0}
+		t.put(submissionKey(id[:24]), tailed{j.AcceptedAt.UnixMicro(), -1, j.Tenant, -1, uint8(j.Lane.Code()), uint8(len(j.Recipients)), 0})
 		t.own++
 	}
 }
@@ -265,7 +259,7 @@ func (t *Tail) round(ctx context.Context, open map[place]*reading) {
 		}
 		caught = caught && at[p] >= b.last
 	}
-	t.forget(open, committed, caught)
+	t.forget(open, committed, began, caught)
 	switch {
 	case caught:
 		t.goal = goal{}
@@ -349,43 +343,5 @@ func (t *Tail) add(p place, number int16, offset int64, j message.Journaled, rec
 	if ok { // of two that came in at once, or out of sight of each other, the first is its time
 		accepted = min(accepted, was.accepted)
 	}
-	t.index[key] = tailed{accepted, offset, j.Tenant, number, uint8(j.Lane.Code()), uint8(recipients), 0}
-}
-
-// forget drops what is below the committed offsets: the ledger has it. Of what
-// this process wrote the record comes by the reader, but for one that the workers
-// had entered before a reader began; that is dropped when all is read.
-func (t *Tail) forget(open map[place]*reading, committed map[place]int64, caught bool) {
-	below := make(map[int16]int64, len(open))
-	for p, r := range open {
-		below[r.number] = committed[p]
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	sweep := t.own > 0 || !maps.Equal(below, t.below)
-	if large := len(t.index) > 100_000; large { // as long as others wait
-		t.rounds++
-		sweep = sweep && t.rounds%10 == 0
-	}
-	if sweep {
-		t.below = below
-		t.sweep(below, caught)
-	}
-	maps.DeleteFunc(t.lost, func(p place, offset int64) bool { return offset < committed[p] })
-}
-
-func (t *Tail) sweep(below map[int16]int64, caught bool) {
-	for key, e := range t.index {
-		switch {
-		case e.place >= 0 && e.offset < below[e.place]:
-			delete(t.index, key)
-		case e.place < 0 && caught:
-			if e.seen++; e.seen > 3 {
-				delete(t.index, key)
-				t.own--
-			} else {
-				t.index[key] = e
-			}
-		}
-	}
+	t.put(key, tailed{accepted, offset, j.Tenant, number, uint8(j.Lane.Code()), uint8(recipients), 0})
 }

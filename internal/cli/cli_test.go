@@ -232,9 +232,10 @@ func TestSendComesAgain(t *testing.T) {
 }
 
 func TestLanes(t *testing.T) {
-	a := newAPI(t, 200, `{"items":[{"lane":"campaign.email","depth":1200,"waiting":3,"oldest_age_seconds":90,"in_rate":1,"out_rate":41,"eta_seconds":30},{"lane":"trigger.push","depth":5,"eta_seconds":null}]}`)
+	a := newAPI(t, 200, `{"items":[{"lane":"campaign.email","depth":1200,"waiting":3,"journaled":40,"oldest_age_seconds":90,"in_rate":1,"out_rate":41,"eta_seconds":30},{"lane":"trigger.push","depth":5,"journaled":0,"eta_seconds":null},{"lane":"trigger.email","depth":0,"journaled":null,"eta_seconds":null}]}`)
 	r := run(t, a.environ(), "lanes")
-	if r.code != exitOK || a.last.URL.Path != "/v1/lanes" || !strings.Contains(r.out, "campaign.email  1200   3        1m30s   1.0   41.0   30s") || !strings.Contains(r.out, "never") {
+	if r.code != exitOK || a.last.URL.Path != "/v1/lanes" || !strings.Contains(r.out, "campaign.email  1200   3        40         1m30s   1.0   41.0   30s") || !strings.Contains(r.out, "never") ||
+		!strings.Contains(r.out, "trigger.email   0      0        ?          0s      0.0   0.0    ?") {
 		t.Errorf("%+v", r)
 	}
 	if r = run(t, a.environ(), "lanes", "--json"); r.code != exitOK || !strings.Contains(r.out, `"eta_seconds"`) {

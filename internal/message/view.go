@@ -73,13 +73,16 @@ type LaneView struct {
 	Depth     int64         // accepted, not ended, ready to be sent
 	Waiting   int64         // scheduled or between attempts
 	OldestAge time.Duration // of the oldest ready one, zero when there is none
-	InRate    float64       // messages accepted a second, over the last seconds
+	OldestAt  time.Time     // since when that one is ready, by the ledger's clock
+	Journaled int64         // what only the journals have, and will be ready; negative: nobody here knows how much
+	InRate    float64       // messages accepted a second at the door, over the last seconds
 	OutRate   float64       // first attempts made a second, likewise
-	ETA       time.Duration // until Depth is gone at these rates; negative: never
+	ETA       time.Duration // until Depth and Journaled are gone at these rates; negative: never, or not known
 
 	// Since when doesn't matter: the difference of two views is what happened
 	// between them. It is negative when a process's count fell out.
 	Accepted  int64 // messages accepted
+	Entered   int64 // of those, what came out of a journal
 	Attempted int64 // attempts made
 }
 
