@@ -23,6 +23,8 @@ const (
 	rateLeast = 3 * time.Second
 	// stillFor is how long nothing must have moved.
 	stillFor = 4 * time.Second
+	// stuckLeast is for how long at least the oldest must have stayed the same.
+	stuckLeast = 30 * time.Second
 
 	// A backlog is counted up to countSoon at each look, and beyond it up to
 	// countAll as seldom as a tenth of the time allows. Between, what was
@@ -34,8 +36,9 @@ const (
 
 // Stalls checks each lane against the objective of its class, the age that its
 // oldest ready message may have. A lane stalls when its oldest is older while
-// nothing moves, or when what comes now would wait for longer, at the rates of
-// the last seconds. A backlog that will be gone in time is no stall.
+// nothing moves, when what comes now would wait for longer, at the rates of
+// the last seconds, or when others pass the oldest by for as long again. A backlog
+// that will be gone in time is no stall.
 func Stalls(lanes Lanes, objectives map[message.Class]time.Duration, now func() time.Time) Check {
 	s := &stalls{lanes: lanes, objectives: objectives, now: now, past: make(map[message.Lane]*laneHistory)}
 	return Check{Kinds: []incident.Kind{incident.Stall}, Look: s.look, Costs: true}
@@ -56,11 +59,15 @@ type laneHistory struct {
 	at    []time.Time
 	views []message.LaneView
 	moved time.Time // when an attempt was last seen to be made; at first, since when it is looked at
+	same  time.Time // since when the oldest is the same one
 }
 
 func (s *stalls) look(ctx context.Context) ([]incident.Condition, error) {
 	views, err := s.lanes.LanesUpTo(ctx, countSoon)
 	if err != nil {
+		for _, h := range s.past {
+			h.same = s.now() // nothing could move
+		}
 		return nil, err
 	}
 	s.countAll(ctx, views)
@@ -109,6 +116,9 @@ func (h *laneHistory) add(now time.Time, v message.LaneView) {
 	if n := len(h.views); n > 0 && h.views[n-1].Attempted != v.Attempted {
 		h.moved = now
 	}
+	if n := len(h.views); n == 0 || !h.views[n-1].OldestAt.Equal(v.OldestAt) {
+		h.same = now
+	}
 	h.at, h.views = append(h.at, now), append(h.views, v)
 	for len(h.at) > 2 && now.Sub(h.at[1]) >= rateOver {
 		h.at, h.views = h.at[1:], h.views[1:]
@@ -139,7 +149,7 @@ func (h *laneHistory) judge(now time.Time, objective time.Duration) (incident.Co
 		return c, false
 	}
 	first := h.views[0]
-	in := float64(max(0, v.Accepted-first.Accepted)) / span.Seconds()
+	in := float64(max(0, v.Accepted-v.Entered-(first.Accepted-first.Entered))) / span.Seconds()
 	out := float64(max(0, v.Attempted-first.Attempted)) / span.Seconds()
 	if out == 0 {
 		return c, false // the age tells
@@ -148,15 +158,34 @@ func (h *laneHistory) judge(now time.Time, objective time.Duration) (incident.Co
 	// and not when the backlog ends: the end of a lane in balance, or of one
 	// that is nearly so, is never or far away, although nobody waits for long.
 	if float64(v.Depth)/out <= objective.Seconds() {
-		return c, false
+		return h.stuck(now, objective, c)
 	}
 	c.ETA = -1
 	ends := "it grows"
-	if out > in {
-		c.ETA = time.Duration(min(float64(v.Depth)/(out-in), 1e9) * float64(time.Second))
+	switch {
+	case v.Journaled < 0:
+		ends = "and nobody here knows how many the journal has"
+	case out > in:
+		c.ETA = time.Duration(min(float64(v.Depth+v.Journaled)/(out-in), 1e9) * float64(time.Second))
 		ends = "gone in " + short(c.ETA)
+		if v.Journaled > 0 {
+			ends = fmt.Sprintf("gone with %d of the journal in %s", v.Journaled, short(c.ETA))
+		}
 	}
 	c.Summary = fmt.Sprintf("%s: %d messages wait at %.0f/s out and %.0f/s in, %s (objective %s)", v.Lane, v.Depth, out, in, ends, short(objective))
+	return c, true
+}
+
+// stuck says whether the oldest stays where it is while others go. While a backlog
+// moves, each tenant's, too, its oldest is another one after at most as long as the
+// lane's last one waits, which is within the objective here.
+func (h *laneHistory) stuck(now time.Time, objective time.Duration, c incident.Condition) (incident.Condition, bool) {
+	long, same := max(objective, stuckLeast), now.Sub(h.same)
+	if c.Oldest <= objective+long || same < long {
+		return c, false
+	}
+	c.Count, c.ETA = 1, -1
+	c.Summary = fmt.Sprintf("%s: others go, and the oldest message, of %s, has not moved for %s (objective %s)", c.Lane, short(c.Oldest), short(same), short(objective))
 	return c, true
 }
 

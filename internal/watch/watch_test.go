@@ -25,42 +25,6 @@ var (
 	objectives = map[message.Class]time.Duration{message.Transactional: 30 * time.Second, message.Campaign: time.Hour}
 )
 
-// pipe is a lane with constant rates.
-type pipe struct {
-	lane      message.Lane
-	depth     float64
-	in, out   float64
-	accepted  float64
-	attempted float64
-	age       time.Duration
-	err       error
-	counts    int // of the whole backlog
-}
-
-func (p *pipe) LanesUpTo(_ context.Context, most int64) ([]message.LaneView, error) {
-	if most > countSoon {
-		p.counts++
-	}
-	return []message.LaneView{{
-		Lane: p.lane, Depth: min(most, int64(p.depth)), OldestAge: p.age, Accepted: int64(p.accepted), Attempted: int64(p.attempted),
-	}}, p.err
-}
-
-// pass lets d go by, second by second.
-func (p *pipe) pass(d time.Duration) {
-	for range int(d / time.Second) {
-		out := min(p.out, p.depth+p.in)
-		p.accepted, p.attempted, p.depth = p.accepted+p.in, p.attempted+out, p.depth+p.in-out
-		switch {
-		case p.depth < 1:
-			p.age = 0
-		case out < p.in || out == 0:
-			p.age += time.Second
-		}
-		nap(time.Second)
-	}
-}
-
 // facts is held by whoever reads or changes what the checks look at: the test,
 // unless it lets time go by.
 var facts sync.Mutex
@@ -105,94 +69,12 @@ func withinBare(t *testing.T, checks func() []Check, do func(t *testing.T, e *in
 	})
 }
 
-func stallsOf(p *pipe) func() []Check {
-	return func() []Check { return []Check{Stalls(p, objectives, time.Now)} }
-}
-
 func causes(e *incident.Engine) map[string]incident.Incident {
 	all := map[string]incident.Incident{}
 	for _, i := range e.Open() {
 		all[i.Cause] = i
 	}
 	return all
-}
-
-func TestStallOfAge(t *testing.T) {
-	p := &pipe{lane: lane, in: 10, out: 100}
-	within(t, stallsOf(p), func(t *testing.T, e *incident.Engine) {
-		p.pass(time.Minute)
-		p.out = 0
-		p.pass(29 * time.Second)
-		if n := len(e.Open()); n != 0 {
-			t.Errorf("open before the objective: %+v", e.Open())
-		}
-		p.pass(11 * time.Second)
-		i, ok := causes(e)["stall/transactional.email"]
-		if !ok || i.Count < 300 || i.OldestAge < 30 || i.ETA != nil || i.Lane != "transactional.email" || i.Severity != incident.Critical {
-			t.Fatalf("10 s after the objective: %+v", i)
-		}
-		p.out = 200
-		p.pass(30 * time.Second)
-		if n := len(e.Open()); n != 0 {
-			t.Errorf("not resolved: %+v", e.Open())
-		}
-	})
-}
-
-func TestStallOfETA(t *testing.T) {
-	p := &pipe{lane: lane, in: 10, out: 100}
-	within(t, stallsOf(p), func(t *testing.T, e *incident.Engine) {
-		p.pass(time.Minute)
-		p.depth = 10_000 // 111 s at these rates
-		p.pass(10 * time.Second)
-		i, ok := causes(e)["stall/transactional.email"]
-		if !ok || i.ETA == nil || *i.ETA < 80 || *i.ETA > 130 {
-			t.Fatalf("%+v", i)
-		}
-		p.pass(2 * time.Minute)
-		if n := len(e.Open()); n != 0 {
-			t.Errorf("not resolved: %+v", e.Open())
-		}
-	})
-}
-
-// TestLargeBacklog: it is counted seldom, and yet known.
-func TestLargeBacklog(t *testing.T) {
-	p := &pipe{lane: lane, in: 100, out: 1000, depth: 200_000}
-	within(t, stallsOf(p), func(t *testing.T, e *incident.Engine) {
-		for range 12 {
-			p.pass(10 * time.Second)
-			i := causes(e)["stall/transactional.email"]
-			if off := float64(i.Count) - p.depth; i.Count == 0 || off < -3000 || off > 3000 || i.ETA == nil || *i.ETA < p.depth/900*0.8 || *i.ETA > p.depth/900*1.3 {
-				t.Errorf("%+v, with %.0f left", i, p.depth)
-			}
-		}
-		if p.counts > 13 {
-			t.Errorf("counted %d times in two minutes", p.counts)
-		}
-	})
-}
-
-// TestNoStall: what isn't one.
-func TestNoStall(t *testing.T) {
-	for name, p := range map[string]*pipe{
-		"an idle lane":                   {lane: lane},
-		"a lane in balance":              {lane: lane, in: 100, out: 100, depth: 50, age: time.Second},
-		"a backlog that is gone in 20 s": {lane: lane, in: 10, out: 110, depth: 2000},
-		"a slow campaign":                {lane: campaign, in: 1, out: 50, depth: 100_000, age: 20 * time.Minute},
-		"a lane nearly in balance":       {lane: lane, in: 99, out: 100, depth: 500, age: 5 * time.Second},
-		"a message in minutes":           {lane: lane, in: 0.01, out: 0.01},
-		"an old backlog that drains":     {lane: lane, in: 0, out: 500, depth: 10_000, age: 10 * time.Minute},
-	} {
-		t.Run(name, func(t *testing.T) {
-			within(t, stallsOf(p), func(t *testing.T, e *incident.Engine) {
-				p.pass(3 * time.Minute)
-				if page, _ := e.List("", "", 10); len(page.Items) > 0 {
-					t.Errorf("%+v", page.Items)
-				}
-			})
-		})
-	}
 }
 
 // TestStallWhileAway: with the ledger away nobody knows, so it stays.
