@@ -24,7 +24,15 @@ func (c *command) drill() *cobra.Command {
 those that are named), this program's processes and simulated providers; put
 them under load in every class and channel; do the harm; heal it; submit
 everything again; and compare what the client was answered with what the
-providers took. Nothing of the program's own bookkeeping counts.
+providers took. Of a message that no provider has, the API is asked how it ended.
+That counts only where it can be so: expired, if its life had ended; superseded,
+if one under its key may be newer; in doubt, if a harm was done that would leave a
+doubt. It also tells which ids ended as the repeat of another submission without
+a key, since these have numbers as well. What it calls sent a provider must have,
+and what a provider has it must call sent, or in doubt; and what it told meanwhile
+as failed, expired, superseded, canceled or held must be so in the end. Each harm
+must be told within 10 s by an incident that is about it, unless the drill undoes
+it sooner; of torture's, one may hide another.
 
 The timeline goes to standard error while it runs, the verdict to standard
 output. Exit codes: 0 every promise held; 1 one was broken, or there was no

@@ -2,10 +2,15 @@ package drill
 
 import (
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"slices"
+	"strconv"
 	"sync"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/drill/judge"
 )
 
 const (
@@ -13,9 +18,13 @@ const (
 	askEvery = 200 * time.Millisecond
 	askAbout = 5000 // of the newest accepted messages
 	// tellWithin is how soon any API process must tell of what is in a journal,
-	// while Kafka answers.
+	// while Kafka answers, and askSlack what the asking itself may add: askEvery, and
+	// the way of an answer on a busy machine.
 	tellWithin = 5 * time.Second
-	askSlack   = 2 * time.Second // for the asking itself
+	askSlack   = time.Second
+	// wellFor is how long both stores must have been well before a request in which
+	// nothing but an answer is right.
+	wellFor = 5 * time.Second
 )
 
 // known is a message that the client has a 202 for.
@@ -50,12 +59,15 @@ func (l *load) anyKnown() (known, bool) {
 type asked struct {
 	mu     sync.Mutex
 	states map[string]int
-	sent   map[string]bool // ids
+	told   map[judge.Told]bool // what may not change any more
 }
 
+// final are the states that a message has for good, while nobody decides otherwise.
+var final = []string{"sent", "failed", "expired", "superseded", "canceled", "held"}
+
 // ask asks, until ctx ends, what became of messages that were accepted: queued,
-// sent or dropped. A 404 is never true; what is told as sent is for the judge; and
-// what a journal has must be told of while Kafka is there.
+// sent or dropped. A 404 is never true; what is told as final is for the judge; what
+// a journal has must be told of while Kafka is there, and all while both stores are.
 func (s *Stage) ask(ctx context.Context) {
 	for waitUntil(ctx, time.Now().Add(askEvery)) {
 		if k, ok := s.load.anyKnown(); ok {
@@ -65,46 +77,83 @@ func (s *Stage) ask(ctx context.Context) {
 }
 
 func (s *Stage) askOne(ctx context.Context, k known) {
-	begin := time.Now()
-	for {
+	for begin := time.Now(); ; {
+		began := time.Now()
 		var m struct{ State string }
 		status, err := s.getAs(ctx, s.key, rand.IntN(len(s.apis)), "/v1/messages/"+k.id, &m)
-		switch {
-		case ctx.Err() != nil:
+		if ctx.Err() != nil {
 			return
-		case status == http.StatusNotFound && time.Since(k.at) > tellWithin:
-			s.broke("what became of it", "%s, accepted at %s, is answered 404", k.id, k.at.Format(time.RFC3339))
-			return
-		case status == http.StatusOK:
-			s.asked.mu.Lock()
-			s.asked.states[m.State]++
-			if m.State == "sent" {
-				s.asked.sent[k.id] = true
+		}
+		if err != nil && status == http.StatusOK {
+			status = 0 // it was cut off
+		}
+		s.count(k.id, status, m.State)
+		a := s.judgeAnswer(k, begin, began, status)
+		if a.untrue != "" {
+			said := m.State
+			if err != nil {
+				said = err.Error()
 			}
-			s.asked.mu.Unlock()
-			return
+			s.broke("what became of it", "%s, accepted at %s, %s: %s", k.id, k.at.Format(time.RFC3339), a.untrue, said)
 		}
-		unknown := "503"
-		if status == 0 {
-			unknown = "unreachable"
-		}
-		s.asked.mu.Lock()
-		s.asked.states[unknown]++
-		s.asked.mu.Unlock()
-		if !k.journaled || status != http.StatusServiceUnavailable {
-			return // the ledger alone knows of it
-		}
-		if !s.onlyJournal(k.at, begin) {
-			return
-		}
-		if time.Since(begin) > tellWithin+askSlack {
-			s.broke("what became of it", "%s was journaled, Kafka is there, and no process tells: %v", k.id, err)
-			return
-		}
-		if !waitUntil(ctx, time.Now().Add(askEvery)) {
+		if !a.again || !waitUntil(ctx, time.Now().Add(askEvery)) {
 			return
 		}
 	}
+}
+
+// count notes an answer.
+func (s *Stage) count(id string, status int, state string) {
+	s.asked.mu.Lock()
+	defer s.asked.mu.Unlock()
+	switch status {
+	case http.StatusOK:
+		if slices.Contains(final, state) {
+			s.asked.told[judge.Told{ID: id, State: state}] = true
+		}
+	case 0:
+		state = "unreachable"
+	default:
+		state = strconv.Itoa(status)
+	}
+	s.asked.states[state]++
+}
+
+// judged is what an answer is worth: what is untrue of it, and whether to ask again.
+type judged struct {
+	untrue string
+	again  bool
+}
+
+// judgeAnswer judges an answer about k that was asked for at began, and first at begin.
+func (s *Stage) judgeAnswer(k known, begin, began time.Time, status int) judged {
+	now := time.Now()
+	well := s.wellSince(began.Add(-wellFor))
+	due := k.journaled && (well || s.onlyJournal(k.at, begin))
+	late := due && now.Sub(begin) > tellWithin+askSlack
+	switch {
+	case status == 0: // a process that is killed or stands still
+		return judged{}
+	case status == http.StatusNotFound && now.Sub(k.at) > tellWithin:
+		return judged{untrue: "is answered 404"}
+	case late: // an answer that comes so late was none for as long
+		return judged{untrue: fmt.Sprintf("was journaled, Kafka is there, and for %.1f s no process told", now.Sub(begin).Seconds())}
+	case status == http.StatusOK || status == http.StatusNotFound:
+		return judged{}
+	case due:
+		return judged{again: true}
+	case well && !k.journaled: // the ledger has had it since it was answered
+		return judged{untrue: fmt.Sprintf("is answered %d, although both stores have been well for %s", status, wellFor)}
+	}
+	return judged{}
+}
+
+// wellSince says whether both stores have been well since a time, as far as the
+// timeline and whoever harms them know. Where numbers or credentials are harmed they are.
+func (s *Stage) wellSince(at time.Time) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.storeHarmed && s.silencing == 0 && s.unwell.Before(at) && s.start.Before(at)
 }
 
 // onlyJournal says whether what was accepted at a time can be in a journal only:

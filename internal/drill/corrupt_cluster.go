@@ -27,15 +27,17 @@ resubmitting everything doubles nothing.`,
 			return err
 		}
 		s.Evidence("bytes_overwritten", written)
-		s.Harm("%d bytes of Kafka node 1 are overwritten, and it is killed", written)
+		node := s.Harm([]string{kafkaAway, clusterChanged}, "%d bytes of Kafka node 1 are overwritten, and it is killed", written)
 		if err := s.Kafka.Kill(1); err != nil {
 			return err
 		}
+		node.Bites()
 		if err := s.At(ctx, 0.4); err != nil {
 			return err
 		}
 		wiped := time.Now()
-		s.Harm("the Kafka cluster is wiped")
+		node.Over()
+		s.Harm([]string{kafkaAway, clusterChanged}, "the Kafka cluster is wiped").Bites() // it goes first
 		if err := s.Kafka.Wipe(ctx); err != nil {
 			return err
 		}

@@ -136,7 +136,7 @@ type Result struct {
 	Gaps       int            `json:"gaps"`
 	Stale      int            `json:"stale"`
 	Refused503 int            `json:"refused_503"` // seconds in which a request was answered 503
-	NoticeS    *float64       `json:"notice_s"`    // from the first harm to an open incident; null: none was seen
+	NoticeS    *float64       `json:"notice_s"`    // the longest from a harm's bite until it was noticed; null: one was not, or had not to be
 	RecoverS   *float64       `json:"recover_s"`   // from when the harm was over until nothing was late; null: never
 	Evidence   map[string]any `json:"evidence"`
 	Broken     []string       `json:"broken"` // each promise that was broken
@@ -156,9 +156,7 @@ type Tick struct {
 	Unhappy   int     `json:"unanswered"`
 	Postgres  bool    `json:"postgres"`
 	Kafka     int     `json:"kafka"`     // nodes that take connections
-	Incidents *int    `json:"incidents"` // open ones; null: the program doesn't tell
-
-	newest time.Time // when the newest incident was opened
+	Incidents *int    `json:"incidents"` // causes that are open; null: the program doesn't tell
 }
 
 // String is the line of the timeline.

@@ -67,14 +67,18 @@ process that has only the expired token is never ready.`,
 		}
 		rotated := 0 // of which a worker has seen that its token is refused
 		for i := range rotations {
-			before := s.sims.Token.Requests()
-			s.Harm("rotation %d: every token is revoked", i+1)
+			before, until := s.sims.Token.Requests(), time.Now().Add(pauseLimit)
+			// An incident isn't due: the program sees the refusal, and has another token
+			// within a second or two.
+			h := s.Harm(nil, "rotation %d: every token is revoked", i+1)
 			s.sims.Token.Revoke()
-			if err := s.Wait(ctx, pauseLimit); err != nil {
-				return err
-			}
-			if s.sims.Token.Requests() > before {
+			h.Bites()
+			if s.Until(ctx, pauseLimit, func() bool { return s.sims.Token.Requests() > before }) {
+				h.Noticed()
 				rotated++
+			}
+			if err := s.Wait(ctx, time.Until(until)); err != nil {
+				return err
 			}
 		}
 		s.Healed("no more rotations")
@@ -153,14 +157,13 @@ func (s *Stage) deployExpired(ctx context.Context, whole *server) (unready bool,
 		return false, err
 	}
 	now := time.Now()
-	s.Harm("a deploy delivers an expired token")
+	h := s.Harm([]string{fcmCredential, fcmProvider}, "a deploy delivers an expired token")
 	if err := writeToken(s.tokenFile("secrets"), "expired-"+good, now.Add(-2*time.Hour), now.Add(-time.Hour)); err != nil {
 		return false, err
 	}
-	if !s.Until(ctx, noticeLimit, func() bool { return s.named(ctx, whole, "credential/fcm") }) {
+	h.Bites()
+	if !s.Until(ctx, noticeLimit, func() bool { return s.named(ctx, whole, fcmCredential) }) {
 		s.Broke("no incident named the credential within %s", noticeLimit)
-	} else {
-		s.Noticed()
 	}
 	s.Evidence("credential_named_after_s", time.Since(now).Seconds())
 	if err := writeToken(s.tokenFile("fresh-secrets"), "expired-"+good, now.Add(-2*time.Hour), now.Add(-time.Hour)); err != nil {
@@ -198,7 +201,7 @@ func (s *Stage) deployExpired(ctx context.Context, whole *server) (unready bool,
 func (s *Stage) failTokenServer(ctx context.Context, whole *server) error {
 	s.sims.Token.SetLifetime(tokenLife)
 	s.env = append(slices.Clone(s.env), "STORMPOST_FCM_TOKEN=", "STORMPOST_FCM_PROJECT=", "STORMPOST_FCM_SERVICE_ACCOUNT=file:"+s.sims.ServiceAccountFile)
-	for _, p := range s.others {
+	for _, p := range slices.Backward(s.others) { // the one that tells of its credentials is the first to need another
 		if strings.Contains(p.roles, "worker") {
 			s.Event("%s is replaced by one with the service account", p.name)
 			p.stop(15 * time.Second)
@@ -208,16 +211,27 @@ func (s *Stage) failTokenServer(ctx context.Context, whole *server) error {
 		}
 	}
 	before := s.sims.Token.Requests()
-	s.Harm("the token server answers 503")
+	h := s.Harm([]string{fcmCredential, fcmProvider}, "the token server answers 503")
 	if err := s.sims.Token.Faults.SetFaults(sim.Fault{Step: sim.StepHeaders, Do: sim.Answer, Code: http.StatusServiceUnavailable}); err != nil {
 		return err
 	}
 	if !s.Until(ctx, tokenLife, func() bool { return s.sims.Token.Requests() > before }) {
 		return fmt.Errorf("no process asked for a token within %s", tokenLife)
 	}
-	if err := s.Wait(ctx, 10*time.Second); err != nil {
+	until := time.Now().Add(10 * time.Second)
+	// Of its credential only a process that watches tells: it has to be refused itself.
+	refused := func(l logLine) bool {
+		return l.Credential == "fcm" && l.Msg == "credential can't be refreshed" && l.Time.After(h.began)
+	}
+	met := s.Until(ctx, time.Until(until), func() bool { return slices.ContainsFunc(s.logLines(whole.name), refused) })
+	if met {
+		h.Bites()
+	}
+	s.Evidence("the_watching_process_was_refused_a_token", met)
+	if err := s.Wait(ctx, time.Until(until)); err != nil {
 		return err
 	}
+	h.Over()
 	s.sims.Token.Faults.ClearFaults()
 	s.Evidence("tokens_refused", s.sims.Token.Requests()-before)
 	s.Healed("the token server is back")

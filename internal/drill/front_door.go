@@ -79,10 +79,16 @@ const backGrace = 20 * time.Second
 // suffer lives through an outage, in the middle of which the API's processes
 // are killed and started. It says whether what was to be away was.
 func (s *Stage) suffer(ctx context.Context, p outage) (away bool, err error) {
-	s.Harm("PostgreSQL: %s", p.name)
+	harms := []*harm{s.Harm([]string{ledgerAway}, "PostgreSQL: %s", p.name)}
+	if p.name == "both" {
+		harms = append(harms, s.Harm([]string{kafkaAway}, "Kafka: all nodes are killed"))
+	}
 	from := time.Now()
 	if err := p.down(); err != nil {
 		return false, err
+	}
+	for _, h := range harms {
+		h.Bites()
 	}
 	err = s.Wait(ctx, p.span/2)
 	for i := range s.apis {
@@ -91,6 +97,9 @@ func (s *Stage) suffer(ctx context.Context, p outage) (away bool, err error) {
 	err = errors.Join(err, s.Wait(ctx, p.span/2))
 	away = !s.postgresUp(ctx) && (p.name != "both" || s.kafkaUp(ctx) == 0)
 	refused := s.Refused(from, time.Now())
+	for _, h := range harms {
+		h.Over()
+	}
 	if err = errors.Join(err, p.up()); err != nil {
 		return false, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -13,7 +14,7 @@ var lostNumbering = Drill{
 could be stored for 8 h 10 min, of which 4 h 44 min were draining.`,
 	About: `The sequence of positions, the unique index on (stream, number) of the current partition and a
 stream's counter are dropped, in turn and together, the last time over and over for a tenth of the load. Accepting never
-stops, each loss is repaired by the program itself within 15 % of the load (30 s by default), the backlog
+stops, each loss is told by an incident and named in a log within 10 s, and repaired by the program itself within 15 % of the load (30 s by default), the backlog
 that it left is drained at no less than 80 % of the drill's top rate while new mail flows, and the numbers of
 each stream are 1..N.`,
 	// The relay here takes as many connections as come. What a backlog of mail goes at
@@ -23,15 +24,21 @@ each stream are 1..N.`,
 		return nil
 	}},
 	Run: func(ctx context.Context, s *Stage) error {
-		var index string
+		if err := s.At(ctx, 0.15); err != nil { // by then there are streams
+			return err
+		}
 		index, err := s.Text(ctx, `select indexname::text from pg_indexes where indexname ~ '^message_5_[0-9]+_number$' order by indexname limit 1`)
 		if err != nil {
 			return err
 		}
+		stream, err := s.Text(ctx, `select min(id)::text from stream`)
+		if err != nil {
+			return err
+		}
 		losses := []loss{
-			{"position", `drop sequence position cascade`, `select 'x' from pg_class where relkind = 'S' and relname = 'position'`},
-			{"unique_index", `drop index ` + index, `select 'x' from pg_indexes where indexname ~ '^message_5_[0-9]+_number$' and indexdef ilike 'create unique%' order by indexname limit 1`},
-			{"counter", `delete from counter where stream = (select min(id) from stream)`, `select 'x' from counter where stream = (select min(id) from stream)`},
+			{"position", "sequence position is missing", `drop sequence position cascade`, `select 'x' from pg_class where relkind = 'S' and relname = 'position'`},
+			{"unique_index", "unique index (stream, seq) of " + strings.TrimSuffix(index, "_number") + " is missing", `drop index ` + index, `select 'x' from pg_indexes where indexname ~ '^message_5_[0-9]+_number$' and indexdef ilike 'create unique%' order by indexname limit 1`},
+			{"counter", "counter of stream " + stream + " is ", `delete from counter where stream = ` + stream, `select 'x' from counter where stream = ` + stream},
 		}
 		losses[1].there = fmt.Sprintf(`select 'x' from pg_indexes where indexname = '%s'`, index)
 		repaired := map[string]any{}
@@ -43,12 +50,14 @@ each stream are 1..N.`,
 			}
 			var lost []loss
 			for _, l := range together {
-				s.Harm("lost: %s", l.name)
+				h := s.Harm([]string{numbering}, "lost, %d: %s", i+1, l.name)
+				h.names = l.fault
 				if err := take(ctx, s, l); err != nil {
 					s.Event("%s could not be taken away: %v", l.name, err)
 					bit = false
 					continue
 				}
+				h.Bites()
 				lost = append(lost, l)
 			}
 			if len(together) == len(losses) { // so a backlog comes about
@@ -161,8 +170,9 @@ func drainRates(ticks []Tick, from float64, rate int) (top, mean float64, most i
 	return top, mean, most
 }
 
-// loss is one thing that numbers, how it goes, and the query that finds it.
-type loss struct{ name, sql, there string }
+// loss is one thing that numbers, how the fault is named, how it goes, and the query
+// that finds it.
+type loss struct{ name, fault, sql, there string }
 
 func unrepaired(m map[string]any) bool {
 	for _, v := range m {

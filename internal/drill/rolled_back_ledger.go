@@ -33,11 +33,12 @@ nothing was sent twice.`,
 			return err
 		}
 		forgotten := time.Now()
-		s.Harm("PostgreSQL is restored from a backup %.0f s old", time.Since(taken).Seconds())
+		rollback := s.Harm([]string{rolledBack}, "PostgreSQL is restored from a backup %.0f s old", time.Since(taken).Seconds())
 		if err := s.Postgres.Restore(ctx); err != nil {
 			return err
 		}
 		restored := time.Now()
+		rollback.Bites()
 		after, err := s.highest(ctx)
 		if err != nil {
 			return err

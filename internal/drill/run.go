@@ -61,7 +61,7 @@ func Run(ctx context.Context, d Drill, opt Options) (res *Result, err error) {
 	}
 	s.settle(ctx)
 	s.quiet(ctx)
-	s.Until(ctx, time.Until(s.harmed.Add(noticeLimit)), func() bool { return s.noticed() })
+	_ = s.Wait(ctx, time.Until(s.lastBite().Add(noticeLimit+2*tickEvery)))
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}
@@ -159,7 +159,7 @@ func (s *Stage) verdict(ctx context.Context) error {
 	harms.InHand, harms.Hold = inHand, hold
 	v, err := judge.Decide(judge.Case{
 		Client: filepath.Join(s.dir, "accepted.jsonl"), Taken: []string{filepath.Join(s.dir, "providers", sim.TakenFile)}, Ends: ends, Sent: sent, Repeats: repeats,
-		Harms: harms, Told: slices.Collect(maps.Keys(s.asked.sent)), Whole: s.drill.Shape.Whole,
+		Harms: harms, Told: slices.Collect(maps.Keys(s.asked.told)), Whole: s.drill.Shape.Whole,
 	})
 	if err != nil {
 		return err
@@ -169,9 +169,7 @@ func (s *Stage) verdict(ctx context.Context) error {
 	r.Lost, r.Doubled, r.Gaps, r.Stale = v.Lost+v.Forgotten, v.Doubled, v.Gaps, v.Stale
 	r.Refused503 = s.load.refused.count()
 	r.Broken = append(r.Broken, v.Problems...)
-	if n := r.NoticeS; !s.drill.Shape.Mixed && (n == nil || *n > noticeLimit.Seconds()) {
-		s.Broke("the harm was not noticed within %s", noticeLimit)
-	}
+	s.judgeNotice()
 	if s.drill.Shape.Calm && v.InDoubt > 0 {
 		s.Broke("%d messages are in doubt, although no process was killed", v.InDoubt)
 	}

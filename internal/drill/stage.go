@@ -48,14 +48,19 @@ type Stage struct {
 	start    time.Time
 	closers  []func() error
 
-	mu        sync.Mutex
-	result    *Result
-	harmed    time.Time // first
-	lastHarm  time.Time
-	healed    time.Time
-	kafkaLess time.Time // when a node of Kafka was seen missing last
-	brokenBy  map[string]int
-	harms     judge.Harms
+	mu          sync.Mutex
+	result      *Result
+	harmed      time.Time // first
+	lastHarm    time.Time
+	healed      time.Time
+	harmsDone   []*harm
+	told        map[string]seen // incidents, by id
+	kafkaLess   time.Time       // when a node of Kafka was seen missing last
+	unwell      time.Time       // when a store was known not to be well last
+	storeHarmed bool            // by a drill, and not healed
+	silencing   int             // faults that last, through which an answer may fail
+	brokenBy    map[string]int
+	harms       judge.Harms
 }
 
 // Rows of a process: how soon what a drill breaks is seen to, where the
@@ -69,7 +74,7 @@ var processSettings = []string{
 // newStage starts everything. What it has started is ended by close also after
 // an error.
 func newStage(ctx context.Context, d Drill, opt Options) (*Stage, error) {
-	s := &Stage{drill: d, opt: opt, asked: asked{states: make(map[string]int), sent: make(map[string]bool)}, brokenBy: make(map[string]int), result: &Result{
+	s := &Stage{drill: d, opt: opt, asked: asked{states: make(map[string]int), told: make(map[judge.Told]bool)}, brokenBy: make(map[string]int), result: &Result{
 		Drill: d.Name, Seed: opt.Seed, Evidence: map[string]any{}, Broken: []string{}, Timeline: []Tick{},
 	}}
 	var err error
@@ -333,41 +338,6 @@ func (s *Stage) Event(format string, args ...any) {
 	t := s.tick()
 	t.Event = fmt.Sprintf(format, args...)
 	s.note(t)
-}
-
-// Harm marks the time of the first harm, from which notice is counted.
-func (s *Stage) Harm(format string, args ...any) {
-	s.mu.Lock()
-	if s.harmed.IsZero() {
-		s.harmed = time.Now()
-	}
-	s.lastHarm, s.healed, s.result.RecoverS = time.Now(), time.Time{}, nil
-	s.mu.Unlock()
-	s.Event(format, args...)
-}
-
-// Noticed marks that the harm was noticed, where a drill sees that itself.
-func (s *Stage) Noticed() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.result.NoticeS == nil && !s.harmed.IsZero() {
-		s.result.NoticeS = seconds(time.Since(s.harmed))
-	}
-}
-
-// noticed says whether the harm was.
-func (s *Stage) noticed() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.result.NoticeS != nil
-}
-
-// Healed marks that the stores are well again, from when recovery is counted.
-func (s *Stage) Healed(format string, args ...any) {
-	s.mu.Lock()
-	s.healed = time.Now()
-	s.mu.Unlock()
-	s.Event(format, args...)
 }
 
 // Evidence is kept in the result.

@@ -10,10 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-const (
-	tickEvery   = time.Second
-	noticeLimit = 10 * time.Second // from the first harm to an open incident
-)
+const tickEvery = time.Second
 
 // watch puts a line into the timeline every second until ctx ends.
 func (s *Stage) watch(ctx context.Context) {
@@ -29,7 +26,7 @@ func (s *Stage) watch(ctx context.Context) {
 		var wg sync.WaitGroup
 		wg.Go(func() { t.Postgres = s.postgresUp(ctx) })
 		wg.Go(func() { t.Kafka = s.kafkaUp(ctx) })
-		wg.Go(func() { t.Incidents, t.newest = s.incidents(ctx) })
+		wg.Go(func() { t.Incidents = s.incidents(ctx) })
 		wg.Wait()
 		if ctx.Err() != nil {
 			return
@@ -39,15 +36,15 @@ func (s *Stage) watch(ctx context.Context) {
 	}
 }
 
-// observe sees whether the harm is noticed, and what it left is done with.
+// observe sees whether the stores are well, and what harm left is done with.
 func (s *Stage) observe(t Tick) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if t.Kafka < len(s.brokers) && time.Now().After(s.kafkaLess) {
 		s.kafkaLess = time.Now()
 	}
-	if s.result.NoticeS == nil && !s.harmed.IsZero() && t.newest.After(s.harmed) {
-		s.result.NoticeS = seconds(t.newest.Sub(s.harmed))
+	if t.Kafka < len(s.brokers) || !t.Postgres {
+		s.unwell = time.Now()
 	}
 	if s.result.RecoverS == nil && !s.healed.IsZero() && t.Backlog <= 2*s.opt.Rate && t.Unhappy <= s.opt.Rate {
 		s.result.RecoverS = seconds(time.Since(s.healed))
@@ -93,33 +90,4 @@ func (s *Stage) kafkaUp(ctx context.Context) (n int) {
 		}
 	}
 	return n
-}
-
-// incidents counts the open ones, where the program tells, and says when the
-// newest of all was opened.
-func (s *Stage) incidents(ctx context.Context) (open *int, newest time.Time) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
-	defer cancel()
-	for i := range s.apis {
-		var page struct {
-			Items []struct {
-				OpenedAt   time.Time  `json:"opened_at"`
-				ResolvedAt *time.Time `json:"resolved_at"`
-			} `json:"items"`
-		}
-		if s.get(ctx, i, "/v1/incidents?limit=200", &page) != nil {
-			continue
-		}
-		n := 0
-		for _, inc := range page.Items {
-			if inc.ResolvedAt == nil || inc.ResolvedAt.IsZero() {
-				n++
-			}
-			if inc.OpenedAt.After(newest) {
-				newest = inc.OpenedAt
-			}
-		}
-		return &n, newest
-	}
-	return nil, newest
 }

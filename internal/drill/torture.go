@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/stormpost/stormpost/internal/drill/judge"
 	"github.com/stormpost/stormpost/internal/sim"
 )
 
@@ -94,12 +95,17 @@ func (t *tormentor) run(ctx context.Context) error {
 func (t *tormentor) suffer(ctx context.Context, f fault) error {
 	s := t.stage
 	d := s.deed(f)
+	var away *harm
 	switch {
 	case d.away: // only the journal knows what is accepted from now on
-		s.Harm("%s", f)
+		away = s.Harm([]string{ledgerAway}, "%s", f)
 	default:
 		s.hurt()
 		s.Event("%s", f)
+	}
+	if s.victim(f) == judge.Store || strings.HasPrefix(f.Target, "api") { // a process that stood still answers too late
+		s.speechless(1)
+		defer s.speechless(-1)
 	}
 	if d.kafka {
 		s.kafkaGone(time.Now().Add(f.Span + kafkaGrace))
@@ -107,6 +113,9 @@ func (t *tormentor) suffer(ctx context.Context, f fault) error {
 	from := time.Now()
 	err := d.do(ctx)
 	if err == nil {
+		if away != nil {
+			away.Bites()
+		}
 		waitUntil(ctx, time.Now().Add(f.Span))
 	}
 	bit := err == nil && d.bit(ctx)
@@ -121,6 +130,7 @@ func (t *tormentor) suffer(ctx context.Context, f fault) error {
 	}
 	// Before the undoing: what a store that is back does isn't the fault's.
 	if d.away {
+		away.Over()
 		s.Healed("%s: %s", f, over)
 	} else {
 		s.Event("%s: %s", f, over)
@@ -148,6 +158,15 @@ func (s *Stage) hurt() {
 	if s.harmed.IsZero() {
 		s.harmed, s.healed = time.Now(), time.Now()
 	}
+}
+
+// speechless notes that a fault begins, 1, or has ended, -1, through which a request
+// may have no answer.
+func (s *Stage) speechless(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.silencing += n
+	s.unwell = time.Now()
 }
 
 // kafkaGone notes that Kafka may not answer until a time.

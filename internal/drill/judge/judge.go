@@ -1,6 +1,7 @@
 package judge
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -15,13 +16,16 @@ type Case struct {
 	Taken  []string        // paths of the simulators' files
 	Ends   map[string]End  // by message id: of all that the API calls something else than sent
 	Sent   map[string]bool // ids that the API calls sent in the end
-	Told   []string        // ids that the API has ever called sent
+	Told   []Told          // what the API has ever told that is for good
 	Harms  Harms           // what was harmed, and when
 	// Repeats are the messages, by id, that ended as the repeat of another without
 	// a key: they have a number, and stand for the same key as that one.
 	Repeats map[string]Number
 	Whole   bool // no store was lost for good: what was accepted must be known at the end
 }
+
+// Told is what the API once said of a message.
+type Told struct{ ID, State string }
 
 // Number is a message's number in its stream.
 type Number struct {
@@ -55,7 +59,7 @@ type Verdict struct {
 	Doubled    int // at providers more than once, or one key with two ids
 	Gaps       int // numbers of 1..N that nobody has or two have, and messages without one
 	Stale      int // taken after their life had ended
-	Untrue     int // told as sent, and with no provider; or the other way round
+	Untrue     int // told as sent, and with no provider, or the other way round; or told as ended otherwise than it did
 	Unfounded  int // of InDoubt: nothing happened that would leave a doubt
 	Forgotten  int // accepted, and taken for new when submitted again at the end
 	Problems   []string
@@ -136,9 +140,21 @@ func Decide(c Case) (*Verdict, error) {
 			problem("doubled", "%s is %d times with a provider", key, k.times)
 		}
 	}
-	told := make(map[string]bool, len(c.Told))
-	for _, id := range c.Told {
-		told[id] = true
+	told := make(map[string]bool, len(c.Told)) // as sent
+	slices.SortFunc(c.Told, func(a, b Told) int { return cmp.Or(cmp.Compare(a.ID, b.ID), cmp.Compare(a.State, b.State)) })
+	for _, t := range c.Told {
+		if t.State == "sent" { // a ledger that was rolled back may know less by now
+			told[t.ID] = true
+			continue
+		}
+		end := c.Ends[t.ID].State
+		if c.Sent[t.ID] {
+			end = "sent"
+		}
+		if end != t.State {
+			v.Untrue++
+			problem("untrue", "%s was told as %q, and in the end the API says %q", t.ID, t.State, end)
+		}
 	}
 	latencies := make(map[string][]latency)
 	var doubts []doubted

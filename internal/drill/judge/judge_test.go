@@ -59,6 +59,7 @@ func TestDecide(t *testing.T) {
 		ends     map[string]End
 		repeats  map[string]Number
 		harms    Harms
+		told     []Told
 	}
 	after := func(seconds float64) time.Time { return begin.Add(time.Duration(seconds * float64(time.Second))) }
 	// silent has the first n messages in doubt, each handed over at begin, and nothing heard of it.
@@ -130,6 +131,22 @@ func TestDecide(t *testing.T) {
 		{"expired", func(p *plant) {
 			p.taken, p.ends["id-m1"], p.accepted[0].ExpiresAt = p.taken[1:], End{State: "expired", At: begin}, begin
 		}, "sent 5, expired 1"},
+		{"told as expired, and so it ended", func(p *plant) {
+			p.taken, p.ends["id-m1"], p.accepted[0].ExpiresAt = p.taken[1:], End{State: "expired", At: begin}, begin
+			p.told = []Told{{"id-m1", "expired"}, {"id-m2", "sent"}}
+		}, "sent 5, expired 1"},
+		{"told as expired, and sent", func(p *plant) { p.told = []Told{{"id-m1", "expired"}} }, "sent 6, untrue 1"},
+		{"told as failed, and in doubt", func(p *plant) {
+			silent(p, 1)
+			killed(p, 1)
+			p.told = []Told{{"id-m1", "failed"}}
+		}, "sent 5, in doubt 1, untrue 1"},
+		{"told as held, and unknown", func(p *plant) { p.told = []Told{{"id-x", "held"}} }, "sent 6, untrue 1"},
+		{"told as sent, and in doubt", func(p *plant) {
+			silent(p, 1)
+			killed(p, 1)
+			p.told = []Told{{"id-m1", "sent"}}
+		}, "sent 5, in doubt 1, untrue 1"},
 		{"expired without a life to end", func(p *plant) { p.taken, p.ends["id-m1"] = p.taken[1:], End{State: "expired", At: begin} }, "sent 5, lost 1"},
 		{"superseded", func(p *plant) {
 			p.taken, p.ends["id-m1"], p.accepted[0].Supersede, p.accepted[1].Supersede = p.taken[1:], End{State: "superseded"}, "k", "k"
@@ -214,7 +231,7 @@ func TestDecide(t *testing.T) {
 			}
 			v, err := Decide(Case{
 				Client: filepath.Join(dir, "accepted"), Taken: []string{filepath.Join(dir, sim.TakenFile)},
-				Ends: p.ends, Sent: sent, Repeats: p.repeats, Harms: p.harms, Whole: true,
+				Ends: p.ends, Sent: sent, Repeats: p.repeats, Harms: p.harms, Told: p.told, Whole: true,
 			})
 			if err != nil {
 				t.Fatal(err)
