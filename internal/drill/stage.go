@@ -1,14 +1,10 @@
 package drill
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -374,35 +370,3 @@ func (s *Stage) broke(kind, format string, args ...any) {
 
 // Refused is the seconds between two times in which a request was answered 503.
 func (s *Stage) Refused(a, b time.Time) int { return s.load.refused.between(a, b) }
-
-// get reads the API as an operator.
-func (s *Stage) get(ctx context.Context, n int, path string, out any) error {
-	_, err := s.getAs(ctx, s.oper, n, path, out)
-	return err
-}
-
-// getAs reads the API with a key. The status is 0 when there was no answer.
-func (s *Stage) getAs(ctx context.Context, key string, n int, path string, out any) (status int, err error) {
-	return s.getFrom(ctx, s.API(n), key, path, out)
-}
-
-// getFrom is getAs with the API's base URL. The error has what a refusal says.
-func (s *Stage) getFrom(ctx context.Context, base, key, path string, out any) (status int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, base+path, nil)
-	if err != nil {
-		return 0, err
-	}
-	req.Header.Set("Authorization", "Bearer "+key)
-	resp, err := s.load.http.Do(req)
-	if err != nil {
-		return 0, err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		said, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-		return resp.StatusCode, fmt.Errorf("GET %s: %s: %s", cmp.Or(path, "/"), resp.Status, said)
-	}
-	return resp.StatusCode, json.NewDecoder(resp.Body).Decode(out)
-}
