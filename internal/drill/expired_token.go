@@ -197,18 +197,23 @@ func (s *Stage) deployExpired(ctx context.Context, whole *server) (unready bool,
 }
 
 // failTokenServer moves the workers to the service account, and has its token
-// server fail for 10 s from when one is refused.
+// server fail for 10 s from when the one that tells of it is refused a token.
 func (s *Stage) failTokenServer(ctx context.Context, whole *server) error {
 	s.sims.Token.SetLifetime(tokenLife)
 	s.env = append(slices.Clone(s.env), "STORMPOST_FCM_TOKEN=", "STORMPOST_FCM_PROJECT=", "STORMPOST_FCM_SERVICE_ACCOUNT=file:"+s.sims.ServiceAccountFile)
-	for _, p := range slices.Backward(s.others) { // the one that tells of its credentials is the first to need another
+	had := s.sims.Token.Requests()
+	for _, p := range slices.Backward(s.others) { // the one that tells is the first to need another
 		if strings.Contains(p.roles, "worker") {
 			s.Event("%s is replaced by one with the service account", p.name)
 			p.stop(15 * time.Second)
 			if err := p.start(ctx); err != nil {
 				return err
 			}
+			had++
 		}
+	}
+	if !s.Until(ctx, tokenLife/2, func() bool { return s.sims.Token.Requests() >= had }) { // what is due next is a refresh
+		return fmt.Errorf("not every process asked for a token within %s", tokenLife/2)
 	}
 	before := s.sims.Token.Requests()
 	h := s.Harm([]string{fcmCredential, fcmProvider}, "the token server answers 503")
@@ -218,17 +223,17 @@ func (s *Stage) failTokenServer(ctx context.Context, whole *server) error {
 	if !s.Until(ctx, tokenLife, func() bool { return s.sims.Token.Requests() > before }) {
 		return fmt.Errorf("no process asked for a token within %s", tokenLife)
 	}
-	until := time.Now().Add(10 * time.Second)
 	// Of its credential only a process that watches tells: it has to be refused itself.
-	refused := func(l logLine) bool {
-		return l.Credential == "fcm" && l.Msg == "credential can't be refreshed" && l.Time.After(h.began)
-	}
-	met := s.Until(ctx, time.Until(until), func() bool { return slices.ContainsFunc(s.logLines(whole.name), refused) })
+	met := s.Until(ctx, tokenLife/8, func() bool {
+		return slices.ContainsFunc(s.logLines(whole.name), func(l logLine) bool {
+			return l.Credential == "fcm" && l.Msg == "credential can't be refreshed" && l.Time.After(h.began)
+		})
+	})
 	if met {
 		h.Bites()
 	}
 	s.Evidence("the_watching_process_was_refused_a_token", met)
-	if err := s.Wait(ctx, time.Until(until)); err != nil {
+	if err := s.Wait(ctx, noticeLimit); err != nil {
 		return err
 	}
 	h.Over()

@@ -173,19 +173,19 @@ func remember(all map[string]seen, told map[string]map[string]seen, now time.Tim
 // heard is when people could hear of h: an incident that tells of it opened since it was
 // begun, or was open when it bit, since an earlier harm of which the same tells. first
 // is when the first harm of which it tells was begun: what opened before is of none.
-func (h *harm) heard(all map[string]seen, first map[string]time.Time) (at time.Time) {
+func (h *harm) heard(all map[string]seen, first map[string]time.Time) (at time.Time, by string) {
 	for _, i := range all {
 		over := i.opened.Before(h.began) && !i.resolved.IsZero() && i.resolved.Before(h.bit)
 		for _, what := range h.tells {
 			if (what == i.kind || what == i.cause) && !i.opened.Before(first[what]) && !over && (at.IsZero() || i.opened.Before(at)) {
-				at = i.opened
+				at, by = i.opened, i.cause
 			}
 		}
 	}
 	if !at.IsZero() && at.Before(h.bit) {
 		at = h.bit // at once
 	}
-	return at
+	return at, by
 }
 
 // noticing judges all harms that bit: told lists each, worst is the longest that
@@ -206,9 +206,9 @@ func noticing(harms []*harm, all map[string]seen, logged func(names string, afte
 		if h.bit.IsZero() {
 			continue
 		}
-		at := h.noticed
+		at, by := h.noticed, "what the drill saw"
 		if h.tells != nil {
-			at = h.heard(all, first)
+			at, by = h.heard(all, first)
 		}
 		if h.names != "" && !at.IsZero() {
 			// People hear of the kind, and find which it is in the log.
@@ -219,7 +219,7 @@ func noticing(harms []*harm, all map[string]seen, logged func(names string, afte
 				at = line
 			}
 		}
-		row := map[string]any{"harm": h.what, "told_by": strings.Join(h.tells, ", "), "noticed_after_s": nil}
+		row := map[string]any{"harm": h.what, "may_tell": h.tells, "told_by": by, "noticed_after_s": nil}
 		told = append(told, row)
 		took := at.Sub(h.bit)
 		if !at.IsZero() {

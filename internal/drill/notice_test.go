@@ -73,6 +73,22 @@ func TestNoticing(t *testing.T) {
 	}
 }
 
+// It is listed what told of a harm, and what of it nobody did.
+func TestNoticingLists(t *testing.T) {
+	begin := time.Date(2026, 12, 1, 8, 0, 0, 0, time.UTC)
+	told, _, _ := noticing([]*harm{
+		{what: "gone", tells: []string{kafkaAway, clusterChanged}, began: begin, bit: begin, over: begin.Add(15 * time.Second)},
+		{what: "lost", tells: []string{numbering}, began: begin, bit: begin},
+		{what: "undone", tells: []string{rolledBack}, began: begin, bit: begin, over: begin.Add(time.Second)},
+	}, map[string]seen{"i": {kind: kafkaAway, cause: "kafka_away/main", opened: begin.Add(2 * time.Second)}}, nil)
+	want := "[map[harm:gone may_tell:[kafka_away cluster_changed] noticed_after_s:2 over_after_s:15 told_by:kafka_away/main] " +
+		"map[harm:lost may_tell:[numbering] noticed_after_s:<nil> told_by:] " +
+		"map[harm:undone it_was_over_before:true may_tell:[ledger_rolled_back] noticed_after_s:<nil> over_after_s:1 told_by:]]"
+	if got := fmt.Sprint(told); got != want {
+		t.Errorf("%s\nwant %s", got, want)
+	}
+}
+
 // What a process has forgotten is open no more; what one doesn't answer for stays.
 func TestRemember(t *testing.T) {
 	now := time.Date(2026, 12, 1, 8, 0, 0, 0, time.UTC)
