@@ -37,6 +37,14 @@ func short(t *testing.T, d Drill, opt Options) *Result {
 	return r
 }
 
+// judgedHarms fails unless so many harms bit, and were judged by whether they were noticed.
+func judgedHarms(t *testing.T, r *Result, want int) {
+	t.Helper()
+	if told, _ := r.Evidence["noticed"].([]map[string]any); len(told) != want {
+		t.Errorf("%d harms were judged, want %d: %v", len(told), want, told)
+	}
+}
+
 // given are the stores that the tests have.
 func given(t *testing.T) (dsn string, brokers []string) {
 	t.Helper()
@@ -48,28 +56,34 @@ func given(t *testing.T) (dsn string, brokers []string) {
 
 func TestCorruptCluster(t *testing.T) {
 	dsn, _ := given(t)
-	if r := short(t, corruptCluster, Options{Messages: 1500, Rate: 60, DSN: dsn}); r.Refused503 > 0 || r.InDoubt > 0 {
+	r := short(t, corruptCluster, Options{Messages: 1500, Rate: 60, DSN: dsn})
+	if r.Refused503 > 0 || r.InDoubt > 0 {
 		t.Errorf("refused in %d seconds, %d in doubt", r.Refused503, r.InDoubt)
 	}
+	judgedHarms(t, r, 2)
 }
 
 func TestRolledBackLedger(t *testing.T) {
 	_, brokers := given(t)
-	if r := short(t, rolledBackLedger, Options{Messages: 1000, Rate: 40, Brokers: brokers}); r.Refused503 > 0 {
+	r := short(t, rolledBackLedger, Options{Messages: 1000, Rate: 40, Brokers: brokers})
+	if r.Refused503 > 0 {
 		t.Errorf("refused in %d seconds", r.Refused503)
 	}
+	judgedHarms(t, r, 1)
 }
 
 func TestLostNumbering(t *testing.T) {
 	dsn, brokers := given(t)
-	short(t, lostNumbering, Options{Messages: 1500, Rate: 40, DSN: dsn, Brokers: brokers})
+	judgedHarms(t, short(t, lostNumbering, Options{Messages: 1500, Rate: 40, DSN: dsn, Brokers: brokers}), 6) // three in turn, and three together
 }
 
 func TestFrontDoor(t *testing.T) {
 	given(t)
-	if r := short(t, frontDoor, Options{Messages: 1500, Rate: 40}); r.InDoubt > 0 {
+	r := short(t, frontDoor, Options{Messages: 1500, Rate: 40})
+	if r.InDoubt > 0 {
 		t.Errorf("%d in doubt", r.InDoubt)
 	}
+	judgedHarms(t, r, 5) // of the last outage both stores'
 }
 
 func TestExpiredToken(t *testing.T) {
