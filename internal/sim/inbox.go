@@ -1,8 +1,10 @@
 package sim
 
 import (
+	"bufio"
 	"embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"html/template"
 	"log/slog"
@@ -13,7 +15,7 @@ import (
 )
 
 const (
-	inboxRows      = 200 // on the page; GET /messages gives all that the store's tail has
+	inboxRows      = 200 // on the page; GET /messages gives all that is stored
 	inboxMaxFaults = 64 << 10
 )
 
@@ -23,7 +25,7 @@ var inboxFiles embed.FS
 // Inbox shows what a Store has taken, for people and for programs:
 //
 //	GET  /                 a page with the newest messages
-//	GET  /messages         a JSON array of all in the store's tail, newest first
+//	GET  /messages         a JSON array of all that is stored, newest first
 //	GET  /messages/{n}     a page with one message as text
 //	GET  /faults           the servers' faults
 //	POST /faults           {"server": NAME, "faults": [Fault…]} replaces one server's
@@ -79,41 +81,69 @@ type row struct {
 }
 
 // query reads a list's parameters. fallback is the limit if none is given.
-func (in *Inbox) query(r *http.Request, fallback int) ([]Numbered, error) {
+func query(r *http.Request, fallback int) (limit int, keep func(*Taken) bool, err error) {
 	q := r.URL.Query()
-	limit := fallback
+	limit = fallback
 	if s := q.Get("limit"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			return nil, fmt.Errorf("limit %q: want a number from 1", s)
+		if limit, err = strconv.Atoi(s); err != nil || limit < 1 {
+			return 0, nil, fmt.Errorf("limit %q: want a number from 1", s)
 		}
-		limit = n
 	}
 	channel, to := q.Get("channel"), q.Get("to")
-	return in.store.List(limit, func(t *Taken) bool {
+	return limit, func(t *Taken) bool {
 		return (channel == "" || t.Channel == channel) && strings.Contains(t.To, to)
-	}), nil
+	}, nil
 }
 
+// errEnough ends a list.
+var errEnough = errors.New("enough")
+
+// messages streams: the file may be longer than memory.
 func (in *Inbox) messages(w http.ResponseWriter, r *http.Request) {
-	list, err := in.query(r, 0)
+	limit, keep, err := query(r, 0)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	rows := make([]row, len(list))
-	for i, t := range list {
-		rows[i] = row{t.Channel, t.To, t.Subject, t.MessageID, t.ReceivedAt}
+	w.Header().Set("Content-Type", "application/json; charset=UTF-8")
+	out := bufio.NewWriterSize(w, 64<<10)
+	rows, sep := 0, byte('[')
+	err = in.store.Newest(func(t *Taken) error {
+		if !keep(t) {
+			return nil
+		}
+		b, err := json.Marshal(row{t.Channel, t.To, t.Subject, t.MessageID, t.ReceivedAt})
+		if err != nil {
+			return err
+		}
+		_ = out.WriteByte(sep)
+		if _, err := out.Write(b); err != nil {
+			return errEnough // the client has gone
+		}
+		rows, sep = rows+1, ','
+		if rows == limit {
+			return errEnough
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		in.log.Error("inbox failed", "error", err)
+		panic(http.ErrAbortHandler) // a list that is cut short mustn't look whole
 	}
-	writeJSON(w, http.StatusOK, rows)
+	if rows == 0 {
+		_ = out.WriteByte('[')
+	}
+	_, _ = out.WriteString("]\n")
+	_ = out.Flush() // the client may have gone
 }
 
 func (in *Inbox) list(w http.ResponseWriter, r *http.Request) {
-	list, err := in.query(r, inboxRows)
+	limit, keep, err := query(r, inboxRows)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	list := in.store.List(limit, keep)
 	faults, err := json.MarshalIndent(in.faultLists(), "", "  ")
 	if err != nil {
 		in.fail(w, err)

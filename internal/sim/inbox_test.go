@@ -1,12 +1,16 @@
 package sim
 
 import (
+	"bytes"
 	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -66,6 +70,71 @@ func TestInboxMessages(t *testing.T) {
 			t.Errorf("%s: %d", bad, w.Code)
 		}
 	}
+}
+
+// The list is of all that was ever taken, whatever of it the store remembers;
+// after a restart, too.
+func TestInboxListsMoreThanTheTail(t *testing.T) {
+	dir := t.TempDir()
+	s := openStore(t, dir)
+	const n = TailLimit + 2345
+	batch := make([]Taken, n)
+	for i := range batch {
+		batch[i] = Taken{Channel: "email", To: "a@x", MessageID: strconv.Itoa(i + 1)}
+	}
+	batch[0].To, batch[1].Raw = "first@x", bytes.Repeat([]byte("x"), RawLimit)
+	appendAll(t, s, batch...)
+	check := func(in *Inbox) {
+		t.Helper()
+		for query, want := range map[string][2]int{ // how many, and the last one's number
+			"":                         {n, 1},
+			"?limit=2":                 {2, n - 1},
+			"?limit=12000":             {12_000, n - 12_000 + 1},
+			"?limit=100000":            {n, 1},
+			"?to=first@x":              {1, 1},
+			"?channel=email&to=a@x":    {n - 1, 2},
+			"?channel=push&limit=9999": {0, 0},
+		} {
+			w := ask(in, "GET", "/messages"+query, "")
+			var rows []row
+			if err := json.Unmarshal(w.Body.Bytes(), &rows); err != nil || w.Code != 200 || rows == nil {
+				t.Fatalf("%s: %d %v", query, w.Code, err)
+			}
+			last := 0
+			for i, r := range rows {
+				number, _ := strconv.Atoi(r.MessageID)
+				if i > 0 && number != last-1 {
+					t.Fatalf("%s: after %d comes %s", query, last, r.MessageID)
+				}
+				last = number
+			}
+			if len(rows) != want[0] || last != want[1] {
+				t.Errorf("%s: %d down to %d, want %d down to %d", query, len(rows), last, want[0], want[1])
+			}
+		}
+		// The page keeps to the tail.
+		if page := ask(in, "GET", "/?to=first@x", "").Body.String(); strings.Contains(page, "/messages/1\"") {
+			t.Error("the page reads the whole file")
+		}
+	}
+	check(NewInbox(s, nil, slog.New(slog.DiscardHandler)))
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = openStore(t, dir)
+	in := NewInbox(s, nil, slog.New(slog.DiscardHandler))
+	check(in)
+
+	// What can't be read to its end doesn't look whole.
+	if err := os.WriteFile(filepath.Join(dir, TakenFile), []byte("garbage"), 0o600); err != nil { // under the store
+		t.Fatal(err)
+	}
+	defer func() {
+		if recover() != http.ErrAbortHandler {
+			t.Error("a list that was cut short looks whole")
+		}
+	}()
+	ask(in, "GET", "/messages", "")
 }
 
 // What is in a message is shown, and does nothing.

@@ -1,12 +1,14 @@
 package sim
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -141,6 +143,38 @@ func TestStoreTailIsBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	check(openStore(t, dir))
+}
+
+// Lines of all lengths, up to the longest there may be, are read backwards as
+// they are forwards; a longer one is told.
+func TestReadingBackwards(t *testing.T) {
+	var file []byte
+	for i, n := range []int{1, 2, lineLimit, 700_000, 348_577, lineLimit - 1, 1, lineLimit, lineLimit, 5, 1_000_000, 48_576, 3} {
+		file = append(file, bytes.Repeat([]byte{byte('a' + i)}, n-1)...)
+		file = append(file, '\n')
+	}
+	read := func(each func(f func(int64, []byte) error) error) (lines []string) {
+		t.Helper()
+		if err := each(func(offset int64, line []byte) error {
+			lines = append(lines, fmt.Sprint(offset, len(line), line[0]))
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return lines
+	}
+	forwards := read(func(f func(int64, []byte) error) error { return eachLine(bytes.NewReader(file), f) })
+	backwards := read(func(f func(int64, []byte) error) error {
+		return eachLineBack(bytes.NewReader(file), int64(len(file)), f)
+	})
+	slices.Reverse(backwards)
+	if len(forwards) != 13 || !slices.Equal(forwards, backwards) {
+		t.Errorf("forwards %v\nbackwards %v", forwards, backwards)
+	}
+	long := append(bytes.Repeat([]byte("x"), lineLimit+1), '\n')
+	if err := eachLineBack(bytes.NewReader(long), int64(len(long)), func(int64, []byte) error { return nil }); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("a line over the limit: %v", err)
+	}
 }
 
 func TestStoreManyAppendersAndAWaiter(t *testing.T) {

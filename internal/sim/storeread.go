@@ -62,6 +62,33 @@ func (s *Store) Get(n int) (t Taken, ok bool, err error) {
 	return t, true, nil
 }
 
+// Newest streams what is stored now, newest first and without Raw, until f
+// returns an error, which Newest returns: the last TailLimit from memory, what
+// is older from the file, of which it holds a block at a time. f mustn't change
+// or keep its argument.
+func (s *Store) Newest(f func(*Taken) error) error {
+	s.mu.Lock()
+	tail, begun := make([]Taken, 0, len(s.tail)), int64(0)
+	for n := s.count; n > s.count-len(s.tail); n-- {
+		e := &s.tail[(n-1)%TailLimit]
+		tail, begun = append(tail, e.taken), e.offset
+	}
+	s.mu.Unlock()
+	for i := range tail {
+		if err := f(&tail[i]); err != nil {
+			return err
+		}
+	}
+	return eachLineBack(s.file, begun, func(offset int64, line []byte) error {
+		var t Taken
+		if err := json.Unmarshal(line, &t); err != nil {
+			return fmt.Errorf("%w at byte %d: %w", ErrCorrupt, offset, err)
+		}
+		t.Raw = nil
+		return f(&t)
+	})
+}
+
 // All streams what is stored now from the file, oldest first, until f returns
 // an error, which All returns.
 func (s *Store) All(f func(Taken) error) error {
@@ -129,6 +156,35 @@ func eachLine(r io.Reader, f func(offset int64, line []byte) error) error {
 		}
 		offset += int64(len(line))
 	}
+}
+
+// eachLineBack is eachLine from the last to the first of the lines that end
+// bytes are made of.
+func eachLineBack(r io.ReaderAt, end int64, f func(offset int64, line []byte) error) error {
+	buf := make([]byte, min(end, lineLimit+1)) // a line, and the end of the one before it
+	for end > 0 {
+		block := buf[:min(end, lineLimit+1)]
+		start := end - int64(len(block))
+		if n, err := r.ReadAt(block, start); n < len(block) {
+			return fmt.Errorf("read at byte %d: %w", start, err)
+		}
+		before := end
+		for len(block) > 0 {
+			from := bytes.LastIndexByte(block[:len(block)-1], '\n') + 1
+			if from == 0 && start > 0 {
+				break // it may begin before the block
+			}
+			if err := f(start+int64(from), block[from:]); err != nil {
+				return err
+			}
+			block = block[:from]
+			end = start + int64(from)
+		}
+		if end == before {
+			return fmt.Errorf("%w before byte %d: over %d bytes", ErrCorrupt, end, lineLimit)
+		}
+	}
+	return nil
 }
 
 // load reads the file at start and cuts off what follows its last whole line.
