@@ -67,6 +67,9 @@ func Bench(ctx context.Context, cfg config.Config, opt BenchOptions) (res *bench
 	defer func() {
 		stop()
 		err = errors.Join(err, <-served)
+		if err == nil {
+			err = loopback.Doubled() // what came after the last of them
+		}
 		if p != nil {
 			p.removeTopics()
 		}

@@ -95,8 +95,8 @@ func Run(ctx context.Context, pipe Pipe, o Options) (*Result, error) {
 	}
 	elapsed := time.Since(start)
 	used := readCPU(pipe.Stores).since(cpu, o.Count)
-	if twice := pipe.Provider.twice.Load(); twice > 0 {
-		return nil, fmt.Errorf("bench: %d messages were delivered twice", twice)
+	if err := pipe.Provider.Doubled(); err != nil {
+		return nil, err
 	}
 	ends := make([]time.Duration, o.Count)
 	for i := range ends {
@@ -235,6 +235,14 @@ func (l *Loopback) begin(count int) {
 	l.start, l.at, l.done = time.Now(), make([]atomic.Int64, count), make(chan struct{})
 	l.count.Store(0)
 	l.twice.Store(0)
+}
+
+// Doubled tells of hand-overs beyond the first of each message, so far.
+func (l *Loopback) Doubled() error {
+	if twice := l.twice.Load(); twice > 0 {
+		return fmt.Errorf("bench: %d messages were delivered twice", twice)
+	}
+	return nil
 }
 
 // Name is loopback.
