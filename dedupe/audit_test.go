@@ -1,6 +1,7 @@
 package dedupe_test
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"testing"
@@ -191,5 +192,28 @@ func TestAuditOfLanesFindsWhatIsLost(t *testing.T) {
 				t.Errorf("audit: %+v, want %d lost", a, test.lost)
 			}
 		})
+	}
+}
+
+// A stream is its owner's: to anybody else it isn't there.
+func TestAuditOfAnothersStream(t *testing.T) {
+	t.Parallel()
+	l := ledgertest.Open(t, "")
+	owner, other := ledgertest.Tenant(t, l, "acme"), ledgertest.Tenant(t, l, "other")
+	accept(t, l, ledgertest.Email(t, owner, "k", "shared-name", "a@example.com"))
+	if a, err := l.Audit(t.Context(), owner, "shared-name"); err != nil || a.Last != 1 {
+		t.Fatalf("the owner: %+v %v", a, err)
+	}
+	for _, within := range []message.Range{{}, {From: 1, To: 1}} {
+		if a, err := l.AuditPart(t.Context(), other, "shared-name", within); !errors.Is(err, message.ErrNotFound) || a != nil {
+			t.Errorf("another tenant, %+v: %+v %v", within, a, err)
+		}
+	}
+	// With a stream of the same name of its own, it sees that one.
+	for _, key := range ledgertest.Keys(2) {
+		accept(t, l, ledgertest.Email(t, other, key, "shared-name", "a@example.com"))
+	}
+	if a, err := l.Audit(t.Context(), other, "shared-name"); err != nil || a.Last != 2 {
+		t.Errorf("its own: %+v %v", a, err)
 	}
 }
