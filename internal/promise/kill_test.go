@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -273,23 +274,26 @@ func waitAccepted(t *testing.T, c *client, n int64) {
 	}
 }
 
-// SIGTERM under load: no doubts, nothing lost, nothing doubled.
+// SIGTERM under load, of workers, of the API and of processes that are all of it,
+// in turns: no doubts, nothing lost, nothing doubled.
 func TestRollingRestartLeavesNoDoubt(t *testing.T) {
 	s := newStage(t)
-	api := s.start("api").api
-	workers := []*slot{s.slot("worker"), s.slot("worker")}
-	c := newClient(t, s.key, func() string { return api })
+	all := s.slot("api,worker,recovery,watch")
+	apis := []*slot{s.slot("api"), s.slot("api"), all}
+	turns := []*slot{apis[0], s.slot("worker"), all, apis[1], s.slot("worker")}
+	var turn atomic.Int64
+	c := newClient(t, s.key, func() string { return apis[int(turn.Add(1))%len(apis)].current().api })
 	stop := c.flow(150, mixed("term"))
 	for i := range teststack.Scaled(40) {
-		w := workers[i%2]
+		next := turns[i%len(turns)]
 		waitAccepted(t, c, 50)
 		ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
-		err := w.current().stop(ctx)
+		err := next.current().stop(ctx)
 		cancel()
 		if err != nil {
 			t.Fatal(err)
 		}
-		w.restart(t)
+		next.restart(t)
 	}
 	stop()
 	if v := s.settle(c, c.urls, time.Minute); len(v.doubts) > 0 {
