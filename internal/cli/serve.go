@@ -33,7 +33,8 @@ smtp.addr is STORMPOST_SMTP_ADDR. The ones to begin with:
   STORMPOST_SMTP_ADDR       the SMTP relay, with _USERNAME, _PASSWORD, _TLS
   STORMPOST_FCM_SERVICE_ACCOUNT   file:/path/of/service-account.json
 
-Traces and metrics are exported as OTEL_EXPORTER_OTLP_* say.`,
+Traces and metrics are exported as OTEL_EXPORTER_OTLP_* say, over http/protobuf
+only.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := c.settings()
