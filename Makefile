@@ -39,7 +39,8 @@ test: deps ## all tests, against real PostgreSQL and Apache Kafka
 	$(WITH_STORES) sh -c '$(GO) test $(TEST_FLAGS) -run $(ALONE) ./internal/promise && $(GO) test $(TEST_FLAGS) -skip $(ALONE) $(PKGS)'
 
 race: STORMPOST_TEST_SCALE := 32
-race: deps-race ## all tests with the race detector, smaller counts
+race: export STORMPOST_TEST_RACE := 1
+race: deps-race ## all tests, and the programs that they start, with the race detector; smaller counts
 	CGO_ENABLED=1 $(WITH_STORES) $(GO) test -race $(TEST_FLAGS) $(PKGS)
 
 quick: ## what can be said in seconds: -short, an in-process broker instead of Kafka

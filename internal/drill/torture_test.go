@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -20,10 +18,18 @@ func built(t *testing.T, tags string) string {
 	if testing.Short() || os.Getenv("STORMPOST_TEST_SCALE") == "" {
 		t.Skip("real processes on real stores: with STORMPOST_TEST_SCALE, as make test sets it")
 	}
-	binary := filepath.Join(t.TempDir(), "stormpost")
-	if out, err := exec.Command("go", "build", "-tags", tags, "-o", binary, "github.com/stormpost/stormpost/cmd/stormpost").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	dir := t.TempDir()
+	binary, err := teststack.Build(dir, tags)
+	if err != nil {
+		t.Fatal(err)
 	}
+	name, value, _ := strings.Cut(teststack.RaceEnv(dir), "=")
+	t.Setenv(name, value)
+	t.Cleanup(func() {
+		if races := teststack.Races(dir); races != "" {
+			t.Errorf("the processes race:\n%s", races)
+		}
+	})
 	return binary
 }
 

@@ -18,26 +18,18 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 )
 
-// binary builds the program once for all tests. STORMPOST_TEST_RACE=1 builds it
-// with the race detector.
+// binary builds the program once for all tests.
 var binary = sync.OnceValues(func() (string, error) {
 	dir, err := os.MkdirTemp("", "stormpost-promise-")
 	if err != nil {
 		return "", err
 	}
 	buildDir = dir
-	path := filepath.Join(dir, "stormpost")
-	args := []string{"build", "-o", path}
-	if os.Getenv("STORMPOST_TEST_RACE") != "" {
-		args = append(args, "-race")
-	}
-	out, err := exec.Command("go", append(args, "github.com/stormpost/stormpost/cmd/stormpost")...).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("go build: %w\n%s", err, out)
-	}
-	return path, nil
+	return teststack.Build(dir, "")
 })
 
 var buildDir string // removed by TestMain
@@ -94,7 +86,7 @@ func (s *stage) tryStart(roles string, extra ...string) (*process, error) {
 	}
 	cmd := exec.Command(path, "serve", "--roles", roles)
 	name := fmt.Sprint("promise-", started.Add(1))
-	cmd.Env = append(append(append(os.Environ(), s.env...), extra...), "PGAPPNAME="+name)
+	cmd.Env = append(append(append(os.Environ(), s.env...), extra...), "PGAPPNAME="+name, teststack.RaceEnv(buildDir))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {

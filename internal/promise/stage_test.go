@@ -142,6 +142,9 @@ func (s *stage) killAll() {
 	for _, p := range s.runs {
 		p.kill()
 	}
+	if races := teststack.Races(buildDir); races != "" {
+		s.t.Errorf("the processes race:\n%s", races)
+	}
 	if s.t.Failed() && len(s.runs) > 0 {
 		s.t.Logf("the last process logged:\n%s", s.runs[len(s.runs)-1].logs)
 	}
