@@ -56,6 +56,14 @@ type devKeys struct {
 	OperatorKey string `json:"operator_key"`
 }
 
+// From the end of its context on, dev takes less than 10 s whatever hangs: what is
+// left of them after serveLimit and storesLimit is for PostgreSQL to be stopped at
+// once, which takes two at most and loses nothing.
+const (
+	serveLimit  = 6 * time.Second
+	storesLimit = 7500 * time.Millisecond
+)
+
 // Dev runs all of Stormpost on this machine until ctx ends: PostgreSQL as a
 // child process, a Kafka-protocol broker and the providers' simulators inside
 // this one, and a process with every role on top.
@@ -80,7 +88,7 @@ func Dev(ctx context.Context, opt DevOptions) (err error) {
 		return err
 	}
 	defer os.Remove(file)
-	return Serve(ctx, cfg, Options{Version: opt.Version, Output: opt.Output, Ready: func(a Addresses) {
+	return d.serve(ctx, cfg, Options{Version: opt.Version, Output: opt.Output, Ready: func(a Addresses) {
 		d.addr.API, d.addr.Metrics, d.addr.PID = a.API, a.Metrics, os.Getpid()
 		if err := writeJSON(file, d.addr); err != nil {
 			log.Error("dev.json could not be written", "error", err)
@@ -92,6 +100,27 @@ func Dev(ctx context.Context, opt DevOptions) (err error) {
 	}})
 }
 
+// serve is Serve, for serveLimit after ctx's end. What it leaves then dies with the
+// process, as by kill -9.
+func (d *dev) serve(ctx context.Context, cfg config.Config, opt Options) error {
+	served := make(chan error, 1)
+	go func() { served <- Serve(ctx, cfg, opt) }()
+	select {
+	case err := <-served:
+		return err
+	case <-ctx.Done():
+		d.asked = time.Now()
+	}
+	timer := time.NewTimer(serveLimit)
+	defer timer.Stop()
+	select {
+	case err := <-served:
+		return err
+	case <-timer.C:
+		return fmt.Errorf("not stopped in order within %s: what is under way goes on with the next start", serveLimit)
+	}
+}
+
 type dev struct {
 	opt      DevOptions
 	log      *slog.Logger
@@ -99,6 +128,7 @@ type dev struct {
 	postgres *devstack.Postgres
 	broker   *devstack.Broker
 	sims     *sim.Sims
+	asked    time.Time // to stop; zero: nobody asked
 }
 
 // start starts what a process needs, and makes its configuration.
@@ -154,7 +184,7 @@ func (d *dev) start(ctx context.Context) (config.Config, error) {
 	if err := d.usePushSims(&cfg); err != nil {
 		return cfg, err
 	}
-	cfg.Delivery.ShutdownGrace = 4 * time.Second
+	cfg.Delivery.ShutdownGrace = 3 * time.Second
 	return cfg, nil
 }
 
@@ -243,7 +273,11 @@ func (d *dev) stop() error {
 		d.broker.Close()
 	}
 	if d.postgres != nil {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		limit := 5 * time.Second
+		if !d.asked.IsZero() {
+			limit = time.Until(d.asked.Add(storesLimit))
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
 		errs = append(errs, d.postgres.Stop(ctx))
 	}

@@ -7,9 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"net/http"
 	"os"
 	"os/exec"
@@ -21,6 +19,7 @@ import (
 	"time"
 
 	"github.com/stormpost/stormpost/internal/app"
+	"github.com/stormpost/stormpost/internal/devstack/teststack"
 )
 
 // TestDev runs `stormpost dev` as a person does: sends, kills it under load,
@@ -29,8 +28,7 @@ func TestDev(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds the program and runs PostgreSQL")
 	}
-	d := &devRun{t: t, dir: t.TempDir(), binary: buildProgram(t)}
-	t.Cleanup(d.sweep)
+	d := newDevRun(t)
 	d.start()
 	d.submit("first-email", false)
 	d.submit("first-push", true)
@@ -68,20 +66,28 @@ type devRun struct {
 	t      *testing.T
 	dir    string
 	binary string
+	races  string // in its environment
 	cmd    *exec.Cmd
 	addr   app.DevAddresses
 	out    lines
 	ended  chan struct{}
 }
 
-func buildProgram(t *testing.T) string {
+func newDevRun(t *testing.T) *devRun {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "stormpost")
-	out, err := exec.CommandContext(t.Context(), "go", "build", "-o", path, "github.com/stormpost/stormpost/cmd/stormpost").CombinedOutput()
+	built := t.TempDir()
+	binary, err := teststack.Build(built, "")
 	if err != nil {
-		t.Fatalf("go build: %v\n%s", err, out)
+		t.Fatal(err)
 	}
-	return path
+	d := &devRun{t: t, dir: t.TempDir(), binary: binary, races: teststack.RaceEnv(built)}
+	t.Cleanup(func() {
+		d.sweep()
+		if races := teststack.Races(built); races != "" {
+			t.Errorf("dev races:\n%s", races)
+		}
+	})
+	return d
 }
 
 // lines is what a process printed.
@@ -111,6 +117,7 @@ func (d *devRun) start(more ...string) {
 			d.cmd.Env = append(d.cmd.Env, e)
 		}
 	}
+	d.cmd.Env = append(d.cmd.Env, d.races)
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, err := d.cmd.StdoutPipe()
 	if err != nil {
@@ -294,10 +301,7 @@ func (d *devRun) pushes() {
 			d.t.Errorf("%s: %d %s", large, status, text)
 		}
 		code := map[string]string{"fcm": "UNREGISTERED", "apns": "Unregistered", "webpush": "gone"}[platform]
-		fault := map[string]any{"server": platform, "faults": []map[string]any{{"step": "body", "do": "answer", "error": code}}}
-		if status, err := d.call(http.MethodPost, d.addr.Inbox+"/faults", "", fault, nil); err != nil || status/100 != 2 {
-			d.t.Fatalf("faults of %s: %d %v", platform, status, err)
-		}
+		d.misbehave(platform, map[string]any{"step": "body", "do": "answer", "error": code})
 		status, id := push(gone, "x")
 		if status != http.StatusAccepted {
 			d.t.Fatalf("%s: %d %s", gone, status, id)
@@ -308,10 +312,7 @@ func (d *devRun) pushes() {
 			return err == nil && m.State == "failed" && m.Reason == "recipient_gone"
 		})
 		d.suppressed(platform, gone, id, push)
-		fault["faults"] = []any{}
-		if status, err := d.call(http.MethodPost, d.addr.Inbox+"/faults", "", fault, nil); err != nil || status/100 != 2 {
-			d.t.Fatalf("faults of %s: %d %v", platform, status, err)
-		}
+		d.misbehave(platform)
 	}
 }
 
@@ -345,45 +346,4 @@ func (d *devRun) suppressed(platform, gone, id string, push func(key, text strin
 		status, _ := push(fmt.Sprintf("again %d to %s", n, platform), "x")
 		return status == http.StatusAccepted
 	})
-}
-
-// stop ends the process as ^C does; within 10 s nothing of it is left.
-func (d *devRun) stop() {
-	d.t.Helper()
-	asked := time.Now()
-	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
-		d.t.Fatal(err)
-	}
-	select {
-	case <-d.ended:
-	case <-time.After(10 * time.Second):
-		d.t.Fatalf("it still runs 10 s after SIGTERM:\n%s", &d.out)
-	}
-	if code := d.cmd.ProcessState.ExitCode(); code != 0 {
-		d.t.Errorf("exit code %d\n%s", code, &d.out)
-	}
-	d.t.Logf("stopped in %s", time.Since(asked).Round(time.Millisecond))
-	if _, err := os.Stat(filepath.Join(d.dir, "dev.json")); !errors.Is(err, fs.ErrNotExist) {
-		d.t.Errorf("dev.json is left (%v)", err)
-	}
-	if left := processesOf(d.t, d.dir); len(left) > 0 {
-		d.t.Errorf("still running:\n%s", strings.Join(left, "\n"))
-	}
-}
-
-// processesOf lists the processes that were started for dir, or work in it.
-func processesOf(t *testing.T, dir string) (found []string) {
-	t.Helper()
-	entries, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil || len(entries) == 0 {
-		t.Fatalf("no processes to look at (%v)", err)
-	}
-	for _, entry := range entries {
-		line, _ := os.ReadFile(filepath.Join(entry, "cmdline")) // it may be gone by now
-		cwd, _ := os.Readlink(filepath.Join(entry, "cwd"))
-		if bytes.Contains(line, []byte(dir)) || strings.HasPrefix(cwd, dir) {
-			found = append(found, fmt.Sprintf("%s %s", filepath.Base(entry), bytes.ReplaceAll(line, []byte{0}, []byte{' '})))
-		}
-	}
-	return found
 }

@@ -36,19 +36,38 @@ func (l *load) unanswered() map[string]bool {
 func (d *devRun) killUnderLoad() *load {
 	d.t.Helper()
 	for _, server := range []string{"smtp", "fcm"} {
-		fault := map[string]any{"server": server, "faults": []map[string]any{{"step": "reply", "do": "slow", "delay": "300ms"}}}
-		if status, err := d.call(http.MethodPost, d.addr.Inbox+"/faults", "", fault, nil); err != nil || status/100 != 2 {
-			d.t.Fatalf("faults of %s: %d %v", server, status, err)
-		}
+		d.misbehave(server, map[string]any{"step": "reply", "do": "slow", "delay": "300ms"})
 	}
-	l := &load{push: make(map[string]bool), answered: make(map[string]bool)}
+	l, wait := d.underLoad("load", 400)
+	if err := d.cmd.Process.Kill(); err != nil {
+		d.t.Fatal(err)
+	}
+	<-d.ended
+	wait()
+	return l
+}
+
+// misbehave sets a simulator's faults.
+func (d *devRun) misbehave(server string, faults ...map[string]any) {
+	d.t.Helper()
+	change := map[string]any{"server": server, "faults": append([]map[string]any{}, faults...)}
+	if status, err := d.call(http.MethodPost, d.addr.Inbox+"/faults", "", change, nil); err != nil || status/100 != 2 {
+		d.t.Fatalf("faults of %s: %d %v", server, status, err)
+	}
+}
+
+// underLoad submits from many goroutines until dev is gone, for which wait waits,
+// and returns when so many were accepted.
+func (d *devRun) underLoad(prefix string, accepted int64) (l *load, wait func()) {
+	d.t.Helper()
+	l = &load{push: make(map[string]bool), answered: make(map[string]bool)}
 	enough := make(chan struct{})
 	var count atomic.Int64
 	var submitters sync.WaitGroup
 	for w := range 8 {
 		submitters.Go(func() {
 			for i := 0; ; i++ {
-				name, push := fmt.Sprintf("load-%d-%d", w, i), i%2 == 0
+				name, push := fmt.Sprintf("%s-%d-%d", prefix, w, i), i%2 == 0
 				l.mu.Lock()
 				l.push[name] = push
 				l.mu.Unlock()
@@ -58,7 +77,7 @@ func (d *devRun) killUnderLoad() *load {
 				l.mu.Lock()
 				l.answered[name] = true
 				l.mu.Unlock()
-				if count.Add(1) == 400 {
+				if count.Add(1) == accepted {
 					close(enough)
 				}
 			}
@@ -69,12 +88,7 @@ func (d *devRun) killUnderLoad() *load {
 	case <-time.After(time.Minute):
 		d.t.Errorf("only %d accepted in a minute", count.Load())
 	}
-	if err := d.cmd.Process.Kill(); err != nil {
-		d.t.Fatal(err)
-	}
-	<-d.ended
-	submitters.Wait()
-	return l
+	return l, submitters.Wait
 }
 
 // account waits until everything that was accepted is in the inbox, or in
