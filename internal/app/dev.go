@@ -56,9 +56,9 @@ type devKeys struct {
 	OperatorKey string `json:"operator_key"`
 }
 
-// From the end of its context on, dev takes less than 10 s whatever hangs: what is
-// left of them after serveLimit and storesLimit is for PostgreSQL to be stopped at
-// once, which takes two at most and loses nothing.
+// From the end of its context on, dev takes less than 10 s, whichever store or
+// provider hangs: what is left of them after serveLimit and storesLimit is for
+// PostgreSQL to be stopped at once, which takes two at most and loses nothing.
 const (
 	serveLimit  = 6 * time.Second
 	storesLimit = 7500 * time.Millisecond

@@ -199,6 +199,10 @@ var client = &http.Client{Timeout: 20 * time.Second}
 
 // call makes a request, and decodes the answer into out.
 func (d *devRun) call(method, url, key string, in, out any) (int, error) {
+	return d.callAs(d.addr.APIKey, method, url, key, in, out)
+}
+
+func (d *devRun) callAs(who, method, url, key string, in, out any) (int, error) {
 	var body bytes.Buffer
 	if in != nil {
 		if err := json.NewEncoder(&body).Encode(in); err != nil {
@@ -209,7 +213,7 @@ func (d *devRun) call(method, url, key string, in, out any) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	req.Header.Set("Authorization", "Bearer "+d.addr.APIKey)
+	req.Header.Set("Authorization", "Bearer "+who)
 	req.Header.Set("Content-Type", "application/json")
 	if key != "" {
 		req.Header.Set("Idempotency-Key", key)

@@ -151,10 +151,7 @@ func (d *devRun) forgetKilled() {
 // operator reads what only an operator may.
 func (d *devRun) operator(path string, out any) {
 	d.t.Helper()
-	key := d.addr.APIKey
-	d.addr.APIKey = d.addr.OperatorKey
-	defer func() { d.addr.APIKey = key }()
-	if status, err := d.call(http.MethodGet, d.addr.API+path, "", nil, out); err != nil || status != http.StatusOK {
+	if status, err := d.callAs(d.addr.OperatorKey, http.MethodGet, d.addr.API+path, "", nil, out); err != nil || status != http.StatusOK {
 		d.t.Fatalf("%s: %d %v", path, status, err)
 	}
 }
