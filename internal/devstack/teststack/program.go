@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// RaceVariable, when set, has Build build with the race detector, as `make race`
-// wants it.
+// RaceVariable has Build build with the race detector, when it is set: `make race`
+// sets it.
 const RaceVariable = "STORMPOST_TEST_RACE"
 
 // Build builds the program into dir, with build tags, and gives its path.
