@@ -229,9 +229,12 @@ func (l *Ledger) enterOnce(calls []*acceptCall) (known []*acceptCall, err error)
 	defer cancel()
 	unsure := l.unsure.Load()
 	var fresh []entered
-	if calls[0].shielded() {
+	switch {
+	case calls[0].shielded():
 		fresh, err = l.enterOnceShielded(ctx, calls)
-	} else {
+	case calls[0].entry != nil:
+		fresh, err = l.enterKept(ctx, calls)
+	default:
 		fresh, err = l.enterRows(ctx, l.pool, calls)
 	}
 	if err != nil {

@@ -14,6 +14,9 @@ func (l *Ledger) Cancel(ctx context.Context, tenant int32, id message.ID) (*mess
 		return nil, err
 	}
 	if v.Position == 0 {
+		if v.State != message.StateHeld && v.State != message.StateCanceled {
+			return nil, fmt.Errorf("cancel: %w", message.ErrTooLate)
+		}
 		if err := l.cancelParked(ctx, id); err != nil {
 			return nil, err
 		}

@@ -77,10 +77,108 @@ func (l *Ledger) parked(ctx context.Context, prefix []byte) ([]message.View, err
 		}
 		return nil
 	})
+	if err == nil && len(all) > 0 {
+		err = l.toldOf(ctx, all)
+	}
 	if err != nil {
 		return nil, unavailable("parked", err)
 	}
 	return all, nil
+}
+
+// toldOf gives those of parked messages their states of which the trail told, after a
+// rollback, what became of them.
+func (l *Ledger) toldOf(ctx context.Context, all []message.View) error {
+	ids := make([][]byte, len(all))
+	for i := range all {
+		ids[i] = all[i].ID[:]
+	}
+	rows, err := l.pool.Query(ctx, `select u.ord, t.kind from unnest($1::bytea[]) with ordinality u(id, ord) join told t on t.id = u.id`, ids)
+	if err != nil {
+		return err
+	}
+	var ord int64
+	var kind int16
+	_, err = pgx.ForEachRow(rows, []any{&ord, &kind}, func() error {
+		v := &all[ord-1]
+		switch message.StepKind(kind) {
+		case message.StepKind(message.Sent):
+			v.State = message.StateSent
+		case message.StepKind(message.Rejected):
+			v.State = message.StateFailed
+		case message.StepCanceled:
+			v.State = message.StateCanceled
+		default: // claimed, or its answer was lost
+			v.State = message.StateInDoubt
+		}
+		return nil
+	})
+	return err
+}
+
+// parkedNames are the first bytes of what calls' ids were when they were parked.
+func parkedNames(calls []*acceptCall) [][]byte {
+	names := make([][]byte, len(calls))
+	for i, c := range calls {
+		id := c.s.ID()
+		if c.entry.held {
+			id = c.entry.id
+		}
+		names[i] = id[:24]
+	}
+	return names
+}
+
+// enterKept enters what a journal kept.
+func (l *Ledger) enterKept(ctx context.Context, calls []*acceptCall) (fresh []entered, err error) {
+	var were bool
+	if err := l.pool.QueryRow(ctx, `select exists (select from parked where submission = any ($1))`, parkedNames(calls)).Scan(&were); err != nil {
+		return nil, err
+	}
+	if !were {
+		return l.enterRows(ctx, l.pool, calls)
+	}
+	err = pgx.BeginFunc(ctx, l.pool, func(tx pgx.Tx) error {
+		fresh, err = l.enterParked(ctx, tx, calls)
+		return err
+	})
+	return fresh, err
+}
+
+// enterParked enters what may have been parked before. Those of its messages that were
+// canceled then are so now, and nobody cancels any between.
+func (l *Ledger) enterParked(ctx context.Context, tx querier, calls []*acceptCall) ([]entered, error) {
+	worker, err := l.processID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	names := parkedNames(calls)
+	rows, err := tx.Query(ctx, `select submission, canceled from parked where submission = any ($1) order by submission for update`, names)
+	if err != nil {
+		return nil, err
+	}
+	canceled := make(map[string]int64)
+	var name []byte
+	var bits int64
+	if _, err := pgx.ForEachRow(rows, []any{&name, &bits}, func() error {
+		canceled[string(name)] = bits
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	of := make(map[*acceptCall]int64)
+	for i, c := range calls {
+		of[c] = canceled[string(names[i])]
+	}
+	fresh, err := l.enterRows(ctx, tx, calls)
+	for _, e := range fresh {
+		for i := range e.call.s.Recipients {
+			if err == nil && of[e.call]>>i&1 == 1 {
+				_, err = tx.Exec(ctx, `select cancel_message($1, $2)`, int64(message.PositionOf(e.call.s.Lane, e.receipt.Submission, i)), worker)
+			}
+		}
+	}
+	return fresh, err
 }
 
 // parkedMessage is one of them, or message.ErrNotFound.
@@ -106,9 +204,14 @@ func (l *Ledger) parkedList(ctx context.Context, f message.Filter) (page message
 	case f.Key != nil && *f.Key != f.Submission.KeyHash():
 		return page, nil
 	}
+	if f.Stream != "" || f.To != "" || f.Tag != "" {
+		return page, nil // that isn't known of them
+	}
 	all, err := l.parked(ctx, prefix)
-	for i := len(all) - 1; i >= 0; i-- {
-		if v := all[i]; (f.Tenant == 0 || v.Tenant == f.Tenant) && (f.State == "" || v.State == f.State) {
+	for i := len(all) - 1; i >= 0 && len(page.Items) < f.Limit; i-- {
+		v := all[i]
+		if (f.Tenant == 0 || v.Tenant == f.Tenant) && (f.State == "" || v.State == f.State) && !v.AcceptedAt.Before(f.Since) &&
+			(f.Class == 0 || v.Lane.Class == f.Class) && (f.Channel == 0 || v.Lane.Channel == f.Channel) {
 			page.Items = append(page.Items, v)
 		}
 	}

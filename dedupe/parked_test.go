@@ -229,3 +229,72 @@ func TestHeldWaits(t *testing.T) {
 		}
 	}
 }
+
+// A message that was canceled while it was parked stays so when recovery enters its
+// submission after all, under its key or as a key_conflict; the others are sent.
+func TestParkedCanceledAndThenEntered(t *testing.T) {
+	t.Parallel()
+	l := ledgertest.Open(t, ledgertest.DSN(t))
+	tenant := ledgertest.Tenant(t, l, "acme")
+	accept(t, l, ledgertest.Email(t, tenant, "taken", "s", "x@example.com"))
+	for _, key := range []string{"k", "taken"} {
+		s := ledgertest.Email(t, tenant, key, "s", "a@example.com", "b@example.com")
+		refuse(t, l, s, time.Now())
+		if _, err := l.Cancel(t.Context(), tenant, s.ID().Message(1)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Enter(t.Context(), message.Journaled{Submission: s, AcceptedAt: time.Now()}); err != nil {
+			t.Fatal(err)
+		}
+		for i, want := range []message.State{message.StateQueued, message.StateCanceled} {
+			if key == "taken" && i == 0 {
+				want = message.StateHeld
+			}
+			if v, err := l.Message(t.Context(), tenant, s.ID().Message(i)); err != nil || v.State != want || v.Position == 0 {
+				t.Errorf("%s, %d: %+v %v, want %s", key, i, v, err, want)
+			}
+		}
+	}
+}
+
+// What the trail told of parked messages after a rollback is their state, and can't be
+// canceled away. Lists of them are narrowed as others are.
+func TestParkedAndTold(t *testing.T) {
+	t.Parallel()
+	dsn := ledgertest.DSN(t)
+	l := ledgertest.Open(t, dsn)
+	tenant := ledgertest.Tenant(t, l, "acme")
+	s := ledgertest.Email(t, tenant, "k", "s", "a@example.com", "b@example.com", "c@example.com", "d@example.com", "e@example.com", "f@example.com")
+	refuse(t, l, s, time.Now())
+	for i, kind := range []int{0, 1, 3, 4, 6} {
+		id := s.ID().Message(i)
+		exec(t, dsn, `insert into told (id, no, kind, at) values ($1, 1, $2, now())`, id[:], kind)
+	}
+	doubt, sent, failed, canceled := message.StateInDoubt, message.StateSent, message.StateFailed, message.StateCanceled
+	for i, want := range []message.State{doubt, sent, failed, doubt, canceled, message.StateHeld} {
+		id := s.ID().Message(i)
+		if v, err := l.Message(t.Context(), tenant, id); err != nil || v.State != want {
+			t.Errorf("%d: %+v %v, want %s", i, v, err, want)
+		}
+		if _, err := l.Cancel(t.Context(), tenant, id); errors.Is(err, message.ErrTooLate) != (i < 4) {
+			t.Errorf("cancel %d: %v", i, err)
+		}
+	}
+	key := s.Key
+	for name, test := range map[string]struct {
+		filter message.Filter
+		want   int
+	}{
+		"all": {message.Filter{}, 6}, "limit": {message.Filter{Limit: 2}, 2}, "class": {message.Filter{Class: message.Campaign}, 0},
+		"own class": {message.Filter{Class: message.Transactional, Channel: message.ChannelEmail}, 6}, "to": {message.Filter{To: "a@example.com"}, 0},
+		"channel": {message.Filter{Channel: message.ChannelPush}, 0}, "since": {message.Filter{Since: time.Now().Add(time.Hour)}, 0}, "state": {message.Filter{State: doubt}, 2},
+	} {
+		test.filter.Key, test.filter.Tenant = &key, tenant
+		if test.filter.Limit == 0 {
+			test.filter.Limit = 100
+		}
+		if page, err := l.Messages(t.Context(), test.filter); err != nil || len(page.Items) != test.want {
+			t.Errorf("%s: %d of them, %v, want %d", name, len(page.Items), err, test.want)
+		}
+	}
+}

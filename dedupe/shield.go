@@ -77,7 +77,11 @@ func (l *Ledger) enterOnceShielded(ctx context.Context, calls []*acceptCall) (fr
 		if len(in) == 0 {
 			return nil
 		}
-		got, err := l.enterRows(ctx, tx, in)
+		enter := l.enterRows
+		if in[0].entry != nil {
+			enter = l.enterParked
+		}
+		got, err := enter(ctx, tx, in)
 		if err != nil {
 			return err
 		}

@@ -17,10 +17,16 @@ const (
 	recallAgain = 10 * time.Second
 	// recallBatch bounds how many are looked for in one reading of the trail.
 	recallBatch = 1000
-	// recallBack is how old doubts are that a process looks for when it starts.
-	recallBack = time.Hour
-	// recallMargin is by how much clocks may differ.
+	// recallRest is for how much longer than a reading took none follows.
+	recallRest = 9
+	// recallBack is how old doubts are that a process looks for when it starts: what is
+	// older the trail has no more.
+	recallBack = 7 * 24 * time.Hour
+	// recallMargin is by how much clocks may differ. What says that nothing was taken is
+	// believed for recallSure before the claim alone, as retrace_batch has it: after a
+	// rollback an attempt's number may have been given twice.
 	recallMargin = time.Minute
+	recallSure   = 5 * time.Second
 )
 
 // Doubtful is the ledger, as far as its doubts are resolved by what is told elsewhere.
@@ -45,13 +51,14 @@ func (r Recall) Run(ctx context.Context) error {
 	after := time.Now().Add(-recallBack)
 	failing := false
 	for wait := recallEvery; sleep(ctx, wait) == nil; {
+		began := time.Now()
 		last, err := r.once(ctx, after)
 		if err != nil && !failing && ctx.Err() == nil {
 			r.Log.WarnContext(ctx, "doubts can't be resolved by what their workers told Kafka; it is tried again", "error", err)
 		}
-		failing, wait = err != nil, recallEvery
+		failing, wait = err != nil, max(recallEvery, recallRest*time.Since(began))
 		if failing {
-			wait = recallAgain
+			wait = max(wait, recallAgain)
 		} else {
 			after = last
 		}
@@ -73,13 +80,16 @@ func (r Recall) once(ctx context.Context, after time.Time) (time.Time, error) {
 			from = at
 		}
 	}
-	told := make(map[message.AttemptKey]message.Step)
+	told, claims := make(map[message.AttemptKey]message.Step), make(map[message.AttemptKey]time.Time)
 	err = r.Trail(ctx, from.Add(-recallMargin), func(s message.Step) error {
 		k := message.AttemptKey{Position: s.Position, Attempt: s.Attempt}
 		d, ok := open[k]
 		// A rolled-back ledger may have given out a place twice.
 		if !ok || d.ID != s.ID || s.At.Before(d.ClaimedAt().Add(-recallMargin)) {
 			return nil
+		}
+		if s.Kind == message.StepClaimed && s.At.After(claims[k]) {
+			claims[k] = s.At
 		}
 		if was, ok := told[k]; !ok || s.After(was) {
 			told[k] = s
@@ -88,6 +98,12 @@ func (r Recall) once(ctx context.Context, after time.Time) (time.Time, error) {
 	})
 	if err != nil {
 		return after, err
+	}
+	for k, s := range told {
+		d := open[k]
+		if s.Kind != message.StepKind(message.Sent) && (s.At.Before(d.ClaimedAt().Add(-recallSure)) || claims[k].After(s.At)) {
+			delete(told, k) // of an attempt before, perhaps
+		}
 	}
 	n, err := r.record(ctx, told)
 	if n > 0 {

@@ -66,12 +66,15 @@ func TestRecall(t *testing.T) {
 		tell(4, id(4), 2, returned, now)
 		tell(5, id(5), 2, unknown, now)
 		tell(6, id(6), 2, message.StepClaimed, now)
-		tell(7, id(70), 2, sent, now)                       // another message had its place
-		tell(8, id(8), 2, returned, now.Add(-time.Hour))    // another attempt had its number
-		tell(9, id(9), 1, sent, now.Add(-time.Hour))        // of the attempt before
+		tell(7, id(70), 2, sent, now)                                         // another message had its place
+		tell(8, id(8), 2, returned, now.Add(-time.Hour))                      // another attempt had its number
+		tell(9, id(9), 1, sent, now.Add(-time.Hour))                          // of the attempt before
+		tell(11, id(11), 2, deferred, now.Add(-10*time.Minute-8*time.Second)) // the number was given again
+		tell(12, id(12), 2, deferred, now.Add(-time.Second))
+		tell(12, id(12), 2, message.StepClaimed, now)       // and claimed again after it
 		tell(10, id(10), 2, deferred, now)                  // of two ends the one by which it may have been taken
 		tell(10, id(10), 2, sent, now.Add(-10*time.Second)) // told out of order
-		for n := range byte(10) {
+		for n := range byte(12) {
 			doubt(n + 1)
 		}
 		reads, broken := 0, true
@@ -100,7 +103,7 @@ func TestRecall(t *testing.T) {
 		broken = false
 		pass(time.Minute)
 		want := map[byte]message.Outcome{1: message.Sent, 2: message.Rejected, 3: message.Deferred, 4: message.Returned, 10: message.Sent}
-		for n := range byte(10) {
+		for n := range byte(12) {
 			if got := d.recorded[message.AttemptKey{Position: message.Position(n + 1), Attempt: 2}]; got != want[n+1] {
 				t.Errorf("%d: recorded as %v, want %v", n+1, got, want[n+1])
 			}
@@ -111,10 +114,10 @@ func TestRecall(t *testing.T) {
 		if claimed := now.Add(-10 * time.Minute); from.After(claimed) || from.Before(claimed.Add(-2*time.Minute)) {
 			t.Errorf("read from %s, claimed at %s", from, claimed)
 		}
-		doubt(11)
-		tell(11, id(11), 2, sent, now)
+		doubt(13)
+		tell(13, id(13), 2, sent, now)
 		pass(2 * time.Second)
-		if reads != 3 || d.recorded[message.AttemptKey{Position: 11, Attempt: 2}] != message.Sent {
+		if reads != 3 || d.recorded[message.AttemptKey{Position: 13, Attempt: 2}] != message.Sent {
 			t.Errorf("a new doubt: read %d times, recorded %v", reads, d.recorded)
 		}
 		cancel()

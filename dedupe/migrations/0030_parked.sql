@@ -30,8 +30,8 @@ where p.source ~ '\.journal\.(transactional|trigger|campaign)/';
 -- every few million attempts.
 create index attempt_held on attempt (at) where kind = 5;
 
--- held_open is what waits for a person, at most most of each: by cause how many, and
--- since when.
+-- held_open is what waits for a person, at most most of each, and of the newest ten times
+-- as many holds: by cause how many, and since when.
 -- +goose StatementBegin
 create function held_open(most int) returns table (cause text, count bigint, since timestamptz)
 language plpgsql stable
@@ -40,9 +40,10 @@ as $$
 begin
   return query
   select x.cause, count(*), min(x.at) from (
-    (select case when a.note = 'key_conflict' then 'key_conflict' else 'poison' end as cause, a.at from attempt a
-     where a.kind = 5 and not exists (select from outcome o where o.n = a.n and o.no = a.no and o.kind = 5)
-     order by a.at limit most)
+    (select case when a.note = 'key_conflict' then 'key_conflict' else 'poison' end as cause, a.at
+     from (select h.n, h.no, h.note, h.at from attempt h where h.kind = 5 order by h.at desc limit 10 * most) a
+     where not exists (select from outcome o where o.n = a.n and o.no = a.no and o.kind = 5)
+     limit most)
     union all
     (select 'parked', u.at from refused u
      where not u.entered and u.canceled is distinct from (1::bigint << cardinality(u.ids)) - 1

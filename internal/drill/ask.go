@@ -156,7 +156,7 @@ func (s *Stage) judgeAnswer(k known, begin, began time.Time, status int) judged 
 func (s *Stage) wellSince(at time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.storeHarmed && s.silencing == 0 && s.unwell.Before(at) && s.start.Before(at)
+	return !s.storeHarmed && s.silencing == 0 && s.unwell.Before(at) && s.start.Before(at) && s.kafkaLess.Add(kafkaGrace).Before(at.Add(wellFor))
 }
 
 // onlyJournal says whether what was accepted at a time can be in a journal only:

@@ -12,7 +12,7 @@ import (
 
 // hurried is what a drill says of how fast things went: that is for a machine of
 // its own to say.
-var hurried = []string{"was not noticed within", "99th percentile", "first delivery in class", "was drained", "no push was taken for", "named the credential within"}
+var hurried = []string{"was not noticed within", "99th percentile", "first delivery in class", "was drained", "no push was taken for", "named the credential within", "no process told"}
 
 // short runs a drill with few messages: its harm bites, and but for how fast it
 // went no promise is broken.

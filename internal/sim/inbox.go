@@ -109,6 +109,9 @@ func (in *Inbox) messages(w http.ResponseWriter, r *http.Request) {
 	out := bufio.NewWriterSize(w, 64<<10)
 	rows, sep := 0, byte('[')
 	err = in.store.Newest(func(t *Taken) error {
+		if r.Context().Err() != nil {
+			return errEnough
+		}
 		if !keep(t) {
 			return nil
 		}
