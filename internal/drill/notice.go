@@ -55,9 +55,7 @@ func (s *Stage) Harm(tells []string, format string, args ...any) *harm {
 func (s *Stage) noteHarm(h *harm) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.harmed.IsZero() {
-		s.harmed = h.began
-	}
+	s.harmed = true
 	s.lastHarm, s.healed, s.result.RecoverS = h.began, time.Time{}, nil
 	s.storeHarmed = s.storeHarmed || slices.ContainsFunc(h.tells, func(k string) bool { return slices.Contains(ofStores, k) })
 	s.harmsDone = append(s.harmsDone, h)

@@ -46,7 +46,7 @@ type Stage struct {
 
 	mu          sync.Mutex
 	result      *Result
-	harmed      time.Time // first
+	harmed      bool // something was
 	lastHarm    time.Time
 	healed      time.Time
 	harmsDone   []*harm

@@ -155,8 +155,8 @@ const kafkaGrace = 15 * time.Second
 func (s *Stage) hurt() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.harmed.IsZero() {
-		s.harmed, s.healed = time.Now(), time.Now()
+	if !s.harmed {
+		s.harmed, s.healed = true, time.Now()
 	}
 }
 
